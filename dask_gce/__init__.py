@@ -1,0 +1,1 @@
+"""Dask clusters on Google Compute Engine."""

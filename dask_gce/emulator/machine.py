@@ -1,0 +1,82 @@
+"""What the emulator asks of a machine, whatever the machine is made of.
+
+A kind (`process`, `paper`, ...) is made once for an emulator and makes the machines. It owns whatever
+its machines share: the address pool, the metadata server, the name table. The emulator's instance
+life cycle calls these verbs and nothing else, so that a new kind needs no change elsewhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from dask_gce.emulator.record import InstanceRecord
+
+#: Called by a machine when its guest ends by itself: "poweroff" or "reboot".
+GuestExit = Callable[[str], None]
+
+
+class Machine(ABC):
+    """A booted or bootable machine behind one instance.
+
+    Parameters
+    ----------
+    record : InstanceRecord
+        The instance; the machine writes its serial console and guest attributes.
+    address : str
+        The internal IPv4 address the kind allocated for it.
+    on_exit : callable
+        Told once per boot when the guest powers off or reboots by itself.
+    """
+
+    def __init__(self, record: InstanceRecord, address: str, on_exit: GuestExit) -> None:
+        self.record = record
+        self.address = address
+        self.on_exit = on_exit
+
+    @abstractmethod
+    async def boot(self) -> None:
+        """Power on. Returns once the guest runs; its startup script goes on by itself."""
+
+    @abstractmethod
+    async def stop(self, grace: float) -> None:
+        """Press the power button: the guest may end in order for `grace` seconds, then is killed."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """Cut the power at once. The disk stays. Does nothing if the machine is off."""
+
+    @abstractmethod
+    async def discard(self) -> None:
+        """Cut the power and remove every trace: processes, files, address, name."""
+
+
+class MachineKind(ABC):
+    """Makes the machines of one emulator and owns what they share."""
+
+    #: The name users type: ``--machines NAME``.
+    name: str
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Get ready: probe the host, make folders, start shared services."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Discard every machine and everything shared. May be called twice."""
+
+    @abstractmethod
+    def allocate(self, record: InstanceRecord, requested: str | None = None) -> str:
+        """Return an internal IPv4 address for an instance, the requested one where given and free."""
+
+    @abstractmethod
+    def external_address(self, internal: str) -> str:
+        """Return the external address through which an internal one is reached."""
+
+    @abstractmethod
+    def create(self, record: InstanceRecord, address: str, on_exit: GuestExit) -> Machine:
+        """Make a machine, powered off."""
+
+    @abstractmethod
+    def leftovers(self) -> list[str]:
+        """Describe whatever still exists: processes, folders, sockets. Empty when all is gone."""

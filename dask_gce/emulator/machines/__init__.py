@@ -1,0 +1,1 @@
+"""The kinds of machines the local Compute Engine can boot."""
