@@ -1,0 +1,251 @@
+"""Instances on the wire: specifications become requests, answers become facts.
+
+Owns the shape of ``instances.insert`` bodies and of the few fields that are read back. It decides
+nothing: names, machine types and metadata come from its callers, and no call is made here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: The fields of an instance that this package reads. Sent as a field mask, because a list answer
+#: otherwise carries every instance's whole metadata, up to 512 KiB each.
+INSTANCE_FIELDS = (
+    "name",
+    "status",
+    "statusMessage",
+    "zone",
+    "labels",
+    "networkInterfaces",
+    "creationTimestamp",
+)
+
+#: States in which an instance no longer runs and will not run again by itself.
+#: https://docs.cloud.google.com/compute/docs/instances/instance-lifecycle
+ENDED = frozenset(
+    {"STOPPING", "PENDING_STOP", "STOPPED", "TERMINATED", "SUSPENDED", "DEPROVISIONING"}
+)
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """Everything that makes one instance.
+
+    Parameters
+    ----------
+    name : str
+        The instance, its boot disk and its Dask worker are all called this.
+    project : str
+        The project ID.
+    zone : str
+        The zone.
+    machine_type : str
+        The machine type's name.
+    source_image : str
+        The boot image as a partial URL, ``projects/P/global/images/...``.
+    boot_disk_size : int
+        Size of the boot disk in GB.
+    boot_disk_type : str or None
+        The disk type's name; None lets the machine family decide.
+    network : str or None
+        Network name or partial URL.
+    subnetwork : str or None
+        Subnetwork name or partial URL.
+    external_ip : bool
+        Whether the instance gets an external address.
+    tags : tuple of str
+        Network tags.
+    labels : mapping
+        Labels, of which one names the cluster.
+    metadata : mapping
+        Metadata items.
+    service_account : str or None
+        Email or ``"default"``; None attaches none.
+    scopes : tuple of str
+        OAuth scopes of the service account.
+    overrides : mapping
+        A JSON merge patch (RFC 7396) on the request body.
+    """
+
+    name: str
+    project: str
+    zone: str
+    machine_type: str
+    source_image: str
+    boot_disk_size: int
+    boot_disk_type: str | None = None
+    network: str | None = None
+    subnetwork: str | None = None
+    external_ip: bool = True
+    tags: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    service_account: str | None = None
+    scopes: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_insert(spec: InstanceSpec) -> dict[str, Any]:
+    """Return the body of ``instances.insert``.
+
+    The overrides are applied last, but cannot take away what the cluster needs to find and run the
+    instance: its name, our labels and our metadata items stay.
+
+    Parameters
+    ----------
+    spec : InstanceSpec
+        The instance.
+
+    Returns
+    -------
+    dict
+        The request body in API JSON.
+
+    Examples
+    --------
+    >>> spec = InstanceSpec("dask-1", "p", "us-central1-a", "e2-small",
+    ...                     "projects/cos-cloud/global/images/family/cos-stable", 30)
+    >>> build_insert(spec)["machineType"]
+    'zones/us-central1-a/machineTypes/e2-small'
+    """
+    disk: dict[str, Any] = {
+        "sourceImage": spec.source_image,
+        "diskSizeGb": str(spec.boot_disk_size),
+        "labels": dict(spec.labels),
+    }
+    if spec.boot_disk_type is not None:
+        disk["diskType"] = f"zones/{spec.zone}/diskTypes/{spec.boot_disk_type}"
+    body: dict[str, Any] = {
+        "name": spec.name,
+        "machineType": f"zones/{spec.zone}/machineTypes/{spec.machine_type}",
+        # The API's default for autoDelete is false: the disk would outlive the instance.
+        "disks": [{"boot": True, "autoDelete": True, "initializeParams": disk}],
+        "networkInterfaces": [_network_interface(spec)],
+        "labels": dict(spec.labels),
+        "metadata": {"items": []},
+    }
+    if spec.tags:
+        body["tags"] = {"items": list(spec.tags)}
+    if spec.service_account is not None:
+        body["serviceAccounts"] = [{"email": spec.service_account, "scopes": list(spec.scopes)}]
+    body = merge_patch(body, spec.overrides)
+
+    body["name"] = spec.name
+    body["labels"] = {**body.get("labels", {}), **spec.labels}
+    theirs = {item["key"]: item for item in body.get("metadata", {}).get("items", [])}
+    ours = {key: {"key": key, "value": value} for key, value in spec.metadata.items()}
+    body["metadata"] = {
+        **body.get("metadata", {}),
+        "items": [*({**theirs, **ours}).values()],
+    }
+    return body
+
+
+def _network_interface(spec: InstanceSpec) -> dict[str, Any]:
+    interface: dict[str, Any] = {}
+    if spec.subnetwork is not None:
+        # A subnetwork implies its network; naming both only makes room for a contradiction.
+        region = spec.zone.rpartition("-")[0]
+        interface["subnetwork"] = _partial_url(f"regions/{region}/subnetworks", spec.subnetwork)
+    elif spec.network is not None:
+        interface["network"] = _partial_url("global/networks", spec.network)
+    if spec.external_ip:
+        interface["accessConfigs"] = [{"type": "ONE_TO_ONE_NAT", "name": "external-nat"}]
+    return interface
+
+
+def _partial_url(collection: str, name: str) -> str:
+    return name if "/" in name else f"{collection}/{name}"
+
+
+def merge_patch(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply a JSON merge patch (RFC 7396) and leave both arguments as they were.
+
+    Parameters
+    ----------
+    target : mapping
+        The document.
+    patch : mapping
+        Mappings are merged, None removes, anything else (lists too) replaces.
+
+    Returns
+    -------
+    dict
+        The patched document.
+
+    Examples
+    --------
+    >>> merge_patch({"a": {"b": 1, "c": 2}}, {"a": {"b": None, "d": [3]}})
+    {'a': {'c': 2, 'd': [3]}}
+    """
+    merged: dict[str, Any] = copy.deepcopy(dict(target))
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping):
+            below = merged.get(key)
+            merged[key] = merge_patch(below if isinstance(below, Mapping) else {}, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What Compute Engine says of one instance.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    zone : str
+        Its zone's name.
+    status : str
+        Its state, for example ``"RUNNING"``.
+    internal_ip : str or None
+        Its internal IPv4 address, once it has one.
+    external_ip : str or None
+        Its external IPv4 address, if it has one.
+    labels : mapping
+        Its labels.
+    """
+
+    name: str
+    zone: str
+    status: str
+    internal_ip: str | None = None
+    external_ip: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has stopped, or is stopping, for good."""
+        return self.status in ENDED
+
+
+def parse_instance(data: Mapping[str, Any]) -> Instance:
+    """Read an instance from API JSON.
+
+    Parameters
+    ----------
+    data : mapping
+        A ``compute#instance`` resource, possibly cut down by a field mask.
+
+    Returns
+    -------
+    Instance
+        What it says.
+    """
+    interfaces = data.get("networkInterfaces") or [{}]
+    access = interfaces[0].get("accessConfigs") or [{}]
+    return Instance(
+        name=str(data["name"]),
+        zone=str(data.get("zone", "")).rpartition("/")[2],
+        status=str(data.get("status", "")),
+        internal_ip=interfaces[0].get("networkIP") or None,
+        external_ip=access[0].get("natIP") or None,
+        labels=dict(data.get("labels", {})),
+    )

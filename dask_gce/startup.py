@@ -1,0 +1,247 @@
+"""What an instance is told at boot: the startup script and the metadata items it reads.
+
+Owns the names of the metadata items and the Dask specification of each role. The script and the
+program it starts are in ``dask_gce/guest/``, the same text for every instance. Whatever differs, and
+whatever a user typed, is a metadata item of its own and is only ever read as data.
+
+The mechanism is the ``startup-script`` key, which Google's guest agent runs at each boot on
+Container-Optimized OS and the other public images alike:
+https://docs.cloud.google.com/compute/docs/instances/startup-scripts
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from dask_gce.errors import SettingsError
+
+Role = Literal["scheduler", "worker"]
+
+#: https://docs.cloud.google.com/compute/docs/metadata/setting-custom-metadata#limitations
+VALUE_LIMIT = 262_144
+TOTAL_LIMIT = 524_288
+
+#: Where Compute Engine's API is, unless a setting says otherwise.
+PUBLIC_ENDPOINT = "https://compute.googleapis.com"
+
+#: The guest attribute under which a machine says how far its boot has come.
+PHASE_NAMESPACE = "dask-gce"
+PHASE_KEY = "phase"
+
+#: Seconds a machine whose Dask failed stays, so that its console can still be read.
+LINGER = 120
+
+
+@dataclass(frozen=True)
+class Tls:
+    """The certificates of one role as PEM text.
+
+    Parameters
+    ----------
+    ca : str
+        The cluster's CA certificate.
+    certificate : str
+        The role's leaf certificate.
+    key : str
+        Its private key.
+    """
+
+    ca: str = field(repr=False)
+    certificate: str = field(repr=False)
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What one role runs.
+
+    Parameters
+    ----------
+    role : {"scheduler", "worker"}
+        The role.
+    project : str
+        The project ID, for the machine to delete itself.
+    container_image : str
+        The container image's reference.
+    spec : mapping
+        The Dask specification: ``cls``, ``opts`` and, for a worker, ``args``.
+    ports : tuple of int
+        Ports that must be reachable on the machine itself.
+    env_vars : mapping
+        Environment of the Dask process.
+    tls : Tls or None
+        Certificates; None for plain TCP.
+    scheduler : mapping or None
+        For workers: ``host``, ``port`` and ``timeout`` (seconds) of the scheduler to wait for.
+    endpoint : str
+        Root URL of the Compute API.
+    linger : float
+        Seconds to stay after a failure.
+    """
+
+    role: Role
+    project: str
+    container_image: str
+    spec: Mapping[str, Any]
+    ports: tuple[int, ...] = ()
+    env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tls: Tls | None = None
+    scheduler: Mapping[str, Any] | None = None
+    endpoint: str = PUBLIC_ENDPOINT
+    linger: float = LINGER
+
+
+def scheduler_spec(
+    *, protocol: str, port: int, dashboard_port: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the Dask specification of a scheduler.
+
+    Parameters
+    ----------
+    protocol : str
+        ``"tls"`` or ``"tcp"``.
+    port : int
+        The port clients and workers connect to.
+    dashboard_port : int
+        The dashboard's port.
+    options : mapping
+        Keyword arguments of ``distributed.Scheduler`` that the user chose.
+
+    Returns
+    -------
+    dict
+        ``cls`` and ``opts`` as ``dask spec`` reads them.
+
+    Examples
+    --------
+    >>> scheduler_spec(protocol="tls", port=8786, dashboard_port=8787, options={})["opts"]["port"]
+    8786
+    """
+    ours = {"protocol": protocol, "port": port, "dashboard_address": f":{dashboard_port}"}
+    return {"cls": "distributed.Scheduler", "opts": {**options, **ours}}
+
+
+def worker_spec(
+    *,
+    worker_class: str,
+    scheduler_address: str,
+    nthreads: int,
+    memory_limit: int | str | float | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the Dask specification of a worker.
+
+    Parameters
+    ----------
+    worker_class : str
+        Import path of the class, for example ``"distributed.Nanny"``.
+    scheduler_address : str
+        Address of the scheduler as the worker sees it.
+    nthreads : int
+        Threads of the worker.
+    memory_limit : int, str, float or None
+        Memory of the worker as Dask takes it.
+    options : mapping
+        Keyword arguments of the class that the user chose; they win over the two above.
+
+    Returns
+    -------
+    dict
+        ``cls``, ``args`` and ``opts``.
+
+    Examples
+    --------
+    >>> worker_spec(worker_class="distributed.Nanny", scheduler_address="tls://s:8786",
+    ...             nthreads=4, memory_limit="14 GB", options={})["args"]
+    ['tls://s:8786']
+    """
+    ours = {"nthreads": nthreads, "memory_limit": memory_limit, "dashboard_address": ":0"}
+    return {"cls": worker_class, "args": [scheduler_address], "opts": {**ours, **options}}
+
+
+def build_metadata(payload: Payload) -> dict[str, str]:
+    """Return the metadata items of an instance.
+
+    Parameters
+    ----------
+    payload : Payload
+        What it runs.
+
+    Returns
+    -------
+    dict
+        Items for the instance's ``metadata``, the startup script among them.
+
+    Raises
+    ------
+    SettingsError
+        If the items exceed Compute Engine's limits.
+
+    Examples
+    --------
+    >>> payload = Payload("scheduler", "p", "ghcr.io/dask/dask", {"cls": "distributed.Scheduler",
+    ...                   "opts": {}}, env_vars={"GREETING": "it's $HOME"})
+    >>> build_metadata(payload)["dask-gce-env"]
+    '{"GREETING": "it\\'s $HOME"}'
+    """
+    items = {
+        "startup-script": guest_file("startup.sh"),
+        "enable-guest-attributes": "TRUE",
+        "dask-gce-role": payload.role,
+        "dask-gce-project": payload.project,
+        "dask-gce-api": payload.endpoint,
+        "dask-gce-image": payload.container_image,
+        "dask-gce-ports": ",".join(str(port) for port in payload.ports),
+        "dask-gce-start": guest_file("start.py"),
+        "dask-gce-spec": json.dumps(payload.spec),
+        "dask-gce-env": json.dumps(dict(payload.env_vars)),
+        "dask-gce-linger": f"{payload.linger:g}",
+    }
+    if payload.scheduler is not None:
+        items["dask-gce-scheduler"] = json.dumps(dict(payload.scheduler))
+    if payload.tls is not None:
+        items["dask-gce-tls-ca"] = payload.tls.ca
+        items["dask-gce-tls-cert"] = payload.tls.certificate
+        items["dask-gce-tls-key"] = payload.tls.key
+    _check_size(items)
+    return items
+
+
+_SETTING_BEHIND = {"dask-gce-env": "env_vars"}
+
+
+def _check_size(items: Mapping[str, str]) -> None:
+    sizes = {key: len(value.encode()) for key, value in items.items()}
+    largest = max(sizes, key=lambda key: sizes[key])
+    if sizes[largest] > VALUE_LIMIT or sum(sizes.values()) > TOTAL_LIMIT:
+        options = f"{items['dask-gce-role']}_options"
+        setting = _SETTING_BEHIND.get(largest, options)
+        raise SettingsError(
+            f"{setting} is too large: as metadata item {largest!r} it takes {sizes[largest]} bytes "
+            f"of {sum(sizes.values())} in all, and Compute Engine allows {VALUE_LIMIT} bytes a "
+            f"value and {TOTAL_LIMIT} bytes an instance. Put large data into a file in a bucket or "
+            "into the container image and pass its name.",
+            key=setting,
+        )
+
+
+@lru_cache
+def guest_file(name: str) -> str:
+    """Return the text of a program that runs on the instance.
+
+    Parameters
+    ----------
+    name : str
+        ``"startup.sh"`` or ``"start.py"``.
+
+    Returns
+    -------
+    str
+        Its text.
+    """
+    return files("dask_gce").joinpath("guest", name).read_text(encoding="utf-8")
