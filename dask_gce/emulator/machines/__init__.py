@@ -1,1 +1,62 @@
-"""The kinds of machines the local Compute Engine can boot."""
+"""The kinds of machine behind the local Compute Engine's instances.
+
+This package owns whatever stands in for hardware and guest: addresses, processes, the metadata
+server and the sandbox. The life cycle of instances, and everything the Compute API answers, belongs
+to :mod:`dask_gce.emulator`; the two meet in :mod:`dask_gce.emulator.machine`.
+
+============ =========================================================================
+``process``  a supervised tree of real processes on its own loopback address (default)
+``paper``    states only, for tests of scale: no process, no file, no socket
+============ =========================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dask_gce.emulator.machine import MachineKind
+
+__all__ = ["KINDS", "make_kind"]
+
+#: The kinds of machine there are, the default first.
+KINDS = ("process", "paper")
+
+
+def make_kind(
+    name: str, *, access_token: str, container_images: Sequence[str] = ("*",)
+) -> MachineKind:
+    """Make the kind of machine of that name.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`KINDS`.
+    access_token : str
+        The OAuth access token that the machines' metadata servers hand out.
+    container_images : sequence of str
+        Shell patterns (as of :mod:`fnmatch`) of the container images that exist.
+
+    Returns
+    -------
+    MachineKind
+        The kind, not yet started.
+
+    Raises
+    ------
+    ValueError
+        There is no such kind.
+
+    Examples
+    --------
+    >>> make_kind("paper", access_token="ya29.local").name
+    'paper'
+    """
+    if name == "paper":
+        from dask_gce.emulator.machines.paper import PaperKind
+
+        return PaperKind()
+    if name == "process":
+        from dask_gce.emulator.machines.process import ProcessKind
+
+        return ProcessKind(access_token=access_token, container_images=container_images)
+    raise ValueError(f"no machines of kind {name!r}: the kinds are {', '.join(KINDS)}")
