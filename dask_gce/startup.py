@@ -1,8 +1,8 @@
 """What an instance is told at boot: the startup script and the metadata items it reads.
 
 Owns the names of the metadata items and the Dask specification of each role. The script and the
-program it starts are in ``dask_gce/guest/``, the same text for every instance. Whatever differs, and
-whatever a user typed, is a metadata item of its own and is only ever read as data.
+program it starts are in ``dask_gce/guest/``, the same text for every instance. Whatever differs,
+and whatever a user typed, is a metadata item of its own and is only ever read as data.
 
 The mechanism is the ``startup-script`` key, which Google's guest agent runs at each boot on
 Container-Optimized OS and the other public images alike:

@@ -1,0 +1,488 @@
+"""The cluster: what a user makes, scales and closes.
+
+Owns the order of things: what is found out before the first machine, what runs while the cluster
+lives, and that everything is gone afterwards, whichever way it ends. How one machine is made is in
+`blueprint`, how all of them are watched and removed in `fleet`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import logging
+import math
+import numbers
+import weakref
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import dask
+from dask.utils import parse_timedelta
+from distributed.core import Status
+from distributed.deploy.adaptive import Adaptive
+from distributed.deploy.cluster import Cluster
+from distributed.deploy.spec import SpecCluster
+
+from dask_gce import names
+from dask_gce.blueprint import Blueprint, MachineShape
+from dask_gce.compute import Compute
+from dask_gce.credentials import discover_project, load_credentials
+from dask_gce.errors import GCEError, InstanceLost, NotFound, SettingsError
+from dask_gce.fleet import Fleet
+from dask_gce.scheduler import GCEScheduler
+from dask_gce.settings import Settings
+from dask_gce.trust import establish_trust
+from dask_gce.worker import GCEWorker
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks while machines are on their way, and when all is quiet.
+BUSY_TICK, QUIET_TICK = 1.0, 15.0
+
+#: Adaptive defaults for machines that take a minute to boot. Dask's own are made for processes
+#: that start in a second: it would give a VM three seconds to prove that it is needed.
+ADAPTIVE_DEFAULTS: Mapping[str, Any] = {
+    "interval": "5s",
+    "wait_count": 24,
+    "target_duration": "3 minutes",
+}
+
+
+class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
+    """A Dask cluster on Google Compute Engine.
+
+    Every argument that is None comes from the dask config (``gce:`` in YAML or ``DASK_GCE__...``),
+    where the same words are written with hyphens. See the configuration page for all of them.
+
+    Parameters
+    ----------
+    n_workers : int, optional
+        Workers to start with. The cluster is ready when its scheduler is; workers follow.
+    project : str, optional
+        Project ID. By default found as Google's own tools find it.
+    zone : str or list of str, optional
+        Zone, or zones in order of preference: the first that offers the machine types is used.
+    name : str, optional
+        The cluster's name, by which its instances are labelled; a new one by default.
+    machine_type : str, optional
+        Machine type of scheduler and workers.
+    asynchronous : bool
+        Whether the cluster is used from a running event loop, with ``await``.
+    loop : tornado.ioloop.IOLoop, optional
+        Event loop to use.
+    silence_logs : bool or int
+        Level up to which Dask's logs are silenced on this side.
+    shutdown_on_close : bool
+        Whether the interpreter's exit closes the cluster.
+    scheduler_sync_interval : float or str
+        How often the cluster's state is saved on the scheduler, in seconds or as ``"5s"``.
+    shutdown_scheduler : bool
+        Whether closing ends the scheduler too. Its machine is deleted in any case.
+    quiet : bool
+        Whether to print nothing.
+    **settings
+        Every other setting of the configuration page, such as ``worker_machine_type``,
+        ``container_image``, ``env_vars``, ``security``, ``start_timeout`` or ``api_endpoint``.
+
+    Raises
+    ------
+    SettingsError
+        If a setting is unknown or impossible; before any call to Google.
+    CredentialsError
+        If no credentials or no project can be found.
+    GCEError
+        If the scheduler cannot be started; nothing is left behind then.
+
+    Examples
+    --------
+    >>> from dask.distributed import Client
+    >>> from dask_gce import GCECluster
+    >>> with GCECluster(n_workers=4, zone="us-central1-a") as cluster:  # doctest: +SKIP
+    ...     with Client(cluster) as client:
+    ...         client.submit(sum, range(10)).result()
+    45
+    """
+
+    def __init__(
+        self,
+        n_workers: int | None = None,
+        *,
+        project: str | None = None,
+        zone: str | list[str] | None = None,
+        name: str | None = None,
+        machine_type: str | None = None,
+        asynchronous: bool = False,
+        loop: Any = None,
+        silence_logs: bool | int = False,
+        shutdown_on_close: bool = True,
+        scheduler_sync_interval: float | str = 1,
+        shutdown_scheduler: bool = True,
+        quiet: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.settings = Settings.load(
+            n_workers=n_workers,
+            project=project,
+            zone=zone,
+            name=name,
+            machine_type=machine_type,
+            **settings,
+        )
+        #: What went wrong with machines of this cluster so far, oldest first.
+        self.failures: list[GCEError] = []
+        self._compute: Compute | None = None
+        self._fleet: Fleet | None = None
+        self._blueprint: Blueprint | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._disturbed = asyncio.Event()
+        self._unregistered: dict[str, float] = {}
+        self._quiet = quiet
+        # SpecCluster makes its lock when it starts, but needs it to close what never started.
+        self._lock = asyncio.Lock()
+        try:
+            super().__init__(
+                asynchronous=asynchronous,
+                loop=loop,
+                silence_logs=silence_logs,
+                name=self.settings.name or names.new_cluster_name(),
+                shutdown_on_close=shutdown_on_close,
+                scheduler_sync_interval=scheduler_sync_interval,
+                shutdown_scheduler=shutdown_scheduler,
+            )
+        except BaseException:
+            # Ctrl-C in a constructor leaves nobody who could call close().
+            if hasattr(self, "status"):
+                self.close()
+            raise
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        if self.status == Status.running:
+            return
+        if self._starting is None:
+            if self.status in (Status.closing, Status.closed):
+                raise GCEError(f"Cluster {self.name} is closed; make a new one.")
+            self._starting = asyncio.ensure_future(self._start_once())
+        try:
+            await asyncio.shield(self._starting)
+        except asyncio.CancelledError:
+            if self._starting.cancelled():
+                raise GCEError(
+                    f"Cluster {self.name} was closed while it was starting; make a new one."
+                ) from None
+            # Whoever waited for this cluster no longer does, and nobody else has it.
+            await asyncio.shield(asyncio.ensure_future(self._close()))
+            raise
+
+    async def _start_once(self) -> None:
+        self.quiet = self._quiet
+        try:
+            await self._prepare()
+            await super()._start()
+        except RuntimeError as error:
+            # SpecCluster has closed the cluster and wrapped what happened in a RuntimeError.
+            if isinstance(error.__cause__, GCEError):
+                raise error.__cause__ from error.__cause__.__cause__
+            raise
+        except GCEError:
+            await self._close()
+            raise
+        self._watching = asyncio.ensure_future(self._watch())
+        self.scale(self.settings.n_workers)
+
+    def __await__(self) -> Generator[Any, None, GCECluster]:
+        async def started() -> GCECluster:
+            await self._start()
+            await self._correct_state()
+            return self
+
+        return started().__await__()
+
+    async def _prepare(self) -> None:
+        """Find out all that machines are made of; nothing is created here."""
+        settings = self.settings
+        credentials = await asyncio.to_thread(load_credentials, settings)
+        project = await asyncio.to_thread(discover_project, settings)
+        self._compute = Compute(project, endpoint=settings.api_endpoint, credentials=credentials)
+        trust = await asyncio.to_thread(establish_trust, settings.security, self.name)
+        self.security = trust.client
+        zone, shape = await self._choose_zone()
+        self._blueprint = Blueprint(
+            settings=settings,
+            project=project,
+            zone=zone,
+            cluster=self.name,
+            worker_shape=shape,
+            owner=await asyncio.to_thread(_owner),
+            tls=trust.machines,
+        )
+        cluster = weakref.ref(self)
+        self._fleet = Fleet(
+            self._compute,
+            self.name,
+            zone,
+            delete_at_exit=self.shutdown_on_close,
+            on_exit=lambda: _abandon(cluster()),
+        )
+        parts = {"fleet": self._fleet, "blueprint": self._blueprint}
+        self.scheduler_spec = {
+            "cls": GCEScheduler,
+            "options": {**parts, "name": names.instance_name(self.name, "scheduler")},
+        }
+        self.new_spec = {"cls": GCEWorker, "options": parts}
+        self._log(
+            f"Starting the scheduler of {self.name}: {settings.scheduler_machine_type} "
+            f"in {zone}, project {project}"
+        )
+
+    async def _choose_zone(self) -> tuple[str, MachineShape]:
+        """Return the first zone that offers the machine types, and the workers' shape."""
+        assert self._compute is not None  # noqa: S101
+        settings = self.settings
+        missing: NotFound | None = None
+        for zone in settings.zone:
+            try:
+                await self._compute.get_machine_type(zone, settings.scheduler_machine_type)
+                shape = await self._compute.get_machine_type(zone, settings.worker_machine_type)
+            except NotFound as error:
+                missing = error
+            else:
+                return zone, MachineShape.parse(shape)
+        raise SettingsError(
+            f"None of the zones {', '.join(settings.zone)} offers "
+            f"{settings.scheduler_machine_type} and {settings.worker_machine_type}: {missing}\n"
+            f"See which zones do: gcloud compute machine-types list "
+            f"--filter=name={settings.worker_machine_type}",
+            key="zone",
+        ) from missing
+
+    # -- while it runs ----------------------------------------------------------------------------
+
+    def _new_worker_name(self, worker_number: int) -> str:
+        return names.instance_name(self.name, "worker")
+
+    async def _correct_state_internal(self) -> None:
+        """Make the workers what `worker_spec` says.
+
+        Differs from SpecCluster's in three ways: workers are retired by name (it passes names where
+        addresses are expected, and retires nobody), those being started are visible at once, and
+        one that cannot be started does not keep the others from starting.
+        """
+        async with self._lock:
+            self._correct_state_waiting = None
+            await self._remove_workers(set(self.workers) - set(self.worker_spec))
+            await self._add_workers(set(self.worker_spec) - set(self.workers))
+        self._disturbed.set()
+
+    async def _remove_workers(self, surplus: set[str]) -> None:
+        if not surplus:
+            return
+        if self.status == Status.running:
+            try:
+                await self.scheduler_comm.retire_workers(names=list(surplus), close_workers=True)
+            except OSError as error:
+                logger.warning("The scheduler could not retire %d workers: %s", len(surplus), error)
+        await asyncio.gather(*(self.workers.pop(name).close() for name in surplus))
+
+    async def _add_workers(self, missing: set[str]) -> None:
+        for name in missing:
+            spec = self.worker_spec[name]
+            worker = spec["cls"](
+                self.scheduler.contact_address, **{"name": name, **spec.get("options", {})}
+            )
+            worker._cluster = weakref.ref(self)
+            self._created.add(worker)
+            self.workers[name] = worker
+
+        async def start(name: str) -> None:
+            try:
+                await self.workers[name]
+            except GCEError as error:
+                self._drop(name, error)
+
+        await asyncio.gather(*map(start, missing))
+
+    def _drop(self, name: str, failure: GCEError) -> None:
+        """Take a worker that failed out of the plan, and remember why."""
+        self.failures.append(failure)
+        self._log(str(failure))
+        self.worker_spec.pop(name, None)
+        self.loop.add_callback(self._correct_state)
+
+    async def _watch(self) -> None:
+        """Compare what Compute Engine and the scheduler say of the workers, and act on it."""
+        assert self._fleet is not None  # noqa: S101
+        while True:
+            self._disturbed.clear()
+            tick = BUSY_TICK if self._fleet.waiting or self._unregistered else QUIET_TICK
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._disturbed.wait(), tick)
+            try:
+                await self._fleet.look()
+            except GCEError as error:
+                logger.info("Compute Engine did not tell how the instances are: %s", error)
+                continue
+            registered = self._registered()
+            for name in registered:
+                self._fleet.mark_ready(name)
+            for failure in await self._fleet.check(only=list(self.workers)):
+                self._drop(failure.name, failure)
+            self._notice_lost(registered)
+            await asyncio.sleep(0.1)
+
+    def _notice_lost(self, registered: set[str]) -> None:
+        """Drop workers that the scheduler has lost for longer than Dask's own setting allows."""
+        assert self._fleet is not None  # noqa: S101
+        now = asyncio.get_running_loop().time()
+        gone = {
+            name
+            for name in self.workers
+            if name not in registered and name not in self._fleet.waiting
+        }
+        self._unregistered = {name: self._unregistered.get(name, now) for name in gone}
+        patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
+        for name, since in self._unregistered.items():
+            if now - since > patience:
+                self._drop(
+                    name,
+                    InstanceLost(
+                        f"The worker {name} left the scheduler {patience:g} s ago and did not come "
+                        f"back. Its instance in zone {self._fleet.zone} is deleted.",
+                        name=name,
+                        zone=self._fleet.zone,
+                    ),
+                )
+
+    def _registered(self) -> set[str]:
+        return {str(worker["name"]) for worker in self.scheduler_info["workers"].values()}
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        # Not SpecCluster's, which would close a lost worker but leave it in the plan.
+        Cluster._update_worker_status(self, op, msg)
+        self._disturbed.set()
+
+    async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
+        loop = asyncio.get_running_loop()
+        seconds = parse_timedelta(timeout) if timeout else None
+        deadline = math.inf if seconds is None else loop.time() + seconds
+        known = len(self.failures)
+        while (count := len(self.scheduler_info["workers"])) < n_workers:
+            if self.failures[known:] and len(self.worker_spec) < n_workers:
+                raise self.failures[-1]
+            if loop.time() > deadline:
+                raise asyncio.TimeoutError(
+                    f"Only {count} of {n_workers} workers of {self.name} arrived within "
+                    f"{seconds:g} s; {len(self._fleet.waiting) if self._fleet else 0} machines are "
+                    "still on their way."
+                )
+            await asyncio.sleep(0.1)
+
+    # -- scaling ----------------------------------------------------------------------------------
+
+    def scale(self, n: int = 0, memory: int | str | None = None, cores: int | None = None) -> Any:
+        """Scale to a number of workers; returns at once, machines follow.
+
+        Parameters
+        ----------
+        n : int
+            Number of workers.
+        memory : int or str, optional
+            As many workers as have this much memory together, in bytes or as ``"100 GB"``.
+        cores : int, optional
+            As many workers as have this many threads together.
+
+        Returns
+        -------
+        awaitable or None
+            Something to await when the cluster is asynchronous.
+
+        Raises
+        ------
+        SettingsError
+            If the number is not a whole number from zero on.
+        """
+        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 0:
+            raise SettingsError(
+                f"scale(n={n!r}): the number of workers is a whole number from 0 on.", key="n"
+            )
+        return super().scale(int(n), memory=memory, cores=cores)
+
+    def _threads_per_worker(self) -> int:
+        return self._plan().nthreads
+
+    def _memory_per_worker(self) -> int:
+        return self._plan().memory
+
+    def _plan(self) -> Blueprint:
+        if self._blueprint is None:
+            raise GCEError(f"Cluster {self.name} has not started; await it before you scale it.")
+        return self._blueprint
+
+    def adapt(self, Adaptive: type[Adaptive] = Adaptive, **options: Any) -> Adaptive:
+        """Let the number of workers follow the work.
+
+        Parameters
+        ----------
+        Adaptive : type
+            Class that decides, :class:`distributed.deploy.Adaptive` or one of your own.
+        **options
+            ``minimum``, ``maximum`` (workers), ``minimum_cores``, ``maximum_cores``,
+            ``minimum_memory``, ``maximum_memory``, and what the class takes. Unless given, a
+            decision is made every 5 s, a worker must be idle for 24 of them before it goes, and
+            workers are added for work that takes longer than 3 minutes: machines take a minute to
+            boot and are billed for at least one.
+
+        Returns
+        -------
+        Adaptive
+            The object that decides.
+        """
+        # Cluster keeps the options of earlier calls, so that two calls would be mixed.
+        self._adaptive_options: dict[str, Any] = {}
+        return super().adapt(Adaptive=Adaptive, **{**ADAPTIVE_DEFAULTS, **options})
+
+    # -- ending -----------------------------------------------------------------------------------
+
+    async def _close(self) -> None:
+        if self.status == Status.closed:
+            return
+        starting = self._starting is asyncio.current_task()
+        for task in (self._watching, None if starting else self._starting):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        try:
+            await super()._close()
+        finally:
+            try:
+                await self._release()
+            except GCEError as error:
+                if not starting:
+                    raise
+                # The error that made the start fail is the one to raise.
+                logger.error("%s", error)
+
+    async def _release(self) -> None:
+        """Give back all that the cluster holds, whatever state it was in."""
+        fleet, compute = self._fleet, self._compute
+        if fleet is not None:
+            await fleet.delete_all()
+        if compute is not None:
+            await compute.close()
+
+
+def _abandon(cluster: GCECluster | None) -> None:
+    """Keep distributed's own exit hook away from a cluster whose machines are deleted already."""
+    if cluster is not None:
+        SpecCluster._instances.discard(cluster)
+        cluster.status = Status.closed
+
+
+def _owner() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no entry in the password database, as in some containers
+        return ""
