@@ -1,0 +1,176 @@
+"""Requests are what Compute Engine takes, and nothing a user overrides loses us an instance."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_gce.instance import InstanceSpec, build_insert, merge_patch, parse_instance
+
+SPEC = InstanceSpec(
+    name="dask-1-worker-2",
+    project="p",
+    zone="europe-west4-b",
+    machine_type="n2-custom-8-16384",
+    source_image="projects/cos-cloud/global/images/family/cos-stable",
+    boot_disk_size=30,
+    network="default",
+    tags=("dask",),
+    labels={"dask-gce-cluster": "dask-1"},
+    metadata={"startup-script": "#!/bin/bash\n"},
+    service_account="default",
+    scopes=("https://www.googleapis.com/auth/cloud-platform",),
+)
+
+
+def test_body_is_complete():
+    assert build_insert(SPEC) == {
+        "name": "dask-1-worker-2",
+        "machineType": "zones/europe-west4-b/machineTypes/n2-custom-8-16384",
+        "disks": [
+            {
+                "boot": True,
+                "autoDelete": True,
+                "initializeParams": {
+                    "sourceImage": "projects/cos-cloud/global/images/family/cos-stable",
+                    "diskSizeGb": "30",
+                    "labels": {"dask-gce-cluster": "dask-1"},
+                },
+            }
+        ],
+        "networkInterfaces": [
+            {
+                "network": "global/networks/default",
+                "accessConfigs": [{"type": "ONE_TO_ONE_NAT", "name": "external-nat"}],
+            }
+        ],
+        "labels": {"dask-gce-cluster": "dask-1"},
+        "metadata": {"items": [{"key": "startup-script", "value": "#!/bin/bash\n"}]},
+        "tags": {"items": ["dask"]},
+        "serviceAccounts": [
+            {
+                "email": "default",
+                "scopes": ["https://www.googleapis.com/auth/cloud-platform"],
+            }
+        ],
+    }
+
+
+def test_what_is_not_chosen_is_not_sent():
+    bare = dataclasses.replace(
+        SPEC, external_ip=False, network=None, tags=(), service_account=None, scopes=()
+    )
+    body = build_insert(bare)
+    assert body["networkInterfaces"] == [{}]
+    assert "tags" not in body
+    assert "serviceAccounts" not in body
+    assert "diskType" not in body["disks"][0]["initializeParams"]
+
+
+def test_disk_type_and_subnetwork_are_partial_urls():
+    body = build_insert(dataclasses.replace(SPEC, boot_disk_type="pd-ssd", subnetwork="inner"))
+    assert body["disks"][0]["initializeParams"]["diskType"] == (
+        "zones/europe-west4-b/diskTypes/pd-ssd"
+    )
+    # The subnetwork implies its network: the default network's name would contradict it.
+    assert body["networkInterfaces"][0]["subnetwork"] == "regions/europe-west4/subnetworks/inner"
+    assert "network" not in body["networkInterfaces"][0]
+
+
+def test_shared_vpc_url_is_passed_as_it_is():
+    url = "projects/host/regions/europe-west4/subnetworks/shared"
+    body = build_insert(dataclasses.replace(SPEC, subnetwork=url))
+    assert body["networkInterfaces"][0]["subnetwork"] == url
+
+
+def test_overrides_reach_every_depth():
+    body = build_insert(
+        dataclasses.replace(
+            SPEC,
+            overrides={
+                "scheduling": {"provisioningModel": "SPOT"},
+                "tags": None,
+                "minCpuPlatform": "Intel Ice Lake",
+            },
+        )
+    )
+    assert body["scheduling"] == {"provisioningModel": "SPOT"}
+    assert body["minCpuPlatform"] == "Intel Ice Lake"
+    assert "tags" not in body
+
+
+def test_overrides_cannot_hide_the_instance_from_us():
+    body = build_insert(
+        dataclasses.replace(
+            SPEC,
+            overrides={
+                "name": "other",
+                "labels": None,
+                "metadata": {"items": [{"key": "k", "value": "v"}, {"key": "startup-script"}]},
+            },
+        )
+    )
+    assert body["name"] == SPEC.name
+    assert body["labels"] == dict(SPEC.labels)
+    items = {item["key"]: item.get("value") for item in body["metadata"]["items"]}
+    assert items == {"k": "v", "startup-script": "#!/bin/bash\n"}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+OBJECTS = st.dictionaries(st.text(max_size=3), JSON, max_size=4)
+
+
+@given(OBJECTS, OBJECTS)
+def test_merge_patch_is_rfc_7396(target, patch):
+    before = copy.deepcopy((target, patch))
+    merged = merge_patch(target, patch)
+    assert (target, patch) == before
+    assert merge_patch(merged, {}) == merged
+    for key, value in patch.items():
+        if value is None:
+            assert key not in merged
+        elif not isinstance(value, dict):
+            assert merged[key] == value
+    assert {k: v for k, v in merged.items() if k not in patch} == {
+        k: v for k, v in target.items() if k not in patch
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "ended"),
+    [("PROVISIONING", False), ("STAGING", False), ("RUNNING", False), ("TERMINATED", True),
+     ("STOPPING", True)],
+)  # fmt: skip
+def test_parse_instance(status, ended):
+    instance = parse_instance(
+        {
+            "name": "a",
+            "zone": "https://www.googleapis.com/compute/v1/projects/p/zones/us-east1-b",
+            "status": status,
+            "networkInterfaces": [
+                {"networkIP": "10.128.0.2", "accessConfigs": [{"natIP": "203.0.113.7"}]}
+            ],
+        }
+    )
+    assert (instance.zone, instance.internal_ip, instance.external_ip) == (
+        "us-east1-b",
+        "10.128.0.2",
+        "203.0.113.7",
+    )
+    assert instance.ended is ended
+
+
+def test_parse_instance_without_addresses():
+    instance = parse_instance({"name": "a", "status": "PROVISIONING"})
+    assert instance.internal_ip is None
+    assert instance.external_ip is None
