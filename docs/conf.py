@@ -1,0 +1,33 @@
+"""How Sphinx builds this documentation: see ci/docs.sh."""
+
+from __future__ import annotations
+
+from dask_gce import __version__
+
+project = "dask-gce"
+author = "dask-gce developers"
+copyright = author
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+exclude_patterns = ["_build"]
+
+html_theme = "dask_sphinx_theme"
+html_title = "dask-gce"
+
+# Headings can be linked to as page.md#heading.
+myst_heading_anchors = 3
+
+# Signatures are typed already; repeating the types below them helps nobody.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+numpydoc_class_members_toctree = False
+# Members that are inherited from Dask are documented by Dask.
+numpydoc_show_inherited_class_members = False
+numpydoc_show_class_members = False
