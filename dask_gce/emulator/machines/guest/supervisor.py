@@ -1,0 +1,202 @@
+"""The process under all machines of an emulator: forks them, and cleans up when the emulator dies.
+
+Owns the processes of an emulator's machines as a whole, and the folder they live in. It answers one
+request at a time on a socket, a length and JSON each::
+
+    {"boot": PLAN} with two descriptors (control, console)  ->  {"pid": PID} or {"error": TEXT}
+    {"sweep": PID}                                          ->  {"swept": true}
+
+A machine is forked from here, so that it costs no start of an interpreter. When the socket ends, the
+emulator is gone: every machine is killed, and the folder removed, whatever ended the emulator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import Any, NoReturn
+
+from . import sandbox
+from .init import Init, Plan
+from .processes import become_subreaper, kill_all, reap
+
+__all__ = ["main"]
+
+#: Machines that are told of the emulator's end have this long before they are killed, in seconds.
+END_GRACE = 5.0
+
+
+class Supervisor:
+    """Forks machines and ends them.
+
+    Parameters
+    ----------
+    control : socket
+        The connection with the emulator.
+    folder : str
+        The emulator's folder, removed at the end.
+    """
+
+    def __init__(self, control: socket.socket, folder: str) -> None:
+        self._control = control
+        self._folder = folder
+        self._machines: set[int] = set()
+        self._life, self._life_end = os.pipe()
+
+    def run(self) -> None:
+        """Serve until the emulator is gone, then end everything."""
+        become_subreaper()
+        wake, woken = os.pipe()
+        os.set_blocking(wake, False)
+        os.set_blocking(woken, False)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        self._wake = wake, woken
+        while True:
+            ready, _, _ = select.select([self._control, wake], [], [])
+            if wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake, 4096)
+                self._collect()
+            if self._control in ready and not self._serve():
+                break
+        self._finish()
+
+    def _serve(self) -> bool:
+        header, descriptors, _, _ = socket.recv_fds(self._control, 4, 2)
+        if not header:
+            return False
+        while len(header) < 4:
+            header += self._control.recv(4 - len(header))
+        (size,) = struct.unpack("!I", header)
+        body = b""
+        while len(body) < size:
+            piece = self._control.recv(size - len(body))
+            if not piece:
+                return False
+            body += piece
+        request = json.loads(body)
+        if "boot" in request:
+            answer = self._boot(Plan.parse(request["boot"]), *descriptors)
+        else:
+            answer = self._sweep(int(request["sweep"]))
+        data = json.dumps(answer).encode()
+        try:
+            self._control.sendall(struct.pack("!I", len(data)) + data)
+        except OSError:
+            return False
+        return True
+
+    def _boot(self, plan: Plan, control: int, console: int) -> dict[str, Any]:
+        ready, ready_end = os.pipe()
+        mapped, mapped_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            for descriptor in (ready, mapped_end, self._life_end, *self._wake):
+                os.close(descriptor)
+            self._control.close()
+            _become_machine(plan, control, console, self._life, ready_end, mapped)
+        self._machines.add(pid)
+        for descriptor in (control, console, ready_end, mapped):
+            os.close(descriptor)
+        try:
+            word = os.read(ready, 4096)
+            if word == b"unshared":
+                _write_maps(pid, plan.uid)
+                os.write(mapped_end, b"mapped")
+                word = os.read(ready, 4096)
+        except OSError as error:
+            word = str(error).encode()
+        finally:
+            os.close(ready)
+            os.close(mapped_end)
+        if word == b"fenced":
+            return {"pid": pid}
+        return {"error": word.decode(errors="replace") or "the machine's first process died"}
+
+    def _sweep(self, pid: int) -> dict[str, Any]:
+        if pid in self._machines:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            while pid in self._machines:
+                self._collect()
+                time.sleep(0.001)
+        kill_all(frozenset(self._machines))
+        return {"swept": True}
+
+    def _collect(self) -> None:
+        for pid, _ in reap()[0]:
+            if pid in self._machines:
+                self._machines.remove(pid)
+                # Whatever it left is now a child of ours.
+                kill_all(frozenset(self._machines))
+
+    def _finish(self) -> None:
+        deadline = time.monotonic() + END_GRACE
+        while self._machines and time.monotonic() < deadline:
+            self._collect()
+            time.sleep(0.002)
+        kill_all()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _become_machine(
+    plan: Plan, control: int, console: int, life: int, ready: int, mapped: int
+) -> NoReturn:
+    # No frame of the supervisor may ever be returned to from here.
+    try:
+        signal.set_wakeup_fd(-1)
+        os.setsid()
+        os.dup2(console, 1)
+        os.dup2(console, 2)
+        try:
+            if plan.uid is not None:
+                sandbox.unshare_users()
+                os.write(ready, b"unshared")
+                if os.read(mapped, 16) != b"mapped":
+                    os._exit(1)
+                sandbox.take_identity()
+            os.umask(0o022)
+            os.chdir(f"{plan.disk}/home")
+            if sys.platform == "linux" and os.geteuid() == 0:
+                sandbox.drop_capabilities()
+            if plan.landlock:
+                sandbox.restrict([plan.disk], plan.landlock)
+        except OSError as error:
+            os.write(ready, str(error).encode())
+            os._exit(1)
+        os.write(ready, b"fenced")
+        os.close(ready)
+        os.close(mapped)
+        os.environ.clear()
+        Init(plan, socket.socket(fileno=control), console, life).run()
+    finally:
+        # The emulator shows this on the machine's serial console.
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type] # run() returns only by raising
+        os._exit(1)
+
+
+def _write_maps(pid: int, uid: int | None) -> None:
+    # The second line makes files of the real root visible as somebody's, so that the capability to
+    # read applies to them; without the others that is all that the guest can do with them.
+    for kind in ("uid", "gid"):
+        with open(f"/proc/{pid}/{kind}_map", "w", encoding="ascii") as file:  # noqa: PTH123 # start-up
+            file.write(f"0 {uid} 1\n65533 0 1\n")
+
+
+def main() -> None:
+    """Supervise: arguments are the socket's descriptor and the emulator's folder."""
+    descriptor, folder = sys.argv[-2:]
+    with socket.socket(fileno=int(descriptor)) as control:
+        control.setblocking(True)
+        Supervisor(control, folder).run()

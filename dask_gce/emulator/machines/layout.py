@@ -1,0 +1,175 @@
+"""The folders of process machines, and the environment their guests live in.
+
+Owns the files that the emulator lays out: one folder an emulator, one a machine, the stand-in
+commands, the name table. Nothing here starts a process.
+
+::
+
+    FOLDER/                 the emulator's; removed by the supervisor, whatever ends the emulator
+      bin/                  stand-ins for the host commands that startup scripts call
+      python/               sitecustomize.py, which puts Python guests on their machine's address
+      hosts                 the name table of all machines
+      machines/NUMBER-NAME/
+        curl/.curlrc        leads curl to the machine's metadata server
+        disk/               all that the guest may write: home, tmp, run, calls
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from dask_gce.emulator.machines.supervision import isolated_python
+
+__all__ = ["STAND_INS", "Layout"]
+
+_HERE = Path(__file__).parent
+
+#: The commands that startup scripts call and that would change the host, by the program that
+#: stands in for them.
+STAND_INS: Mapping[str, Sequence[str]] = {}
+
+#: Where the standard commands are.
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: The names of the metadata server, as the guests' name tables on Compute Engine have them.
+METADATA_NAMES = ("metadata.google.internal", "metadata", "169.254.169.254")
+
+
+class Layout:
+    """The files of one emulator's machines.
+
+    Parameters
+    ----------
+    folder : Path
+        The emulator's folder, which exists and is empty.
+    uid : int or None
+        The user outside that the guests are; None where they are the emulator's user.
+    """
+
+    def __init__(self, folder: Path, uid: int | None) -> None:
+        self.folder = folder
+        self._uid = uid
+        self._count = 0
+
+    @property
+    def hosts(self) -> Path:
+        """The name table."""
+        return self.folder / "hosts"
+
+    def prepare(self, container_images: Sequence[str]) -> None:
+        """Lay out what all machines share.
+
+        Parameters
+        ----------
+        container_images : sequence of str
+            Shell patterns of the container images that exist.
+        """
+        # Another user's guests must get through, but need not see what else is there.
+        self.folder.chmod(0o700 if self._uid is None else 0o711)
+        for name in ("bin", "python", "machines"):
+            (self.folder / name).mkdir(mode=0o755)
+        self.write_hosts({})
+        (self.folder / "bin" / ".images").write_text(json.dumps(list(container_images)), "utf-8")
+        for program, commands in STAND_INS.items():
+            source = (_HERE / "standins" / program).read_bytes()
+            (self.folder / "bin" / f".{program}").write_bytes(source)
+            for command in commands:
+                # A shell in between, because a "#!" line bounds the interpreter's path.
+                words = [*isolated_python(), str(self.folder / "bin" / f".{program}"), command]
+                wrapper = self.folder / "bin" / command
+                wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', "utf-8")
+                wrapper.chmod(0o755)
+
+    def write_hosts(self, names: Mapping[str, Iterable[str]]) -> None:
+        """Replace the name table in one step.
+
+        Parameters
+        ----------
+        names : mapping of str to iterable of str
+            The names of each address.
+        """
+        lines = [" ".join([address, *known]) for address, known in names.items()]
+        fresh = self.folder / "hosts.new"
+        fresh.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        fresh.chmod(0o644)
+        fresh.replace(self.hosts)
+
+    def add_machine(self, name: str) -> Path:
+        """Make a machine's folder and its empty disk.
+
+        Parameters
+        ----------
+        name : str
+            The instance's name.
+
+        Returns
+        -------
+        Path
+            The folder.
+        """
+        self._count += 1
+        folder = self.folder / "machines" / f"{self._count}-{name}"
+        folder.mkdir(mode=0o755)
+        (folder / "curl").mkdir(mode=0o755)
+        disk = folder / "disk"
+        # Made closed, then given away: nobody can put a link into the guest's folder in between.
+        disk.mkdir(mode=0o700)
+        for part in (disk / "home", disk / "tmp", disk):
+            part.mkdir(mode=0o700, exist_ok=True)
+            if self._uid is not None:
+                os.chown(part, self._uid, self._uid)
+        return folder
+
+    def environment(self, folder: Path, hostname: str, address: str, port: int) -> dict[str, str]:
+        """Write the machine's own files and return its guest's environment.
+
+        Parameters
+        ----------
+        folder : Path
+            The machine's folder.
+        hostname : str
+            Its zonal DNS name.
+        address : str
+            Its internal address.
+        port : int
+            The port of its metadata server.
+
+        Returns
+        -------
+        dict of str
+            The whole environment: nothing of the emulator's own is in it.
+        """
+        (folder / "curl" / ".curlrc").write_text(
+            "".join(f'connect-to = "{name}:80:{address}:{port}"\n' for name in METADATA_NAMES),
+            "utf-8",
+        )
+        disk = folder / "disk"
+        metadata = f"{address}:{port}"
+        return {
+            "PATH": ":".join(
+                [str(self.folder / "bin"), str(Path(sys.executable).parent), SYSTEM_PATH]
+            ),
+            "HOME": str(disk / "home"),
+            "TMPDIR": str(disk / "tmp"),
+            "XDG_CACHE_HOME": str(disk / "home/.cache"),
+            "XDG_CONFIG_HOME": str(disk / "home/.config"),
+            "XDG_DATA_HOME": str(disk / "home/.local/share"),
+            "XDG_STATE_HOME": str(disk / "home/.local/state"),
+            "XDG_RUNTIME_DIR": str(disk / "run"),
+            "LANG": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": str(self.folder / "python"),
+            "CURL_HOME": str(folder / "curl"),
+            "GCE_METADATA_HOST": metadata,
+            "GCE_METADATA_IP": metadata,
+            "GCE_METADATA_ROOT": metadata,
+            "LOCAL_GCE_DISK": str(disk),
+            "LOCAL_GCE_ADDRESS": address,
+            "LOCAL_GCE_HOSTNAME": hostname,
+            "LOCAL_GCE_HOSTS": str(self.hosts),
+        }

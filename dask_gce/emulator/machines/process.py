@@ -1,0 +1,303 @@
+"""Machines of kind ``process``: real processes on a loopback address of their own.
+
+Owns what all machines of an emulator share: addresses, folders, the name table, the supervisor, and
+the decision how guests are fenced in on this host. One machine is :mod:`process_machine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from dask_gce.emulator.machine import GuestExit, MachineKind
+from dask_gce.emulator.machines.addresses import LoopbackAddresses
+from dask_gce.emulator.machines.guest.sandbox import landlock_abi
+from dask_gce.emulator.machines.layout import Layout
+from dask_gce.emulator.machines.process_machine import ProcessMachine
+from dask_gce.emulator.machines.supervision import Supervision
+from dask_gce.emulator.record import InstanceRecord
+
+__all__ = ["Fence", "ProcessKind"]
+
+#: User IDs that no system gives to anybody (https://systemd.io/UIDS-GIDS/, "unused").
+UNUSED_UIDS = range(1_879_048_192, 2_147_418_112)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Fence:
+    """How guests are kept off their host.
+
+    Parameters
+    ----------
+    landlock : int
+        Version of Landlock's interface; 0 where there is none.
+    uid : int or None
+        The user that guests are on the host; None where they are the emulator's user.
+    warnings : tuple of str
+        What the serial console says of gaps.
+    """
+
+    landlock: int
+    uid: int | None
+    warnings: tuple[str, ...] = ()
+
+
+class ProcessKind(MachineKind):
+    """Makes machines out of processes.
+
+    Parameters
+    ----------
+    access_token : str
+        The OAuth access token that the metadata servers hand out.
+    container_images : sequence of str
+        Shell patterns of the container images that exist.
+    """
+
+    name = "process"
+
+    def __init__(self, *, access_token: str, container_images: Sequence[str] = ("*",)) -> None:
+        self.access_token = access_token
+        self.container_images = tuple(container_images)
+        self._addresses: LoopbackAddresses | None = None
+        self._machines: dict[ProcessMachine, None] = {}
+        self._executor: ThreadPoolExecutor | None = None
+        self._layout: Layout | None = None
+        self._supervision: Supervision | None = None
+        self._fence = Fence(0, None)
+        self._names_lock: asyncio.Lock | None = None
+        self._names_stale = False
+
+    @property
+    def fence(self) -> Fence:
+        """How guests are kept off the host."""
+        return self._fence
+
+    @property
+    def layout(self) -> Layout:
+        """The machines' files; there after :meth:`start`."""
+        assert self._layout is not None
+        return self._layout
+
+    @property
+    def supervision(self) -> Supervision:
+        """The process under all machines; there after :meth:`start`."""
+        assert self._supervision is not None
+        return self._supervision
+
+    async def start(self) -> None:
+        """Probe the host, lay out the folder and start the supervisor.
+
+        Raises
+        ------
+        RuntimeError
+            The emulator runs as root and nothing here could keep a guest off the host.
+        """
+        if self._executor is not None:
+            return
+        self._executor = ThreadPoolExecutor(4, thread_name_prefix="process-machines")
+        self._names_lock = asyncio.Lock()
+        try:
+            await self.in_thread(self._prepare)
+        except BaseException:
+            await self.close()
+            raise
+
+    def _prepare(self) -> None:
+        self._fence = probe_fence()
+        self._addresses = LoopbackAddresses()
+        folder = Path(tempfile.mkdtemp(prefix="local-gce-"))
+        try:
+            layout = Layout(folder, self._fence.uid)
+            layout.prepare(self.container_images)
+            supervision = Supervision(folder)
+            supervision.start()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._layout, self._supervision = layout, supervision
+
+    async def close(self) -> None:
+        """Discard every machine, end the supervisor and remove the folder. May be called twice."""
+        if self._executor is None:
+            return
+        try:
+            await asyncio.gather(*(machine.discard() for machine in tuple(self._machines)))
+        finally:
+            if self._supervision is not None:
+                await self.in_thread(self._supervision.close)
+            if self._addresses is not None:
+                self._addresses.close()
+                self._addresses = None
+            executor, self._executor = self._executor, None
+            executor.shutdown()
+
+    async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run something that blocks, in a thread of this kind's own.
+
+        Parameters
+        ----------
+        function : callable
+            What to run.
+        *args, **kwargs
+            Its arguments.
+
+        Returns
+        -------
+        object
+            What it returned.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+
+    def allocate(self, record: InstanceRecord, requested: str | None = None) -> str:
+        """Return a free loopback address.
+
+        Parameters
+        ----------
+        record : InstanceRecord
+            The instance.
+        requested : str or None
+            The address that is wanted; only one of 127.0.0.0/8 can be had.
+
+        Returns
+        -------
+        str
+            The requested address, or any.
+
+        Raises
+        ------
+        ValueError
+            The requested address is not to be had.
+        """
+        assert self._addresses is not None, "the kind is not started"
+        return self._addresses.allocate(requested)
+
+    def external_address(self, internal: str) -> str:
+        """Return the address itself: a loopback network has no translation.
+
+        Parameters
+        ----------
+        internal : str
+            An address that this kind allocated.
+
+        Returns
+        -------
+        str
+            The same address.
+        """
+        return internal
+
+    def create(self, record: InstanceRecord, address: str, on_exit: GuestExit) -> ProcessMachine:
+        """Make a machine, powered off.
+
+        Parameters
+        ----------
+        record : InstanceRecord
+            The instance.
+        address : str
+            Its internal address.
+        on_exit : callable
+            Told when the guest powers off or reboots by itself, or dies.
+
+        Returns
+        -------
+        ProcessMachine
+            The machine.
+        """
+        machine = ProcessMachine(record, address, on_exit, self)
+        self._machines[machine] = None
+        return machine
+
+    async def publish_names(self) -> None:
+        """Write the names of the machines that exist to their name table."""
+        assert self._names_lock is not None
+        self._names_stale = True
+        async with self._names_lock:
+            if not self._names_stale:
+                return  # whoever held the lock before has written ours too
+            self._names_stale = False
+            names: dict[str, list[str]] = {}
+            for machine in self._machines:
+                names.setdefault(machine.address, []).extend(
+                    [machine.record.hostname, machine.record.name]
+                )
+            await self.in_thread(self.layout.write_hosts, names)
+
+    async def forget(self, machine: ProcessMachine) -> None:
+        """Free the address and the name of a discarded machine.
+
+        Parameters
+        ----------
+        machine : ProcessMachine
+            The machine; one that is forgotten already is ignored.
+        """
+        if machine in self._machines:
+            del self._machines[machine]
+            if self._addresses is not None:
+                self._addresses.release(machine.address)
+            await self.publish_names()
+
+    def leftovers(self) -> list[str]:
+        """Describe whatever still exists of this kind.
+
+        Returns
+        -------
+        list of str
+            Sentences about machines, processes and folders.
+        """
+        found = [machine.describe() for machine in self._machines]
+        if self._executor is not None:
+            return found
+        if self._supervision is not None and self._supervision.pid is not None:
+            found.append(f"The machines' supervisor (process {self._supervision.pid}) still runs.")
+        if self._layout is not None and self._layout.folder.exists():
+            found.append(f"The machines' folder {self._layout.folder} still exists.")
+        return found
+
+
+def probe_fence() -> Fence:
+    """Find out how guests can be kept off this host.
+
+    Returns
+    -------
+    Fence
+        The strongest fence there is.
+
+    Raises
+    ------
+    RuntimeError
+        The process is root and the kernel has no Landlock.
+    """
+    abi = landlock_abi()
+    root = os.geteuid() == 0
+    if root and not abi:
+        raise RuntimeError(
+            "process machines cannot be fenced in here: the kernel has no Landlock, and as root a "
+            "startup script could change this host. Run the emulator as an ordinary user, or use "
+            "paper machines."
+        )
+    if not abi:
+        return Fence(
+            0,
+            None,
+            (
+                "warning: the kernel has no Landlock: "
+                "only file permissions keep this machine from changing its host",
+            ),
+        )
+    if root and sys.platform == "linux":
+        return Fence(abi, random.choice(UNUSED_UIDS))  # noqa: S311 # a free number, no secret
+    return Fence(abi, None)
