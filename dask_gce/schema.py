@@ -1,0 +1,336 @@
+"""What a single setting may be: checks that turn a value as typed into the value used.
+
+`CHECKS` has one for each setting. A check takes the setting's key and the value and returns the
+checked value or raises a `SettingsError`. Where values come from, and which of them contradict
+one another, is the matter of `settings`; mappings are checked in `mappings`. Nothing here reads the
+environment, a file or the Dask configuration.
+"""
+
+from __future__ import annotations
+
+import inspect
+import ipaddress
+import keyword
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import PurePath
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from dask.utils import parse_bytes, parse_timedelta
+
+from dask_gce import images, machine_types, mappings, names
+from dask_gce.errors import SettingsError
+
+__all__ = ["CHECKS", "Check", "is_loopback"]
+
+Check = Callable[[str, Any], Any]
+
+_MIN_DISK_GB: Final = 10
+_MAX_DISK_GB: Final = 65_536
+_MAX_TAGS: Final = 64
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[gt]?)(?:i?b)?", re.IGNORECASE)
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+_SCOPE_URL: Final = "https://www.googleapis.com/auth/"
+# gcloud's aliases that differ from the last part of the scope (gcloud topic scopes).
+_SCOPE_ALIASES: Final = {
+    "compute-ro": "compute.readonly",
+    "compute-rw": "compute",
+    "logging-write": "logging.write",
+    "monitoring-read": "monitoring.read",
+    "monitoring-write": "monitoring.write",
+    "storage-full": "devstorage.full_control",
+    "storage-ro": "devstorage.read_only",
+    "storage-rw": "devstorage.read_write",
+}
+
+
+def _refuse(key: str, value: object, advice: str) -> SettingsError:
+    return SettingsError(f"{key} = {value!r} {advice}.", key=key)
+
+
+def _text(key: str, value: Any) -> str:
+    """Check for text that is not empty."""
+    if not isinstance(value, str):
+        raise _refuse(key, value, "must be text; put it in quotes")
+    if not value.strip() or not value.isprintable():
+        raise _refuse(key, value, "must be text on one line; leave the setting out to choose none")
+    return value
+
+
+def _texts(key: str, value: Any) -> tuple[str, ...]:
+    """Check for one text or a list of texts without repetition."""
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, list | tuple):
+        raise _refuse(key, value, "must be text or a list of texts")
+    checked = tuple(_text(key, item) for item in several)
+    if len(set(checked)) < len(checked):
+        raise _refuse(key, value, "names something twice")
+    return checked
+
+
+def _zones(key: str, value: Any) -> tuple[str, ...]:
+    """Check for one zone or several."""
+    checked = tuple(names.check_zone(zone, key=key) for zone in _texts(key, value))
+    if not checked:
+        raise _refuse(key, value, "must name at least one zone, such as 'us-central1-a'")
+    return checked
+
+
+def _network_tags(key: str, value: Any) -> tuple[str, ...]:
+    """Check for network tags."""
+    checked = tuple(names.check_name(tag, key=key) for tag in _texts(key, value))
+    if len(checked) > _MAX_TAGS:
+        raise _refuse(key, value, f"has {len(checked)} tags; Google allows {_MAX_TAGS}")
+    return checked
+
+
+def _scopes(key: str, value: Any) -> tuple[str, ...]:
+    """Check for access scopes and write short names out."""
+    checked = []
+    for scope in _texts(key, value):
+        name = scope.removeprefix(_SCOPE_URL)
+        if not re.fullmatch(r"[a-z][a-z._-]*", name):
+            raise _refuse(key, scope, f"is no scope: write 'cloud-platform' or '{_SCOPE_URL}...'")
+        checked.append(_SCOPE_URL + _SCOPE_ALIASES.get(name, name))
+    return tuple(checked)
+
+
+def _flag(key: str, value: Any) -> bool:
+    """Check for true or false."""
+    if not isinstance(value, bool):
+        raise _refuse(key, value, "must be true or false")
+    return value
+
+
+def _whole_number(least: int, most: int | None = None) -> Check:
+    limits = f"from {least} to {most}" if most is not None else f"of at least {least}"
+
+    def check(key: str, value: Any) -> int:
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = least - 1
+        if isinstance(value, bool) or number < least or (most is not None and number > most):
+            raise _refuse(key, value, f"must be a whole number {limits}")
+        return number
+
+    return check
+
+
+def _gigabytes(key: str, value: Any) -> int:
+    """Check for a disk size in GB, which are 1024 cubed bytes as Google counts them."""
+    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found:
+        size = float(found["number"]) * (1024 if found["unit"].lower() == "t" else 1)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        size = value
+    else:
+        raise _refuse(key, value, "must be a size in GB, such as 50 or '50GB'")
+    if not _MIN_DISK_GB <= size <= _MAX_DISK_GB or size != int(size):
+        raise _refuse(
+            key, value, f"must be a whole number of GB from {_MIN_DISK_GB} to {_MAX_DISK_GB}"
+        )
+    return int(size)
+
+
+def _seconds(key: str, value: Any) -> float:
+    """Check for a time."""
+    advice = "must be a time above zero, such as 600 or '10 minutes'"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _refuse(key, value, advice)
+    try:
+        duration = float(parse_timedelta(value))
+    except (ValueError, KeyError, OverflowError) as error:
+        raise _refuse(key, value, advice) from error
+    if not 0 < duration < math.inf:
+        raise _refuse(key, value, advice)
+    return duration
+
+
+def _memory_limit(key: str, value: Any) -> Any:
+    """Check for a worker's memory limit in Dask's spelling."""
+    advice = "must be such as '12GiB', 0.8 (a share of the machine), 'auto' or 0 (no limit)"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _refuse(key, value, advice)
+    if value != "auto":
+        try:
+            amount = parse_bytes(_text(key, value)) if isinstance(value, str) else value
+        except ValueError as error:
+            raise _refuse(key, value, advice) from error
+        if not 0 <= amount < math.inf:
+            raise _refuse(key, value, advice)
+    return value
+
+
+def _import_path(key: str, value: Any) -> str:
+    """Check for a class that workers can import, given as its path or itself."""
+    found = f"{value.__module__}.{value.__qualname__}" if inspect.isclass(value) else value
+    parts = found.split(".") if isinstance(found, str) else []
+    if parts[:1] == ["__main__"] or "<locals>" in parts:
+        raise _refuse(
+            key, found, "is defined where workers cannot import it; put it into a module they have"
+        )
+    if len(parts) < 2 or not all(p.isidentifier() and not keyword.iskeyword(p) for p in parts):
+        raise _refuse(key, value, "must be a class or its import path, such as 'distributed.Nanny'")
+    return ".".join(parts)
+
+
+def _security(key: str, value: Any) -> Any:
+    """Check for true, false or a `distributed.Security`."""
+    if isinstance(value, bool):
+        return value
+    from distributed import Security
+
+    if not isinstance(value, Security):
+        # Not by its repr: it could be a key.
+        raise SettingsError(
+            f"{key} is a {type(value).__name__}; it must be true, false or a distributed.Security.",
+            key=key,
+        )
+    return value
+
+
+def _service_account(key: str, value: Any) -> str:
+    """Check for a service account."""
+    account = _text(key, value)
+    if account != "default" and not _EMAIL.fullmatch(account):
+        raise _refuse(
+            key,
+            value,
+            "must be 'default' or an address such as NAME@PROJECT.iam.gserviceaccount.com "
+            "(gcloud iam service-accounts list shows yours)",
+        )
+    return account
+
+
+def _path(key: str, value: Any) -> str:
+    """Check for a file's path."""
+    return _text(key, str(value) if isinstance(value, PurePath) else value)
+
+
+def _endpoint(key: str, value: Any) -> str:
+    """Check for the address of a Compute API."""
+    address = _text(key, value)
+    try:
+        url = urlsplit(address)
+        port, host = url.port, url.hostname
+    except ValueError as error:
+        raise _refuse(key, value, "is not an address such as 'http://127.0.0.1:8080'") from error
+    if "@" in url.netloc:
+        raise SettingsError(f"{key} must not contain a user name or password.", key=key)
+    if url.scheme not in {"http", "https"} or not host or port == 0 or re.search(r"\s", address):
+        raise _refuse(key, value, "must begin with http:// or https:// and name a host")
+    if url.path not in {"", "/"} or "?" in address or "#" in address:
+        raise _refuse(
+            key,
+            value,
+            f"must have no path; use '{url.scheme}://{url.netloc}' (/compute/v1 is added)",
+        )
+    if url.scheme == "http" and not is_loopback(address):
+        raise _refuse(
+            key,
+            value,
+            "would send credentials unencrypted; use https:// (http:// is for 127.0.0.1)",
+        )
+    return f"{url.scheme}://{url.netloc}"
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether an address leads to this machine.
+
+    Parameters
+    ----------
+    address : str
+        A URL.
+
+    Returns
+    -------
+    bool
+        Whether its host is ``localhost`` or a loopback address.
+
+    Examples
+    --------
+    >>> is_loopback("http://127.0.0.1:8080"), is_loopback("http://127.0.0.1.example.com")
+    (True, False)
+    """
+    host = urlsplit(address).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _resource(collection: str) -> Check:
+    """Make a check for a resource given by its name or by a partial URL."""
+
+    def check(key: str, value: Any) -> str:
+        resource = _text(key, value)
+        *parents, name = resource.split("/")
+        if parents and parents[-1] != collection:
+            raise _refuse(key, value, f"must be a name or a path that ends in '{collection}/NAME'")
+        names.check_name(name, key=key)
+        return resource
+
+    return check
+
+
+def _project(key: str, value: Any) -> str:
+    """Check for a project; YAML reads a project's number as a number."""
+    return names.check_project(str(value) if isinstance(value, int) else _text(key, value), key=key)
+
+
+def _each(check: Callable[..., object]) -> Check:
+    """Make a check from one that wants text and has the key as a keyword."""
+    return lambda key, value: str(check(_text(key, value), key=key))
+
+
+_port: Final = _whole_number(1, 65_535)
+_machine_type: Final = _each(machine_types.parse_machine_type)
+
+#: The check of each setting, by keyword argument.
+CHECKS: Final[Mapping[str, Check]] = {
+    "project": _project,
+    "zone": _zones,
+    "name": _each(names.check_cluster_name),
+    "api_endpoint": _endpoint,
+    "api_token_file": _path,
+    "n_workers": _whole_number(0),
+    "machine_type": _machine_type,
+    "scheduler_machine_type": _machine_type,
+    "worker_machine_type": _machine_type,
+    "nthreads": _whole_number(1),
+    "memory_limit": _memory_limit,
+    "source_image": _each(images.parse_source_image),
+    "boot_disk_size": _gigabytes,
+    "boot_disk_type": _each(names.check_name),
+    "container_image": _each(images.check_container_image),
+    "env_vars": mappings.check_env_vars,
+    "worker_class": _import_path,
+    "worker_options": partial(
+        mappings.check_json,
+        reserved=("name", "host", "scheduler_ip", "scheduler_port", "security", "protocol"),
+        remedy="take it out of worker_options (see name, network and security)",
+    ),
+    "scheduler_options": partial(
+        mappings.check_json,
+        reserved=("host", "port", "dashboard_address", "security", "protocol"),
+        remedy="take it out of scheduler_options (see scheduler_port, dashboard_port and security)",
+    ),
+    "scheduler_port": _port,
+    "dashboard_port": _port,
+    "network": _resource("networks"),
+    "subnetwork": _resource("subnetworks"),
+    "external_ip": _flag,
+    "network_tags": _network_tags,
+    "labels": mappings.check_labels,
+    "service_account": _service_account,
+    "scopes": _scopes,
+    "security": _security,
+    "start_timeout": _seconds,
+    "worker_start_timeout": _seconds,
+    "instance_overrides": mappings.check_json,
+}
