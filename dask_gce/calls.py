@@ -1,0 +1,294 @@
+"""Calls to Compute Engine with their repeats: on threads for the event loop, or on the calling thread.
+
+It owns the pool of threads, the queue before it, and the repeating by the rules of `policy`. What is
+asked is left to `compute`, the single exchange to `library`.
+
+Every exchange runs on a thread of a pool of its own, never on the loop's default executor, which others
+fill and which is gone when the interpreter exits. At most so many exchanges are under way at a time;
+the others wait on the loop, in order, where they can be cancelled.
+
+Cancelling a call: one that waits for a thread, or between two attempts, is not sent (again). One that
+is on its way cannot be called back. It runs to its end on its thread and its answer is dropped, so
+whoever creates something must know its name beforehand. `settled` waits for whatever may be creating a
+name, so that a delete never overtakes the insert that it is to undo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from dask_gce.errors import TransportError
+from dask_gce.failures import failure_error
+from dask_gce.library import Call, ExchangeError, Library
+from dask_gce.policy import Deadline, Failure, RetryPolicy
+
+__all__ = ["Caller", "Clock"]
+
+T = TypeVar("T")
+
+#: The least time that is worth another attempt, in seconds.
+SHORTEST_ATTEMPT = 1.0
+
+
+class Clock:
+    """How time passes; a test can make it pass faster."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """Return seconds since the epoch."""
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait on the event loop.
+
+        Parameters
+        ----------
+        seconds : float
+            How long.
+        """
+        await asyncio.sleep(seconds)
+
+    def pause(self, seconds: float) -> None:
+        """Wait on the calling thread.
+
+        Parameters
+        ----------
+        seconds : float
+            How long.
+        """
+        time.sleep(seconds)
+
+
+class Caller:
+    """Makes calls for one event loop, and for threads without one.
+
+    Parameters
+    ----------
+    library : Library
+        Makes the exchanges.
+    threads : int
+        How many exchanges may be under way at a time.
+    exchange_timeout : float
+        Seconds to wait for a connection, and for each part of an answer.
+    call_timeout : float
+        Seconds for a call with all its repeats, from its first attempt.
+    policy : RetryPolicy
+        When to repeat.
+    clock : Clock
+        How time passes.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        *,
+        threads: int,
+        exchange_timeout: float,
+        call_timeout: float,
+        policy: RetryPolicy,
+        clock: Clock,
+    ) -> None:
+        self.clock = clock
+        self._library = library
+        self._exchange_timeout = exchange_timeout
+        self._call_timeout = call_timeout
+        self._policy = policy
+        self._executor = concurrent.futures.ThreadPoolExecutor(
+            threads, thread_name_prefix="dask-gce-compute"
+        )
+        self._slots = asyncio.Semaphore(threads)
+        self._under_way: set[asyncio.Future[Any]] = set()
+        self._creating: dict[str, set[concurrent.futures.Future[Any]]] = {}
+        self._loading: concurrent.futures.Future[None] | None = None
+
+    def preload(self) -> concurrent.futures.Future[None]:
+        """Begin to import the library on a thread, once.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            Done when it is imported.
+        """
+        if self._loading is None:
+            self._loading = self._submit(self._library.load)
+        return self._loading
+
+    async def close(self) -> None:
+        """Wait for the exchanges under way, end the threads and close all connections."""
+        if self._loading is not None:
+            await asyncio.wait({asyncio.wrap_future(self._loading)})
+        while self._under_way:
+            await asyncio.wait(set(self._under_way))
+        # No thread is busy any more, so joining them does not hold the loop.
+        self._executor.shutdown(wait=True)
+        self._library.close()
+
+    def close_now(self) -> None:
+        """End the threads and close all connections, on the calling thread."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._library.close()
+
+    async def answer(
+        self,
+        call: Call,
+        *,
+        creates: Sequence[str] = (),
+        deadline: Deadline | None = None,
+        exchange_timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """Make a call on a thread, with its repeats.
+
+        Parameters
+        ----------
+        call : Call
+            What to ask.
+        creates : sequence of str
+            Keys of what the call may create, for `settled`.
+        deadline : Deadline or None
+            When to give up; None counts the call timeout from the first attempt. The time in the queue
+            does not count: a thousand deletes may take their turn.
+        exchange_timeout : float or None
+            Seconds for one exchange; None for the usual.
+
+        Returns
+        -------
+        dict
+            The answer as API JSON; empty when a long poll has nothing to tell yet.
+
+        Raises
+        ------
+        GCEError
+            The error of `failures` for the last attempt.
+        """
+        attempt = 0
+        while True:
+            await self._slots.acquire()
+            if deadline is None:
+                deadline = Deadline.after(self._call_timeout, self.clock.monotonic)
+            timeout = _attempt_time(exchange_timeout or self._exchange_timeout, deadline)
+            try:
+                return await self._on_thread(call, timeout, creates)
+            except ExchangeError as error:
+                if call.long_poll and error.failure.reason == "timeout":
+                    return {}
+                pause = self._pause(call, error.failure, attempt, deadline)
+                if pause is None:
+                    raise failure_error(error.failure, call.place) from error.__cause__
+            await self.clock.sleep(pause)
+            attempt += 1
+
+    def answer_now(self, call: Call, deadline: Deadline) -> dict[str, Any]:
+        """Make a call on the calling thread, with its repeats.
+
+        Needs neither loop nor pool.
+
+        Parameters
+        ----------
+        call : Call
+            What to ask.
+        deadline : Deadline
+            When to give up.
+
+        Returns
+        -------
+        dict
+            The answer as API JSON.
+
+        Raises
+        ------
+        GCEError
+            The error of `failures` for the last attempt.
+        """
+        attempt = 0
+        while True:
+            timeout = _attempt_time(self._exchange_timeout, deadline)
+            try:
+                return self._library.exchange(call, timeout)
+            except ExchangeError as error:
+                pause = self._pause(call, error.failure, attempt, deadline)
+                if pause is None:
+                    raise failure_error(error.failure, call.place) from error.__cause__
+            self.clock.pause(pause)
+            attempt += 1
+
+    async def settled(self, key: str) -> None:
+        """Wait until no exchange is under way that may create something.
+
+        Parameters
+        ----------
+        key : str
+            What it may create, as given to `answer`.
+        """
+        creating = {asyncio.wrap_future(future) for future in self._creating.get(key, ())}
+        if creating:
+            await asyncio.wait(creating)
+
+    def settled_now(self, key: str, deadline: Deadline) -> None:
+        """Do as `settled`, on the calling thread.
+
+        Parameters
+        ----------
+        key : str
+            What an exchange may create.
+        deadline : Deadline
+            When to give up waiting.
+        """
+        creating = list(self._creating.get(key, ()))
+        if creating:
+            concurrent.futures.wait(creating, timeout=deadline.remaining)
+
+    async def _on_thread(
+        self, call: Call, timeout: float, creates: Sequence[str]
+    ) -> dict[str, Any]:
+        """Run one exchange on a thread; the caller's slot is free again when the thread is."""
+        try:
+            future = self._submit(functools.partial(self._library.exchange, call, timeout))
+        except TransportError:
+            self._slots.release()
+            raise
+        running = asyncio.wrap_future(future)
+        self._under_way.add(running)
+        for key in creates:
+            self._creating.setdefault(key, set()).add(future)
+
+        def settle(_: asyncio.Future[Any]) -> None:
+            self._slots.release()
+            self._under_way.discard(running)
+            for key in creates:
+                self._creating[key].discard(future)
+                if not self._creating[key]:
+                    del self._creating[key]
+
+        running.add_done_callback(settle)
+        # The shield keeps the exchange, and what is noted of it, when its caller is cancelled.
+        return await asyncio.shield(running)
+
+    def _submit(self, work: Callable[[], T]) -> concurrent.futures.Future[T]:
+        try:
+            return self._executor.submit(work)
+        except RuntimeError as error:
+            raise TransportError(
+                "The Compute client is closed, or the interpreter is exiting; nothing was sent."
+            ) from error
+
+    def _pause(
+        self, call: Call, failure: Failure, attempt: int, deadline: Deadline
+    ) -> float | None:
+        if not call.repeatable:
+            return None
+        pause = self._policy.delay(failure, attempt, now=self.clock.time())
+        if pause is None or not deadline.allows(pause + SHORTEST_ATTEMPT):
+            return None
+        return pause
+
+
+def _attempt_time(usual: float, deadline: Deadline) -> float:
+    return min(usual, max(deadline.remaining, SHORTEST_ATTEMPT))

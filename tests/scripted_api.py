@@ -1,0 +1,156 @@
+"""An HTTP server that answers as a test tells it to, for faults that no healthy API makes.
+
+It runs on threads of its own, so that tests of the synchronous path and of a blocked loop can use it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+
+@dataclass(frozen=True)
+class Request:
+    """What arrived."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: Mapping[str, str]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back: JSON, or text as it is, or nothing at all."""
+
+    json: Any = field(default_factory=dict)
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    text: str | None = None
+    delay: float = 0.0
+    drop: bool = False
+
+
+def refusal(status: int, reason: str, message: str = "No.", **headers: str) -> Answer:
+    """Answer with Google's error envelope."""
+    error = {
+        "code": status,
+        "message": message,
+        "errors": [{"message": message, "domain": "global", "reason": reason}],
+    }
+    shown = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer({"error": error}, status, shown)
+
+
+def operation(name: str = "operation-1", status: str = "RUNNING", **more: Any) -> Answer:
+    """Answer with a zonal operation."""
+    return Answer(
+        {
+            "kind": "compute#operation",
+            "name": name,
+            "status": status,
+            "zone": "https://www.googleapis.com/compute/v1/projects/p/zones/z",
+            "operationType": "insert",
+            "targetLink": "https://www.googleapis.com/compute/v1/projects/p/zones/z/instances/i",
+            **more,
+        }
+    )
+
+
+class ScriptedAPI:
+    """The server; a context manager.
+
+    `script` is called with each request and returns an `Answer`.
+    """
+
+    def __init__(self, script: Callable[[Request], Answer]) -> None:
+        self.requests: list[Request] = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self._sockets: set[socket.socket] = set()
+        lock = threading.Lock()
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            # Headers and body leave in two writes; without this the second waits for an ACK.
+            disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                super().setup()
+                api._sockets.add(self.connection)
+
+            def finish(self) -> None:
+                api._sockets.discard(self.connection)
+                super().finish()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+            def _serve(self) -> None:
+                parts = urlsplit(self.path)
+                length = int(self.headers.get("Content-Length") or 0)
+                content = self.rfile.read(length)
+                request = Request(
+                    self.command,
+                    parts.path,
+                    dict(parse_qsl(parts.query)),
+                    {name.lower(): value for name, value in self.headers.items()},
+                    json.loads(content) if content else None,
+                )
+                with lock:
+                    api.requests.append(request)
+                    api._at_once += 1
+                    api.most_at_once = max(api.most_at_once, api._at_once)
+                try:
+                    answer = script(request)
+                    time.sleep(answer.delay)
+                finally:
+                    with lock:
+                        api._at_once -= 1
+                if answer.drop:
+                    self.close_connection = True
+                    return
+                text = json.dumps(answer.json) if answer.text is None else answer.text
+                data = text.encode()
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_DELETE = _serve
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = False
+            request_queue_size = 128
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """Stay silent: clients that give up early are part of the tests."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> ScriptedAPI:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.shutdown()
+        for connection in list(self._sockets):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the client has closed it already
+        self._server.server_close()
+        self._thread.join()
