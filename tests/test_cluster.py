@@ -1,0 +1,268 @@
+"""The main job, end to end: real Dask processes on machines of the local Compute Engine."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import time
+
+import dask
+import pytest
+from distributed import Client
+from distributed.deploy.adaptive import Adaptive
+from distributed.security import Security
+
+from dask_gce import GCECluster
+from dask_gce.errors import GCEError, SettingsError
+
+# Every worker of these tests is two processes on a machine with two cores.
+pytestmark = pytest.mark.timeout(180)
+
+
+def wait_until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def instances(emulator):
+    return {each["name"]: each for each in emulator.instances() if each["status"] != "STOPPING"}
+
+
+@pytest.fixture
+def settings(process_emulator):
+    """Keywords with which a cluster runs on the local Compute Engine."""
+    return {
+        "api_endpoint": process_emulator.endpoint,
+        "machine_type": "e2-highcpu-2",
+        "start_timeout": "60 s",
+        "worker_start_timeout": "60 s",
+        "quiet": True,
+    }
+
+
+def test_computes_over_tls_and_leaves_nothing(process_emulator, settings):
+    before = copy.deepcopy(dask.config.config)
+    with GCECluster(n_workers=2, **settings) as cluster, Client(cluster) as client:
+        assert cluster.scheduler_address.startswith("tls://127.")
+        assert client.submit(sum, range(10)).result() == 45
+        client.wait_for_workers(2)
+        workers = {each["name"] for each in client.scheduler_info()["workers"].values()}
+        # One string: the spec's key, the instance's name, the worker's name.
+        assert workers == set(cluster.worker_spec) == cluster.plan == cluster.requested
+        assert workers == cluster.observed
+        machines = instances(process_emulator)
+        assert set(machines) == workers | {cluster.scheduler.name}
+        assert {each["labels"]["dask-gce-cluster"] for each in machines.values()} == {cluster.name}
+        assert not any(name.isdigit() for name in machines)
+        assert cluster.dashboard_link.endswith(":8787/status")
+    wait_until(lambda: not process_emulator.leftovers())
+    assert dask.config.config == before
+
+
+async def test_asynchronous(process_emulator, settings):
+    async with GCECluster(n_workers=1, asynchronous=True, **settings) as cluster:
+        async with Client(cluster, asynchronous=True) as client:
+            assert await client.submit(lambda x: x + 1, 1) == 2
+            logs = await cluster.get_logs()
+            assert "Scheduler" in logs
+            assert any("tls://127." in name for name in logs)
+    assert cluster.status.name == "closed"
+    await asyncio.to_thread(wait_until, lambda: not process_emulator.leftovers())
+
+
+async def test_await_twice_makes_one_cluster(process_emulator, settings):
+    cluster = GCECluster(n_workers=1, asynchronous=True, **settings)
+    assert await cluster is cluster
+    await asyncio.gather(cluster, cluster)
+    async with Client(cluster, asynchronous=True) as client:
+        await client.wait_for_workers(1)
+    assert process_emulator.requests["compute.instances.insert"] == 2
+    await cluster.close()
+    await cluster.close()
+
+
+def test_scales_by_workers_cores_and_memory(process_emulator, settings):
+    with GCECluster(**settings) as cluster, Client(cluster) as client:
+        cluster.scale(cores=3)  # two threads a worker, from machineTypes.get
+        assert len(cluster.plan) == 2
+        client.wait_for_workers(2)
+        # Scaling down moves results to the workers that stay.
+        futures = client.scatter(list(range(20)), broadcast=False)
+        cluster.scale(1)
+        wait_until(lambda: len(instances(process_emulator)) == 2)
+        assert client.gather(futures) == list(range(20))
+        memory = cluster._memory_per_worker()
+        assert 2**30 < memory < 2 * 2**30  # e2-highcpu-2 has 2 GB, less what the system keeps
+        cluster.scale(memory=memory + 1)
+        assert len(cluster.plan) == 2
+        cluster.scale(0)
+        wait_until(lambda: len(instances(process_emulator)) == 1)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "3", True, None])
+def test_scale_refuses_what_is_no_number_of_workers(settings, wrong):
+    with GCECluster(**settings) as cluster, pytest.raises(SettingsError, match="whole number"):
+        cluster.scale(wrong)
+
+
+class Recorder(Adaptive):
+    """A user's own Adaptive class."""
+
+    decisions = 0
+
+    async def recommendations(self, target):
+        type(self).decisions += 1
+        return await super().recommendations(target)
+
+
+def test_adapts_up_and_down_with_a_class_of_ones_own(process_emulator, settings):
+    with GCECluster(**settings) as cluster, Client(cluster) as client:
+        adaptive = cluster.adapt(
+            Adaptive=Recorder, minimum=0, maximum=1, interval="100ms", wait_count=3
+        )
+        assert isinstance(adaptive, Recorder)
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        wait_until(lambda: len(instances(process_emulator)) == 1, 30)
+    assert Recorder.decisions > 0
+
+
+def test_adaptive_defaults_suit_machines_that_boot_for_a_minute(settings):
+    with GCECluster(**settings) as cluster:
+        adaptive = cluster.adapt(maximum=3)
+        assert (adaptive.interval, adaptive.wait_count) == (5, 24)
+        assert adaptive.target_duration == 180
+        # A second call starts from the defaults again, not from the first call's options.
+        assert cluster.adapt(minimum=1).maximum == float("inf")
+
+
+def test_strangers_are_refused(process_emulator, settings):
+    with GCECluster(**settings) as cluster, GCECluster(**settings) as other:
+        address = cluster.scheduler_address
+        for stranger, security in [
+            (address.replace("tls://", "tcp://"), Security(require_encryption=False)),
+            (address, other.security),
+        ]:
+            with pytest.raises(OSError):
+                Client(stranger, security=security, timeout=2)
+        with Client(address, security=cluster.security) as client:
+            assert client.status == "running"
+
+
+def test_two_clusters_with_different_security_and_settings(process_emulator, settings):
+    before = copy.deepcopy(dask.config.config)
+    with (
+        GCECluster(n_workers=1, env_vars={"WHO": "one"}, **settings) as one,
+        GCECluster(n_workers=1, env_vars={"WHO": "two"}, security=False, **settings) as two,
+        Client(one) as first,
+        Client(two, set_as_default=False) as second,
+    ):
+        assert one.scheduler_address.startswith("tls://")
+        assert two.scheduler_address.startswith("tcp://")
+
+        def who():
+            import os
+
+            return os.environ["WHO"]
+
+        assert first.submit(who).result() == "one"
+        assert second.submit(who).result() == "two"
+        assert dask.config.config == before
+    wait_until(lambda: not process_emulator.leftovers())
+
+
+def test_a_users_own_security(settings):
+    security = Security.temporary()
+    with GCECluster(n_workers=1, security=security, **settings) as cluster:
+        assert cluster.security is security
+        with Client(cluster) as client:
+            assert client.submit(len, "abc").result() == 3
+
+
+def test_as_cluster_class_for_other_tools(process_emulator, settings):
+    """Tools such as Prefect and JupyterLab's extension make clusters from JSON keywords."""
+    keywords = json.loads(json.dumps({**settings, "n_workers": 1}))
+
+    async def main():
+        cluster = await GCECluster(asynchronous=True, **keywords)
+        cluster.scale(2)
+        async with Client(cluster, asynchronous=True) as client:
+            await client.wait_for_workers(2)
+        await cluster.close()
+
+    asyncio.run(main())
+    wait_until(lambda: not process_emulator.leftovers())
+
+
+def test_worker_class_and_options_reach_the_worker(settings):
+    with (
+        GCECluster(
+            n_workers=1,
+            worker_class="distributed.Worker",
+            worker_options={"resources": {"GPU": 2}},
+            nthreads=3,
+            memory_limit="1 GB",
+            scheduler_options={"idle_timeout": "1 hour"},
+            **settings,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(1)
+        (worker,) = client.scheduler_info()["workers"].values()
+        assert (worker["nthreads"], worker["memory_limit"]) == (3, 10**9)
+        assert worker["resources"] == {"GPU": 2}
+        assert worker["nanny"] is None
+        assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.idle_timeout) == 3600
+
+
+def test_closed_while_starting(process_emulator, settings):
+    async def main():
+        cluster = GCECluster(n_workers=1, asynchronous=True, **settings)
+        starting = asyncio.ensure_future(cluster._start())
+        while not process_emulator.requests["compute.instances.insert"]:
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        await cluster.close()
+        assert time.monotonic() - began < 5
+        with pytest.raises(GCEError, match="closed while it was starting"):
+            await starting
+
+    asyncio.run(main())
+    wait_until(lambda: not process_emulator.leftovers())
+
+
+def test_cancelled_while_starting(process_emulator, settings):
+    async def main():
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(GCECluster(asynchronous=True, **settings), 0.2)
+
+    asyncio.run(main())
+    wait_until(lambda: not process_emulator.leftovers())
+
+
+def test_a_wrong_keyword_costs_no_call(process_emulator, settings):
+    with pytest.raises(SettingsError, match="n_workers"):
+        GCECluster(n_wokers=3, **settings)
+    assert not process_emulator.requests
+
+
+def test_zones_are_tried_in_order(process_emulator, settings):
+    with pytest.raises(SettingsError, match="None of the zones") as caught:
+        GCECluster(zone=["us-central1-a"], **{**settings, "machine_type": "z9-standard-1"})
+    assert caught.value.key == "zone"
+    assert not process_emulator.requests["compute.instances.insert"]
+
+
+def test_a_worker_that_vanishes_leaves_the_plan(process_emulator, settings):
+    with GCECluster(n_workers=1, **settings) as cluster, Client(cluster) as client:
+        client.wait_for_workers(1)
+        (name,) = cluster.plan
+        with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}):
+            process_emulator.delete_behind(name)
+            wait_until(lambda: not cluster.plan, 30)
+        assert cluster.failures[-1].name == name
+        cluster.scale(1)
+        client.wait_for_workers(1)
+        assert cluster.plan != {name}

@@ -1,0 +1,139 @@
+"""A start that fails says why, in time, and leaves nothing."""
+
+from __future__ import annotations
+
+import pickle
+import time
+
+import pytest
+from distributed import Client
+
+from dask_gce import GCECluster
+from dask_gce.emulator import Fault
+from dask_gce.errors import (
+    InstanceError,
+    OutOfCapacity,
+    PermissionDenied,
+    QuotaExceeded,
+    StartTimeout,
+)
+
+HANGS = "import time\nwhile True:\n    time.sleep(1)\n"
+
+
+@pytest.fixture
+def settings(process_emulator):
+    return {"api_endpoint": process_emulator.endpoint, "machine_type": "e2-small", "quiet": True}
+
+
+def assert_all_gone(emulator):
+    deadline = time.monotonic() + 10
+    while left := emulator.leftovers():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def test_missing_image(process_emulator, settings):
+    with pytest.raises(InstanceError) as caught:
+        GCECluster(container_image="registry.example/missing:1", **settings)
+    error = caught.value
+    assert error.phase == "failed: docker pull of registry.example/missing:1 failed"
+    assert "registry.example/missing:1" in error.serial_tail
+    for part in (error.name, error.zone, error.phase, error.serial_tail, "container_image"):
+        assert part in str(error)
+    assert pickle.loads(pickle.dumps(error)).serial_tail == error.serial_tail  # noqa: S301
+    assert_all_gone(process_emulator)
+
+
+def test_scheduler_that_ends_at_once(process_emulator, settings):
+    with pytest.raises(InstanceError) as caught:
+        GCECluster(scheduler_options={"preload": "raise SystemExit(7)"}, **settings)
+    assert caught.value.phase.startswith("failed: Dask ended with exit status")
+    assert "phase: starting" in caught.value.serial_tail
+    assert_all_gone(process_emulator)
+
+
+def test_port_that_never_opens(process_emulator, settings):
+    began = time.monotonic()
+    with pytest.raises(StartTimeout, match="within 4 s") as caught:
+        GCECluster(scheduler_options={"preload": HANGS}, start_timeout="4 s", **settings)
+    assert time.monotonic() - began < 10
+    assert caught.value.phase == "starting"
+    assert "dask-gce phase: starting" in caught.value.serial_tail
+    assert_all_gone(process_emulator)
+
+
+def test_worker_that_fails(process_emulator, settings):
+    with GCECluster(worker_options={"preload": "raise SystemExit(7)"}, **settings) as cluster:
+        cluster.scale(1)
+        with Client(cluster) as client, pytest.raises(InstanceError) as caught:
+            client.wait_for_workers(1, timeout=60)
+        assert caught.value.phase.startswith("failed")
+        assert caught.value in cluster.failures
+        assert not cluster.plan
+    assert_all_gone(process_emulator)
+
+
+def test_worker_that_never_registers(process_emulator, settings):
+    with GCECluster(
+        worker_options={"preload": HANGS}, worker_start_timeout="3 s", **settings
+    ) as cluster:
+        cluster.scale(1)
+        with Client(cluster) as client, pytest.raises(StartTimeout, match="within 3 s"):
+            client.wait_for_workers(1, timeout=60)
+    assert_all_gone(process_emulator)
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"), [("quotaExceeded", QuotaExceeded), ("forbidden", PermissionDenied)]
+)
+def test_refused_insert(process_emulator, settings, reason, error):
+    process_emulator.faults.add(
+        Fault(
+            method="compute.instances.insert",
+            status=403,
+            reason=reason,
+            message="Quota 'CPUS' exceeded.  Limit: 8.0 in region us-central1.",
+        )
+    )
+    with pytest.raises(error, match="Limit: 8"):
+        GCECluster(**settings)
+    assert not process_emulator.faults.unused()
+    assert_all_gone(process_emulator)
+
+
+def test_stock_out(process_emulator, settings):
+    process_emulator.faults.add(
+        Fault(
+            method="compute.instances.insert",
+            operation_errors=[
+                {
+                    "code": "ZONE_RESOURCE_POOL_EXHAUSTED",
+                    "message": "The zone does not have enough resources available.",
+                }
+            ],
+        )
+    )
+    with pytest.raises(InstanceError, match="enough resources") as caught:
+        GCECluster(**settings)
+    assert isinstance(caught.value.__cause__, OutOfCapacity)
+    assert not process_emulator.faults.unused()
+    assert_all_gone(process_emulator)
+
+
+def test_refused_worker_leaves_the_others(process_emulator, settings):
+    with GCECluster(**settings) as cluster:
+        process_emulator.faults.add(
+            Fault(
+                method="compute.instances.insert",
+                status=403,
+                reason="quotaExceeded",
+                message="Quota 'CPUS' exceeded.",
+            )
+        )
+        cluster.scale(2)
+        with Client(cluster) as client:
+            client.wait_for_workers(1)
+        assert len(cluster.plan) == 1
+        assert isinstance(cluster.failures[0], QuotaExceeded)
+    assert_all_gone(process_emulator)

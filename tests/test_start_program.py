@@ -1,0 +1,195 @@
+"""The program that starts Dask on an instance hands over exactly what the metadata says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from dask_gce.emulator.machines.metadata import MetadataServer
+from dask_gce.emulator.record import InstanceRecord
+from dask_gce.startup import Payload, Tls, build_metadata, guest_file, scheduler_spec, worker_spec
+
+#: A `dask` that writes down how it was called instead of doing it.
+WITNESS = """#!{python}
+import json, os, sys
+file = sys.argv[sys.argv.index("--spec-file") + 1]
+seen = {{"arguments": sys.argv[1:], "environment": dict(os.environ),
+        "spec": json.load(open(file)), "mode": os.stat(file).st_mode & 0o777}}
+security = seen["spec"]["opts"]["security"] or {{}}
+seen["files"] = {{name: [open(path).read(), os.stat(path).st_mode & 0o777]
+                 for name, path in security.items() if isinstance(path, str)}}
+json.dump(seen, open({output!r}, "w"))
+sys.exit({status})
+"""
+
+
+class Guest:
+    """A folder that looks to the start program like the inside of the container."""
+
+    def __init__(self, folder, status=0):
+        self.folder = folder
+        self.output = folder / "seen.json"
+        (folder / "bin").mkdir()
+        (folder / "guest").mkdir()
+        (folder / "tmp").mkdir()
+        dask = folder / "bin" / "dask"
+        dask.write_text(
+            WITNESS.format(python=sys.executable, output=str(self.output), status=status)
+        )
+        dask.chmod(0o755)
+        (folder / "guest" / "start.py").write_text(guest_file("start.py"))
+        (folder / "guest" / "entrypoint.json").write_text("null")
+
+    async def run(self, payload):
+        """Run the program against a metadata server; return its status, what it did, phases."""
+        items = [{"key": k, "value": v} for k, v in build_metadata(payload).items()]
+        resource = {
+            "name": "dask-1-worker-2",
+            "id": "1",
+            "machineType": "zones/us-east1-b/machineTypes/e2-small",
+            "zone": "projects/p/zones/us-east1-b",
+            "networkInterfaces": [{"networkIP": "127.0.0.1", "network": "global/networks/default"}],
+            "metadata": {"items": items},
+        }
+        record = InstanceRecord("p", 1, "us-east1-b", resource)
+        server = MetadataServer(record, "127.0.0.1", "token")
+        await server.start()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(self.folder / "guest" / "start.py"),
+                env={
+                    "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+                    "GCE_METADATA_HOST": f"127.0.0.1:{server.port}",
+                    "TMPDIR": str(self.folder / "tmp"),
+                    "LANG": "C.UTF-8",
+                },
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            output, _ = await process.communicate()
+        finally:
+            await server.close()
+        seen = json.loads(self.output.read_text()) if self.output.exists() else None
+        return process.returncode, seen, output.decode()
+
+
+@pytest.fixture
+def guest(tmp_path):
+    return Guest(tmp_path)
+
+
+def payload(**changes):
+    fields = {
+        "role": "scheduler",
+        "project": "p",
+        "container_image": "ghcr.io/dask/dask:latest",
+        "spec": scheduler_spec(protocol="tls", port=8786, dashboard_port=8787, options={}),
+    }
+    return Payload(**{**fields, **changes})
+
+
+#: What an environment can hold, with what shells, URLs and JSON find difficult made likely.
+VALUES = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+    | st.sampled_from(list(" '\"$`\\\n\t\r;&|<>*?!#~%{}()=")),
+    max_size=200,
+) | st.sampled_from(["$(reboot)", "`reboot`", "${HOME}", "x" * 10_000, "ünï ☃ 💥" * 900])
+NAMES = st.from_regex(r"[A-Z_][A-Z0-9_]{3,30}", fullmatch=True).map(lambda name: "V_" + name)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | VALUES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(VALUES, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    environment=st.dictionaries(NAMES, VALUES, max_size=8),
+    options=st.dictionaries(NAMES, JSON, max_size=8),
+)
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_environment_and_options_arrive_byte_for_byte(guest, environment, options):
+    spec = scheduler_spec(protocol="tls", port=8786, dashboard_port=8787, options=options)
+    status, seen, output = asyncio.run(guest.run(payload(env_vars=environment, spec=spec)))
+    assert status == 0, output
+    assert {name: seen["environment"][name] for name in environment} == environment
+    assert {name: seen["spec"]["opts"][name] for name in options} == options
+
+
+async def test_addresses_are_the_machines_own(guest):
+    _, seen, _ = await guest.run(payload())
+    assert seen["spec"]["opts"]["host"] == "127.0.0.1"
+    assert seen["spec"]["opts"]["dashboard_address"] == "127.0.0.1:8787"
+    assert seen["spec"]["opts"]["security"] is None
+    assert "name" not in seen["spec"]["opts"]
+
+
+async def test_certificates_become_private_files(guest):
+    _, seen, output = await guest.run(payload(tls=Tls("the ca", "the certificate", "the key")))
+    assert seen["files"] == {
+        "tls_ca_file": ["the ca", 0o600],
+        "tls_scheduler_cert": ["the certificate", 0o600],
+        "tls_scheduler_key": ["the key", 0o600],
+    }
+    assert seen["spec"]["opts"]["security"]["require_encryption"] is True
+    assert seen["mode"] == 0o600
+    assert "the key" not in output
+
+
+async def test_a_worker_is_called_like_its_instance_and_waits_for_the_scheduler(guest):
+    with socket.create_server(("127.0.0.1", 0)) as scheduler:
+        port = scheduler.getsockname()[1]
+        _, seen, output = await guest.run(
+            payload(
+                role="worker",
+                spec=worker_spec(
+                    worker_class="distributed.Nanny",
+                    scheduler_address=f"tls://127.0.0.1:{port}",
+                    nthreads=1,
+                    memory_limit=None,
+                    options={},
+                ),
+                scheduler={"host": "127.0.0.1", "port": port, "timeout": 5},
+            )
+        )
+    assert seen["spec"]["opts"]["name"] == "dask-1-worker-2"
+    assert seen["arguments"][:2] == ["spec", f"tls://127.0.0.1:{port}"]
+    assert "dask-gce phase: running" in output
+
+
+async def test_a_worker_without_a_scheduler_gives_up(guest):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    status, seen, output = await guest.run(
+        payload(role="worker", scheduler={"host": "127.0.0.1", "port": port, "timeout": 0.5})
+    )
+    assert status == 3
+    assert seen is None
+    assert f"dask-gce phase: failed: no scheduler at 127.0.0.1:{port}" in output
+
+
+async def test_the_exit_status_is_dasks(tmp_path):
+    status, _, _ = await Guest(tmp_path, status=9).run(payload())
+    assert status == 9
+
+
+async def test_the_images_entry_point_runs_in_between(guest):
+    marker = guest.folder / "entered"
+    wrapper = guest.folder / "bin" / "enter"
+    wrapper.write_text(f'#!/bin/sh\ntouch {marker}\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    (guest.folder / "guest" / "entrypoint.json").write_text(json.dumps(["enter"]))
+    status, seen, output = await guest.run(payload())
+    assert status == 0, output
+    assert marker.exists()
+    assert seen is not None
