@@ -9,7 +9,8 @@
 #
 # PYTHON=/path/to/python chooses the Python, VENV=folder the virtual environment.
 
-export PYTHON VENV ?= .venv
+VENV ?= .venv
+export PYTHON VENV
 INSTALLED = $(VENV)/.installed
 
 .PHONY: demo test test-as-user lint docs bench clean
