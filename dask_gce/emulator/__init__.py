@@ -1,1 +1,33 @@
 """A local Compute Engine: the v1 API on loopback, and a real machine behind every instance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dask_gce.emulator.emulator import ComputeEmulator
+    from dask_gce.emulator.faults import Fault
+    from dask_gce.emulator.server import Exchange
+    from dask_gce.emulator.timings import Timings
+
+__all__ = ["ComputeEmulator", "Exchange", "Fault", "Timings"]
+
+_HOMES = {
+    "ComputeEmulator": "emulator",
+    "Exchange": "server",
+    "Fault": "faults",
+    "Timings": "timings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # aiohttp's server is loaded when it is used, not when the package is imported (PEP 562).
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,192 @@
+"""The state of one local Compute Engine: its projects and what they hold.
+
+Owns: the collections of resources, the request IDs that were seen, the default network of a new
+project. How resources come and go is told by `instances`, `disks` and `networks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from dask_gce.emulator.errors import APIError, not_found
+from dask_gce.emulator.faults import Faults
+from dask_gce.emulator.links import PROJECT_ID, number_of
+from dask_gce.emulator.machine import MachineKind
+from dask_gce.emulator.networks import default_firewalls, default_network, default_subnetworks
+from dask_gce.emulator.operations import Operation, Operations, Work
+from dask_gce.emulator.timings import Timings
+
+if TYPE_CHECKING:
+    from dask_gce.emulator.lifecycle import Instance
+
+#: A resource in API JSON.
+Resource = dict[str, Any]
+
+
+class Project:
+    """One project and its resources.
+
+    Parameters
+    ----------
+    project_id : str
+        Project ID.
+    base_url : str
+        The address of the API up to and with ``/compute/v1``.
+    """
+
+    def __init__(self, project_id: str, base_url: str) -> None:
+        self.id = project_id
+        self.number = number_of(project_id)
+        #: Instances and disks by zone and name.
+        self.instances: dict[str, dict[str, Instance]] = {}
+        self.disks: dict[str, dict[str, Resource]] = {}
+        #: Global resources by name; subnetworks by region and name.
+        self.networks: dict[str, Resource] = default_network(base_url, project_id)
+        self.firewalls: dict[str, Resource] = default_firewalls(base_url, project_id)
+        self.subnetworks: dict[str, dict[str, Resource]] = default_subnetworks(base_url, project_id)
+        #: Operations by the request ID that began them.
+        self.requests: dict[str, Operation] = {}
+
+    @property
+    def path(self) -> str:
+        """Its path."""
+        return f"projects/{self.id}"
+
+    @property
+    def service_account(self) -> str:
+        """The address of its default service account."""
+        return f"{self.number}-compute@developer.gserviceaccount.com"
+
+    @property
+    def user(self) -> str:
+        """Who begins its operations."""
+        return f"local@{self.id}.iam.gserviceaccount.com"
+
+
+class Cloud:
+    """Everything one emulator knows.
+
+    Parameters
+    ----------
+    endpoint : str
+        The emulator's address, ``http://127.0.0.1:PORT``.
+    kind : MachineKind
+        Makes the machines.
+    timings : Timings
+        How long things take.
+    faults : Faults
+        What is to go wrong.
+    projects : collection of str or None
+        The projects that exist; None when every well-formed ID does.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        kind: MachineKind,
+        timings: Timings,
+        faults: Faults,
+        projects: Collection[str] | None,
+    ) -> None:
+        self.base_url = f"{endpoint}/compute/v1"
+        self.kind = kind
+        self.timings = timings
+        self.faults = faults
+        self.operations = Operations(self.base_url, timings.pending)
+        self.projects: dict[str, Project] = {}
+        self._known = None if projects is None else frozenset(projects)
+
+    def project(self, project_id: str) -> Project:
+        """Return a project.
+
+        Parameters
+        ----------
+        project_id : str
+            Project ID.
+
+        Returns
+        -------
+        Project
+            The project, made now if it exists but was never asked for.
+
+        Raises
+        ------
+        APIError
+            The ID is malformed or no such project exists.
+        """
+        if project_id not in self.projects:
+            if not PROJECT_ID.fullmatch(project_id):
+                raise APIError(400, "invalid", f"Invalid value for project: {project_id}")
+            if self._known is not None and project_id not in self._known:
+                raise not_found(f"projects/{project_id}")
+            self.projects[project_id] = Project(project_id, self.base_url)
+        return self.projects[project_id]
+
+    def url(self, path: str) -> str:
+        """Return the full link of a path such as ``projects/p/global/networks/default``."""
+        return f"{self.base_url}/{path}"
+
+    def begin(
+        self,
+        project: Project,
+        scope: str,
+        operation_type: str,
+        target: str,
+        work: Work,
+        **extra: Any,
+    ) -> Operation:
+        """Begin an operation.
+
+        Parameters
+        ----------
+        project : Project
+            The project.
+        scope : str
+            ``global``, ``regions/R`` or ``zones/Z``.
+        operation_type : str
+            Google's word for it, for example ``insert``.
+        target : str
+            The path of the resource it works on, below the project's scope.
+        work : callable
+            What it does.
+        **extra
+            ``target_id``, or further fields of the operation's resource.
+
+        Returns
+        -------
+        Operation
+            The operation, still PENDING.
+        """
+        extra.setdefault("user", project.user)
+        scope_path = f"{project.path}/{scope}"
+        return self.operations.begin(
+            scope_path, operation_type, f"{scope_path}/{target}", work, **extra
+        )
+
+    def leftovers(self) -> list[str]:
+        """Return a sentence for each instance, disk and running operation that exists."""
+        found = []
+        for project in self.projects.values():
+            for zone, instances in project.instances.items():
+                for instance in instances.values():
+                    found.append(
+                        f"instance {instance.name} in {project.id}/{zone} is {instance.status}"
+                    )
+            for zone, disks in project.disks.items():
+                found += [f"disk {name} in {project.id}/{zone} exists" for name in disks]
+        for operation in self.operations.running():
+            target = operation.resource["targetLink"].removeprefix(f"{self.base_url}/")
+            found.append(
+                f"operation {operation.name} ({operation.resource['operationType']} of {target})"
+                f" is {operation.resource['status']}"
+            )
+        return found
+
+    async def close(self) -> None:
+        """Stop every operation and timer. The machines belong to their kind."""
+        for project in self.projects.values():
+            for instances in project.instances.values():
+                for instance in instances.values():
+                    instance.close()
+        await self.operations.close()

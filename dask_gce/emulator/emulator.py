@@ -1,0 +1,303 @@
+"""`ComputeEmulator`: a local Compute Engine from beginning to end.
+
+Owns: the listener, the thread in synchronous use, the order of starting and closing. Everything it
+answers comes from `server` and what lies below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+
+from aiohttp import web
+
+from dask_gce.emulator.cloud import Cloud
+from dask_gce.emulator.faults import Faults
+from dask_gce.emulator.machine import MachineKind
+from dask_gce.emulator.server import Observer, Server
+from dask_gce.emulator.timings import Timings
+
+T = TypeVar("T")
+
+
+class ComputeEmulator:
+    """A local Compute Engine, for as long as the context lasts.
+
+    Use it with ``with``, and it runs in a thread of its own, or with ``async with``, and it runs in the
+    current event loop. It listens on 127.0.0.1 only. It boots what it is sent: whoever can reach it can
+    run programs as you, so on a machine with several users give a `token`.
+
+    Parameters
+    ----------
+    machines : str or MachineKind
+        What the instances are made of: ``"process"``, ``"paper"``, or a kind of your own.
+    port : int
+        The port; 0 takes a free one.
+    token : str or None
+        The bearer token that every request must carry; None asks for none.
+    timings : Timings
+        How long things take.
+    projects : collection of str or None
+        The projects that exist; None when every well-formed ID does.
+    container_images : sequence of str
+        Patterns of the container images that machines can pull.
+    observers : sequence of callable
+        Called with an :class:`Exchange` for each request, in the emulator's thread.
+
+    Attributes
+    ----------
+    default_observers : list of callable
+        Observers of every emulator, besides its own.
+    faults : Faults
+        What is to go wrong.
+
+    Examples
+    --------
+    >>> with ComputeEmulator("paper") as emulator:  # doctest: +SKIP
+    ...     print(emulator.endpoint)
+    http://127.0.0.1:41327
+    """
+
+    default_observers: ClassVar[list[Observer]] = []
+
+    def __init__(
+        self,
+        machines: str | MachineKind = "process",
+        *,
+        port: int = 0,
+        token: str | None = None,
+        timings: Timings | None = None,
+        projects: Collection[str] | None = None,
+        container_images: Sequence[str] = ("*",),
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.timings = timings or Timings()
+        self.faults = Faults()
+        self._machines = machines
+        self._port = port
+        self._token = token
+        self._projects = projects
+        self._container_images = tuple(container_images)
+        self._observers = (*self.default_observers, *observers)
+        self._requests: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        self._kind: MachineKind | None = None
+        self._cloud: Cloud | None = None
+        self._runner: web.AppRunner | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        where = self._cloud.base_url if self._cloud else "closed"
+        return f"<ComputeEmulator {where}>"
+
+    @property
+    def endpoint(self) -> str:
+        """The address, ``http://127.0.0.1:PORT``."""
+        return self._open_cloud().base_url.removesuffix("/compute/v1")
+
+    @property
+    def requests(self) -> Counter[str]:
+        """How often each method was called, by its ID, for example ``compute.instances.insert``."""
+        with self._counting:
+            return Counter(self._requests)
+
+    def _count(self, method_id: str) -> None:
+        with self._counting:
+            self._requests[method_id] += 1
+
+    def _open_cloud(self) -> Cloud:
+        if self._cloud is None:
+            raise RuntimeError("The ComputeEmulator is not open: use it with `with`.")
+        return self._cloud
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Return an answer from the emulator's own thread, from whichever thread it is asked."""
+        if self._thread is None or self._loop is None or threading.current_thread() is self._thread:
+            return question()
+
+        async def answer() -> T:
+            return question()
+
+        return asyncio.run_coroutine_threadsafe(answer(), self._loop).result()
+
+    def leftovers(self) -> list[str]:
+        """Return a sentence for everything that exists or goes on.
+
+        Returns
+        -------
+        list of str
+            Instances, disks and running operations, and what the machines' kind still has; empty
+            when all is clean. Once the emulator is closed, what its machines left on this host.
+        """
+
+        def look() -> list[str]:
+            kind = self._kind.leftovers() if self._kind else []
+            return [*(self._cloud.leftovers() if self._cloud else ()), *kind]
+
+        return self._ask(look)
+
+    def instances(self) -> list[dict[str, Any]]:
+        """Return the resources of all instances, of all projects and zones, by name."""
+
+        def look() -> list[dict[str, Any]]:
+            found = [
+                dict(instance.resource)
+                for project in self._open_cloud().projects.values()
+                for held in project.instances.values()
+                for instance in held.values()
+            ]
+            return sorted(found, key=lambda one: str(one["name"]))
+
+        return self._ask(look)
+
+    def preempt(self, name: str) -> None:
+        """Take an instance away, as Compute Engine takes Spot instances.
+
+        Parameters
+        ----------
+        name : str
+            The instance, in whichever project and zone.
+
+        Raises
+        ------
+        LookupError
+            There is no such instance.
+        """
+
+        def begin() -> None:
+            for project in self._open_cloud().projects.values():
+                for held in project.instances.values():
+                    if name in held:
+                        held[name].begin_system_operation(
+                            "compute.instances.preempted", held[name].preempt
+                        )
+                        return
+            raise LookupError(f"The ComputeEmulator has no instance {name!r}.")
+
+        self._ask(begin)
+
+    async def _open(self) -> None:
+        access_token = secrets.token_urlsafe(32)
+        kind = self._machines
+        if isinstance(kind, str):
+            from dask_gce.emulator.machines import make_kind
+
+            kind = make_kind(
+                kind, access_token=access_token, container_images=self._container_images
+            )
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", self._port))
+            port = listener.getsockname()[1]
+            self._kind = kind
+            await kind.start()
+            cloud = Cloud(
+                f"http://127.0.0.1:{port}", kind, self.timings, self.faults, self._projects
+            )
+            server = Server(
+                cloud,
+                frozenset(f"{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")),
+                (self._token, access_token) if self._token is not None else (),
+                self._observers,
+                self._count,
+            )
+            self._runner = web.AppRunner(
+                server.application(),
+                access_log=None,
+                handler_cancellation=True,
+                shutdown_timeout=0.0,
+            )
+            await self._runner.setup()
+            await web.SockSite(self._runner, listener, backlog=1024).start()
+            self._cloud = cloud
+        except BaseException:
+            # Also when interrupted: nothing of a half-opened emulator may stay.
+            await self._close()
+            raise
+        finally:
+            if self._cloud is None:
+                listener.close()
+
+    async def _close(self) -> None:
+        cloud, self._cloud = self._cloud, None
+        runner, self._runner = self._runner, None
+        try:
+            if runner is not None:
+                await runner.cleanup()
+            if cloud is not None:
+                await cloud.close()
+        finally:
+            if self._kind is not None:
+                await self._kind.close()
+
+    async def __aenter__(self) -> ComputeEmulator:
+        await self._open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._close()
+
+    def __enter__(self) -> ComputeEmulator:
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=_run, args=(loop,), name="dask-gce-emulator", daemon=True)
+        self._loop, self._thread = loop, thread
+        thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(self._open(), loop).result()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Close from outside the emulator's thread, and end the thread, Ctrl-C or not."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+        closing = asyncio.run_coroutine_threadsafe(self._close(), loop)
+        interrupt: BaseException | None = None
+        while not closing.done():
+            try:
+                closing.exception()
+            except KeyboardInterrupt as error:
+                # Machines are being ended: finish, then pass the interrupt on.
+                interrupt = error
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        self._loop = self._thread = None
+        if interrupt is not None:
+            raise interrupt
+        closing.result()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()

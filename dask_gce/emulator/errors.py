@@ -1,0 +1,164 @@
+"""The refusals of the local Compute Engine, in Google's words, and the envelope they travel in.
+
+Owns: the exceptions that handlers raise, the one function that makes an error answer, the HTTP
+statuses of operation error codes. Which request deserves which refusal is the handlers' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+#: google.rpc.Code names by HTTP status, as in https://cloud.google.com/apis/design/errors.
+RPC_STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ALREADY_EXISTS",
+    412: "FAILED_PRECONDITION",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+}
+
+#: HTTP status and message that an operation shows for the code of its first error.
+OPERATION_STATUS = {
+    "CONDITION_NOT_MET": (412, "PRECONDITION FAILED"),
+    "GPU_STOCKOUT": (503, "SERVICE UNAVAILABLE"),
+    "INTERNAL_ERROR": (500, "INTERNAL ERROR"),
+    "PERMISSIONS_ERROR": (403, "FORBIDDEN"),
+    "QUOTA_EXCEEDED": (403, "FORBIDDEN"),
+    "REGION_RESOURCE_POOL_EXHAUSTED": (503, "SERVICE UNAVAILABLE"),
+    "RESOURCE_ALREADY_EXISTS": (409, "CONFLICT"),
+    "RESOURCE_NOT_FOUND": (404, "NOT FOUND"),
+    "RESOURCE_OPERATION_RATE_EXCEEDED": (429, "TOO MANY REQUESTS"),
+    "RESOURCE_POOL_EXHAUSTED": (503, "SERVICE UNAVAILABLE"),
+    "VM_MIN_COUNT_NOT_REACHED": (503, "SERVICE UNAVAILABLE"),
+    "ZONE_RESOURCE_POOL_EXHAUSTED": (503, "SERVICE UNAVAILABLE"),
+    "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS": (503, "SERVICE UNAVAILABLE"),
+}
+
+
+class APIError(Exception):
+    """A request is refused.
+
+    Parameters
+    ----------
+    status : int
+        The HTTP status of the answer.
+    reason : str
+        Google's reason, for example ``"notFound"``.
+    message : str
+        Google's sentence.
+    """
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+class OperationFailed(Exception):
+    """An operation that was accepted ends with errors.
+
+    Parameters
+    ----------
+    errors : sequence of dict
+        The errors as ``operation.error.errors`` shows them, each with ``code`` and ``message``.
+    """
+
+    def __init__(self, errors: Sequence[dict[str, Any]]) -> None:
+        super().__init__("; ".join(str(error.get("message", "")) for error in errors))
+        self.errors = list(errors)
+
+
+def envelope(error: APIError) -> dict[str, Any]:
+    """Make the JSON body of an error answer.
+
+    Parameters
+    ----------
+    error : APIError
+        The refusal.
+
+    Returns
+    -------
+    dict
+        Google's error envelope.
+
+    Examples
+    --------
+    >>> envelope(not_found("projects/p/zones/z/instances/i"))["error"]["errors"][0]["reason"]
+    'notFound'
+    """
+    return {
+        "error": {
+            "code": error.status,
+            "message": error.message,
+            "errors": [
+                {"message": error.message, "domain": "global", "reason": error.reason},
+            ],
+            "status": RPC_STATUS.get(error.status, "UNKNOWN"),
+        }
+    }
+
+
+def not_found(path: str) -> APIError:
+    """Return the refusal for a resource that does not exist, by its path from ``projects/`` on."""
+    return APIError(404, "notFound", f"The resource '{path}' was not found")
+
+
+def already_exists(path: str) -> APIError:
+    """Return the refusal for a name that is taken."""
+    return APIError(409, "alreadyExists", f"The resource '{path}' already exists")
+
+
+def in_use(path: str, user: str) -> APIError:
+    """Return the refusal to delete a resource that another one uses."""
+    message = (
+        f"The {path.split('/')[-2].rstrip('s')} resource '{path}' is already being used by '{user}'"
+    )
+    return APIError(400, "resourceInUseByAnotherResource", message)
+
+
+def invalid(field: str, value: object, explanation: str) -> APIError:
+    """Return the refusal for a field's value.
+
+    Parameters
+    ----------
+    field : str
+        The path of the field, for example ``"resource.name"``.
+    value : object
+        What the request holds there.
+    explanation : str
+        Why it cannot be, as a sentence.
+
+    Returns
+    -------
+    APIError
+        The refusal, in Google's wording.
+    """
+    return APIError(
+        400, "invalid", f"Invalid value for field '{field}': '{value}'. {explanation}".rstrip()
+    )
+
+
+def required(field: str) -> APIError:
+    """Return the refusal for a field that must be given and is not."""
+    return APIError(400, "required", f"Required field '{field}' not specified")
+
+
+def bad_request(message: str) -> APIError:
+    """Return the refusal for a request whose form is wrong."""
+    return APIError(400, "badRequest", message)
+
+
+def not_ready(path: str) -> APIError:
+    """Return the refusal for a resource that is busy with something else."""
+    return APIError(400, "resourceNotReady", f"The resource '{path}' is not ready")
+
+
+def condition_not_met(message: str) -> APIError:
+    """Return the refusal for a fingerprint that is out of date."""
+    return APIError(412, "conditionNotMet", message)

@@ -1,0 +1,108 @@
+"""Names and addresses of resources: what is a well-formed name, which resource a link means.
+
+Owns: the rule for names, the making and reading of resource links, timestamps, IDs and
+fingerprints. Knows no resource.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from dask_gce.emulator.errors import invalid
+
+#: RFC 1035 as Compute Engine demands it.
+NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
+
+#: https://cloud.google.com/resource-manager/docs/creating-managing-projects, with the optional
+#: domain prefix of old projects.
+PROJECT_ID = re.compile(r"(?:[a-z][-a-z0-9.]{1,60}:)?[a-z][-a-z0-9]{4,28}[a-z0-9]")
+
+
+def check_name(name: object, field: str = "resource.name") -> str:
+    """Return a resource's name if it is well-formed.
+
+    Parameters
+    ----------
+    name : object
+        The value from the request.
+    field : str
+        The field it came from, for the refusal.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Raises
+    ------
+    APIError
+        It is no RFC 1035 label.
+
+    Examples
+    --------
+    >>> check_name("dask-3f9a-worker-7c2e")
+    'dask-3f9a-worker-7c2e'
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise invalid(field, name, f"Must be a match of regex '{NAME.pattern}'")
+    return name
+
+
+def path_of(link: str) -> str:
+    """Return a link without scheme, host and API version.
+
+    Parameters
+    ----------
+    link : str
+        A full URL, or a partial one such as ``zones/us-central1-a/machineTypes/e2-small``.
+
+    Returns
+    -------
+    str
+        The path from ``projects/``, ``zones/``, ``global/``... on.
+
+    Examples
+    --------
+    >>> path_of("https://www.googleapis.com/compute/v1/projects/p/global/networks/n")
+    'projects/p/global/networks/n'
+    >>> path_of("global/networks/n")
+    'global/networks/n'
+    """
+    path = urlsplit(link).path if "://" in link else link
+    path = re.sub(r"^/*compute/(?:v1|beta|alpha)/", "", path)
+    return unquote(path).strip("/")
+
+
+def last_segment(link: str) -> str:
+    """Return the resource name at the end of a link or path."""
+    return link.rstrip("/").rsplit("/", 1)[-1]
+
+
+def now(delay: float = 0.0) -> str:
+    """Return the time, so many seconds from now, as Google writes it: RFC 3339, milliseconds."""
+    moment = datetime.now(timezone.utc) + timedelta(seconds=delay)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def new_id() -> str:
+    """Return a fresh resource ID: an unsigned 64-bit integer in decimal, as JSON carries it."""
+    return str(secrets.randbits(62) | 1 << 62)
+
+
+def number_of(text: str) -> int:
+    """Return a stable 12-digit number for a text, as projects have one."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return 100_000_000_000 + int.from_bytes(digest[:8], "big") % 900_000_000_000
+
+
+def fingerprint(value: Any) -> str:
+    """Return a fingerprint of a JSON value: eight bytes in URL-safe base64, as in the API."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:8]).decode()

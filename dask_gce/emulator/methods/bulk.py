@@ -1,0 +1,189 @@
+"""`instances.bulkInsert` in a zone: many instances by one call.
+
+Each instance has a child operation of type ``insert``; parent and children share an
+``operationGroupId``. If fewer than ``minCount`` come to life, all are deleted again. Source:
+https://cloud.google.com/compute/docs/instances/multiple/about-bulk-creation
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from dask_gce.emulator.blueprint import Blueprint, draw
+from dask_gce.emulator.errors import OperationFailed, invalid, required
+from dask_gce.emulator.lifecycle import Instance
+from dask_gce.emulator.links import check_name
+from dask_gce.emulator.operations import Operation, Work
+from dask_gce.emulator.routing import Call
+
+#: https://cloud.google.com/compute/docs/instances/multiple/about-bulk-creation#limitations
+MOST_INSTANCES = 5000
+
+
+def bulk_insert(call: Call) -> Operation:
+    """Answer `instances.bulkInsert`.
+
+    Parameters
+    ----------
+    call : Call
+        The request.
+
+    Returns
+    -------
+    Operation
+        The parent operation.
+
+    Raises
+    ------
+    APIError
+        The request as a whole cannot be carried out.
+    """
+    body = call.body
+    if "instanceProperties" not in body:
+        raise required("resource.instanceProperties")
+    for regional in ("locationPolicy", "instanceFlexibilityPolicy"):
+        if regional in body:
+            raise invalid(f"resource.{regional}", "", "It is for regional bulk inserts only.")
+    if "sourceInstanceTemplate" in body:
+        raise invalid(
+            "resource.sourceInstanceTemplate",
+            body["sourceInstanceTemplate"],
+            "The local Compute Engine has no instance templates.",
+        )
+    hostnames = _names(call)
+    count = len(hostnames)
+    least = int(body.get("minCount", count))
+    if not 0 < least <= count:
+        raise invalid("resource.minCount", least, f"Must be between 1 and count, which is {count}.")
+    blueprint = draw(call.cloud, call.project, call.zone, body["instanceProperties"], bulk=True)
+    group = str(uuid.uuid4())
+    progress = {
+        "status": "CREATING",
+        "targetVmCount": count,
+        "createdVmCount": 0,
+        "failedToCreateVmCount": 0,
+        "deletedVmCount": 0,
+    }
+
+    async def work(operation: Operation) -> None:
+        # The children begin with the call, so that its answer finds them in the list.
+        await _gather(call, children, progress, least)
+
+    parent = call.begin(
+        "bulkInsert",
+        "instances/bulkInsert",
+        work,
+        operationGroupId=group,
+        instancesBulkInsertOperationMetadata={"perLocationStatus": {call.scope: progress}},
+    )
+    children = {
+        name: _begin_child(call, name, hostname, blueprint, group)
+        for name, hostname in hostnames.items()
+    }
+    return parent
+
+
+def _names(call: Call) -> Mapping[str, str | None]:
+    """Return the host name each new instance asks for, by the instance's name."""
+    body = call.body
+    per_instance: dict[str, dict[str, Any]] = body.get("perInstanceProperties", {})
+    pattern: str = body.get("namePattern", "")
+    if per_instance and pattern:
+        raise invalid(
+            "resource.namePattern", pattern, "It and perInstanceProperties exclude each other."
+        )
+    if not per_instance and not pattern:
+        raise required("resource.namePattern")
+    count = int(body.get("count", len(per_instance)))
+    if not 0 < count <= MOST_INSTANCES:
+        raise invalid("resource.count", count, f"Must be between 1 and {MOST_INSTANCES}.")
+    if per_instance:
+        if count != len(per_instance):
+            raise invalid("resource.count", count, "It differs from perInstanceProperties.")
+        return {
+            check_name(name, "resource.perInstanceProperties"): properties.get("hostname")
+            for name, properties in per_instance.items()
+        }
+    match = re.fullmatch(r"([^#]*)(#{1,18})([^#]*)", pattern)
+    if match is None:
+        raise invalid("resource.namePattern", pattern, "It needs one run of 1 to 18 '#'.")
+    before, run, after = match.groups()
+    known = re.compile(rf"{re.escape(before)}(\d{{{len(run)},}}){re.escape(after)}")
+    taken = [
+        int(found[1])
+        for found in map(known.fullmatch, call.project.instances.get(call.zone, {}))
+        if found
+    ]
+    first = max(taken, default=0) + 1
+    return {
+        check_name(f"{before}{index:0{len(run)}}{after}", "resource.namePattern"): None
+        for index in range(first, first + count)
+    }
+
+
+def _begin_child(
+    call: Call, name: str, hostname: str | None, blueprint: Blueprint, group: str
+) -> Operation:
+    project, zone = call.project, call.zone
+    fault = call.cloud.faults.take(call.route.method_id, name, operation=True)
+    target_id = None
+    work: Work
+    if name in project.instances.get(zone, {}):
+        path = f"{project.path}/zones/{zone}/instances/{name}"
+        message = f"The resource '{path}' already exists"
+
+        async def work(operation: Operation) -> None:
+            raise OperationFailed([{"code": "RESOURCE_ALREADY_EXISTS", "message": message}])
+
+    else:
+        instance = Instance(call.cloud, project, zone, name, blueprint, hostname)
+        target_id = instance.resource["id"]
+        work = instance.create
+        if fault is not None:
+            errors = [dict(one) for one in fault.operation_errors]
+            delay = fault.delay
+
+            async def work(operation: Operation) -> None:
+                await instance.fail(errors, delay)
+
+    return call.begin(
+        "insert", f"instances/{name}", work, target_id=target_id, operationGroupId=group
+    )
+
+
+async def _gather(
+    call: Call, children: Mapping[str, Operation], progress: dict[str, Any], least: int
+) -> None:
+    for child in children.values():
+        await child.wait()
+        progress["failedToCreateVmCount" if child.errors else "createdVmCount"] += 1
+    if progress["createdVmCount"] >= least:
+        progress["status"] = "DONE"
+        return
+    progress["status"] = "ROLLING_BACK"
+    instances = call.project.instances.get(call.zone, {})
+    deletions = [
+        instances[name].begin_system_operation("delete", instances[name].delete)
+        for name, child in children.items()
+        if not child.errors and name in instances
+    ]
+    for deletion in deletions:
+        await deletion.wait()
+        progress["deletedVmCount"] += 1
+    progress["status"] = "DONE"
+    causes: dict[str, dict[str, Any]] = {}
+    for child in children.values():
+        for error in child.errors:
+            causes.setdefault(str(error.get("code")), error)
+    raise OperationFailed(
+        [
+            {
+                "code": "VM_MIN_COUNT_NOT_REACHED",
+                "message": f"Requested minimum count of {least} VMs could not be created.",
+            },
+            *causes.values(),
+        ]
+    )

@@ -1,0 +1,195 @@
+"""Methods that only look: projects, zones, regions, machine types, disk types, images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_gce.emulator.catalog import images, machine_types
+from dask_gce.emulator.catalog.places import REGIONS, ZONES, region_resource, zone_resource
+from dask_gce.emulator.disks import DISK_TYPES
+from dask_gce.emulator.errors import invalid, not_found
+from dask_gce.emulator.links import NAME, last_segment, number_of
+from dask_gce.emulator.query import aggregate, listing
+from dask_gce.emulator.routing import AGGREGATED, LIST, Call, Route
+
+Resource = dict[str, Any]
+
+#: From this version on, quotas are asked of the Cloud Quotas API and no longer shown here.
+_WITHOUT_QUOTAS = "2026-10-01-preview"
+
+
+def _project(call: Call) -> Resource:
+    project = call.project
+    shown: Resource = {
+        "kind": "compute#project",
+        "id": str(project.number),
+        "creationTimestamp": "2026-01-01T00:00:00.000-08:00",
+        "name": project.id,
+        "commonInstanceMetadata": {"kind": "compute#metadata", "fingerprint": "AAAAAAAAAAA="},
+        "defaultServiceAccount": project.service_account,
+        "xpnProjectStatus": "UNSPECIFIED_XPN_PROJECT_STATUS",
+        "defaultNetworkTier": "PREMIUM",
+        "vmDnsSetting": "ZONAL_ONLY",
+        "selfLink": call.cloud.url(project.path),
+        "quotas": [
+            {"metric": "NETWORKS", "limit": 15.0, "usage": float(len(project.networks))},
+            {"metric": "FIREWALLS", "limit": 200.0, "usage": float(len(project.firewalls))},
+            {"metric": "CPUS_ALL_REGIONS", "limit": 32.0, "usage": 0.0},
+        ],
+    }
+    if call.version == _WITHOUT_QUOTAS:
+        del shown["quotas"]
+    return shown
+
+
+def _region(call: Call, region: str) -> Resource:
+    usage = {"INSTANCES": 0.0, "CPUS": 0.0}
+    for zone in REGIONS.get(region, ()):
+        for instance in call.project.instances.get(zone, {}).values():
+            usage["INSTANCES"] += 1
+            found = machine_types.resolve(last_segment(instance.resource["machineType"]))
+            usage["CPUS"] += found.guest_cpus if found else 0
+    shown = region_resource(call.cloud.base_url, call.project.id, region, usage)
+    if call.version == _WITHOUT_QUOTAS:
+        del shown["quotas"]
+    return shown
+
+
+def _get_region(call: Call) -> Resource:
+    return _region(call, call.region)
+
+
+def _list_regions(call: Call) -> Resource:
+    return listing(call, "regionList", [_region(call, one) for one in REGIONS])
+
+
+def _get_zone(call: Call) -> Resource:
+    return zone_resource(call.cloud.base_url, call.project.id, call.zone)
+
+
+def _list_zones(call: Call) -> Resource:
+    project = call.project.id
+    return listing(
+        call, "zoneList", [zone_resource(call.cloud.base_url, project, one) for one in ZONES]
+    )
+
+
+def _machine_types(call: Call, zone: str) -> list[Resource]:
+    return [
+        one.resource(call.cloud.base_url, call.project.id, zone)
+        for one in machine_types.MACHINE_TYPES.values()
+    ]
+
+
+def _get_machine_type(call: Call) -> Resource:
+    project = call.project.id
+    found = machine_types.find(project, call.zone, call.params["machineType"])
+    return found.resource(call.cloud.base_url, project, call.zone)
+
+
+def _list_machine_types(call: Call) -> Resource:
+    return listing(call, "machineTypeList", _machine_types(call, call.zone))
+
+
+def _aggregated_machine_types(call: Call) -> Resource:
+    scopes = {f"zones/{zone}": _machine_types(call, zone) for zone in ZONES}
+    return aggregate(call, "machineTypeAggregatedList", "machineTypes", scopes)
+
+
+def _disk_type(call: Call, name: str) -> Resource:
+    zone_url = call.cloud.url(f"{call.project.path}/zones/{call.zone}")
+    description, default_size, sizes = DISK_TYPES[name]
+    return {
+        "kind": "compute#diskType",
+        "id": str(number_of(f"disk type {name}") % 100_000),
+        "creationTimestamp": "1969-12-31T16:00:00.000-08:00",
+        "name": name,
+        "description": description,
+        "validDiskSize": sizes,
+        "defaultDiskSizeGb": str(default_size),
+        "zone": zone_url,
+        "selfLink": f"{zone_url}/diskTypes/{name}",
+    }
+
+
+def _get_disk_type(call: Call) -> Resource:
+    name = call.params["diskType"]
+    if name not in DISK_TYPES:
+        raise not_found(f"{call.project.path}/zones/{call.zone}/diskTypes/{name}")
+    return _disk_type(call, name)
+
+
+def _list_disk_types(call: Call) -> Resource:
+    return listing(call, "diskTypeList", [_disk_type(call, name) for name in DISK_TYPES])
+
+
+def _image_project(call: Call) -> str:
+    # Google's image projects exist for everyone, also when the emulator's projects are a closed set.
+    project = call.params["project"]
+    return project if project in images.IMAGES else call.project.id
+
+
+def _get_image(call: Call) -> Resource:
+    return images.get(_image_project(call), call.params["image"]).resource(call.cloud.base_url)
+
+
+def _get_image_from_family(call: Call) -> Resource:
+    found = images.from_family(_image_project(call), call.params["family"])
+    return found.resource(call.cloud.base_url)
+
+
+def _list_images(call: Call) -> Resource:
+    found = images.IMAGES.get(_image_project(call), {}).values()
+    return listing(call, "imageList", [one.resource(call.cloud.base_url) for one in found])
+
+
+def _get_image_family_view(call: Call) -> Resource:
+    family = call.params["family"]
+    if not NAME.fullmatch(family):
+        raise invalid("family", family, f"Must be a match of regex '{NAME.pattern}'")
+    if call.params["zone"] != "-" and call.zone not in ZONES:
+        raise not_found(call.path)
+    found = images.from_family(_image_project(call), family)
+    return {"image": found.resource(call.cloud.base_url)}
+
+
+_PROJECT = "projects/{project}"
+_ZONE = f"{_PROJECT}/zones/{{zone}}"
+
+ROUTES = [
+    Route("compute.projects.get", "GET", _PROJECT, _project),
+    Route("compute.regions.get", "GET", f"{_PROJECT}/regions/{{region}}", _get_region),
+    Route("compute.regions.list", "GET", f"{_PROJECT}/regions", _list_regions, LIST),
+    Route("compute.zones.get", "GET", _ZONE, _get_zone),
+    Route("compute.zones.list", "GET", f"{_PROJECT}/zones", _list_zones, LIST),
+    Route(
+        "compute.machineTypes.get",
+        "GET",
+        f"{_ZONE}/machineTypes/{{machineType}}",
+        _get_machine_type,
+    ),
+    Route("compute.machineTypes.list", "GET", f"{_ZONE}/machineTypes", _list_machine_types, LIST),
+    Route(
+        "compute.machineTypes.aggregatedList",
+        "GET",
+        f"{_PROJECT}/aggregated/machineTypes",
+        _aggregated_machine_types,
+        AGGREGATED,
+    ),
+    Route("compute.diskTypes.get", "GET", f"{_ZONE}/diskTypes/{{diskType}}", _get_disk_type),
+    Route("compute.diskTypes.list", "GET", f"{_ZONE}/diskTypes", _list_disk_types, LIST),
+    Route("compute.images.get", "GET", f"{_PROJECT}/global/images/{{image}}", _get_image),
+    Route(
+        "compute.images.getFromFamily",
+        "GET",
+        f"{_PROJECT}/global/images/family/{{family}}",
+        _get_image_from_family,
+    ),
+    Route("compute.images.list", "GET", f"{_PROJECT}/global/images", _list_images, LIST),
+    Route(
+        "compute.imageFamilyViews.get",
+        "GET",
+        f"{_ZONE}/imageFamilyViews/{{family}}",
+        _get_image_family_view,
+    ),
+]

@@ -1,0 +1,272 @@
+"""Methods of instances, but for their bulk creation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_gce.emulator.attributes import check_labels, check_metadata
+from dask_gce.emulator.blueprint import Blueprint, draw
+from dask_gce.emulator.catalog.places import ZONES
+from dask_gce.emulator.errors import (
+    APIError,
+    already_exists,
+    bad_request,
+    condition_not_met,
+    in_use,
+    invalid,
+    not_found,
+    not_ready,
+    required,
+)
+from dask_gce.emulator.lifecycle import Instance
+from dask_gce.emulator.links import check_name, fingerprint, path_of
+from dask_gce.emulator.methods.bulk import bulk_insert
+from dask_gce.emulator.operations import Operation, Work
+from dask_gce.emulator.query import aggregate, listing
+from dask_gce.emulator.routing import AGGREGATED, LIST, MUTATION, Call, Route, number
+
+Resource = dict[str, Any]
+
+
+def find(call: Call) -> Instance:
+    """Return the instance that a request is about.
+
+    Parameters
+    ----------
+    call : Call
+        The request.
+
+    Returns
+    -------
+    Instance
+        The instance.
+
+    Raises
+    ------
+    APIError
+        It does not exist.
+    """
+    name = call.params["instance"]
+    found = call.project.instances.get(call.zone, {}).get(name)
+    if found is None:
+        raise not_found(f"{call.project.path}/zones/{call.zone}/instances/{name}")
+    return found
+
+
+def _insert(call: Call) -> Operation:
+    if not call.body:
+        raise required("resource")
+    project, zone = call.project, call.zone
+    name = check_name(call.body.get("name", ""))
+    blueprint = draw(call.cloud, project, zone, call.body, bulk=False)
+    if name in project.instances.get(zone, {}):
+        raise already_exists(f"{project.path}/zones/{zone}/instances/{name}")
+    _check_disks_free(call, blueprint)
+    instance = Instance(call.cloud, project, zone, name, blueprint)
+    work = instance.create
+    fault = call.cloud.faults.take(call.route.method_id, name, operation=True)
+    if fault is not None:
+        errors = [dict(one) for one in fault.operation_errors]
+        delay = fault.delay
+
+        async def work(operation: Operation) -> None:
+            await instance.fail(errors, delay)
+
+    return _begin(call, instance, "insert", work)
+
+
+def _check_disks_free(call: Call, blueprint: Blueprint) -> None:
+    disks = call.project.disks.get(call.zone, {})
+    for plan in blueprint.disks:
+        name = plan.existing or (plan.new.name if plan.new else None)
+        users = disks.get(name or "", {}).get("users")
+        if users:
+            raise in_use(path_of(disks[name or ""]["selfLink"]), path_of(users[0]))
+
+
+def _begin(call: Call, instance: Instance, operation_type: str, work: Work) -> Operation:
+    return call.begin(
+        operation_type, f"instances/{instance.name}", work, target_id=instance.resource["id"]
+    )
+
+
+def _get(call: Call) -> Resource:
+    return find(call).resource
+
+
+def _list(call: Call) -> Resource:
+    instances = call.project.instances.get(call.zone, {})
+    return listing(call, "instanceList", [one.resource for one in instances.values()])
+
+
+def _aggregated(call: Call) -> Resource:
+    scopes = {
+        f"zones/{zone}": [one.resource for one in call.project.instances.get(zone, {}).values()]
+        for zone in ZONES
+    }
+    return aggregate(call, "instanceAggregatedList", "instances", scopes)
+
+
+def _delete(call: Call) -> Operation:
+    instance = find(call)
+    if instance.resource["deletionProtection"]:
+        raise APIError(
+            400,
+            "invalidUsage",
+            "Invalid resource usage: 'Resource cannot be deleted if it's protected against"
+            " deletion. Disable deletion protection before deleting the resource.'.",
+        )
+    return _begin(call, instance, "delete", instance.delete)
+
+
+def _stop(call: Call) -> Operation:
+    instance = find(call)
+    return _begin(call, instance, "stop", instance.stop)
+
+
+def _start(call: Call) -> Operation:
+    instance = find(call)
+    if instance.status == "STOPPING":
+        raise not_ready(instance.path)
+    return _begin(call, instance, "start", instance.start)
+
+
+def _reset(call: Call) -> Operation:
+    instance = find(call)
+    if instance.status != "RUNNING":
+        raise not_ready(instance.path)
+    return _begin(call, instance, "reset", instance.reset)
+
+
+async def _nothing_more(operation: Operation) -> None:
+    """Do nothing: the change was made when the call was accepted."""
+
+
+def _set_metadata(call: Call) -> Operation:
+    instance = find(call)
+    if call.body.get("fingerprint") != instance.resource["metadata"]["fingerprint"]:
+        raise condition_not_met("Supplied fingerprint does not match current metadata fingerprint.")
+    instance.resource["metadata"] = check_metadata(call.body, "resource")
+    instance.record.touch()
+    return _begin(call, instance, "setMetadata", _nothing_more)
+
+
+def _set_labels(call: Call) -> Operation:
+    instance = find(call)
+    if call.body.get("labelFingerprint") != instance.resource["labelFingerprint"]:
+        raise condition_not_met("Labels fingerprint either invalid or resource labels have changed")
+    labels = check_labels(call.body.get("labels", {}), "resource.labels")
+    instance.resource.pop("labels", None)
+    if labels:
+        instance.resource["labels"] = labels
+    instance.resource["labelFingerprint"] = fingerprint(labels)
+    instance.record.touch()
+    return _begin(call, instance, "setLabels", _nothing_more)
+
+
+def _serial_port(call: Call) -> Resource:
+    instance = find(call)
+    port = number(call, "port", 1, 1, 4)
+    start = number(call, "start", 0, -(2**62), 2**62)
+    # Only the first port is wired; the others are there and silent, as on most guests.
+    contents, first, following = instance.record.serial.read(start) if port == 1 else (b"", 0, 0)
+    return {
+        "kind": "compute#serialPortOutput",
+        "selfLink": call.cloud.url(call.path),
+        "contents": contents.decode(errors="replace"),
+        "start": str(first),
+        "next": str(following),
+    }
+
+
+def _guest_attributes(call: Call) -> Resource:
+    instance = find(call)
+    if instance.record.metadata.get("enable-guest-attributes", "").upper() != "TRUE":
+        raise condition_not_met(f"Guest attributes are disabled for instance {instance.name}.")
+    query = call.query.get("queryPath", "")
+    key = call.query.get("variableKey", "")
+    if query and key:
+        raise bad_request("queryPath and variableKey exclude each other.")
+    namespace, _, name = (query or key).partition("/")
+    if key and not name:
+        raise invalid("variableKey", key, "Must be NAMESPACE/KEY.")
+    items = [
+        {"namespace": space, "key": one, "value": value}
+        for space, values in sorted(instance.record.guest_attributes.items())
+        for one, value in sorted(values.items())
+        if namespace in ("", space) and name in ("", one)
+    ]
+    if not items:
+        raise not_found(f"{instance.path}/guestAttributes/{query or key}")
+    shown: Resource = {"kind": "compute#guestAttributes", "selfLink": call.cloud.url(call.path)}
+    if key:
+        shown.update(variableKey=key, variableValue=items[0]["value"])
+    else:
+        shown.update(queryPath=query, queryValue={"items": items})
+    return shown
+
+
+_ALL = "projects/{project}/zones/{zone}/instances"
+_ONE = f"{_ALL}/{{instance}}"
+_GUEST = frozenset({"queryPath", "variableKey"})
+
+ROUTES = [
+    Route("compute.instances.insert", "POST", _ALL, _insert, MUTATION, "Instance"),
+    Route(
+        "compute.instances.bulkInsert",
+        "POST",
+        f"{_ALL}/bulkInsert",
+        bulk_insert,
+        MUTATION,
+        "BulkInsertInstanceResource",
+    ),
+    Route("compute.instances.get", "GET", _ONE, _get),
+    Route("compute.instances.list", "GET", _ALL, _list, LIST),
+    Route(
+        "compute.instances.aggregatedList",
+        "GET",
+        "projects/{project}/aggregated/instances",
+        _aggregated,
+        AGGREGATED,
+    ),
+    Route("compute.instances.delete", "DELETE", _ONE, _delete, MUTATION | {"noGracefulShutdown"}),
+    Route(
+        "compute.instances.stop",
+        "POST",
+        f"{_ONE}/stop",
+        _stop,
+        MUTATION | {"discardLocalSsd", "noGracefulShutdown"},
+    ),
+    Route("compute.instances.start", "POST", f"{_ONE}/start", _start, MUTATION),
+    Route("compute.instances.reset", "POST", f"{_ONE}/reset", _reset, MUTATION),
+    Route(
+        "compute.instances.setMetadata",
+        "POST",
+        f"{_ONE}/setMetadata",
+        _set_metadata,
+        MUTATION,
+        "Metadata",
+    ),
+    Route(
+        "compute.instances.setLabels",
+        "POST",
+        f"{_ONE}/setLabels",
+        _set_labels,
+        MUTATION,
+        "InstancesSetLabelsRequest",
+    ),
+    Route(
+        "compute.instances.getSerialPortOutput",
+        "GET",
+        f"{_ONE}/serialPort",
+        _serial_port,
+        frozenset({"port", "start"}),
+    ),
+    Route(
+        "compute.instances.getGuestAttributes",
+        "GET",
+        f"{_ONE}/getGuestAttributes",
+        _guest_attributes,
+        _GUEST,
+    ),
+]

@@ -1,0 +1,354 @@
+r"""Lists: which resources, in which order, on which page.
+
+Owns: the `filter` language, `orderBy`, `maxResults` and `pageToken`, and the two forms of list
+answers. The language is the part of AIP-160 that Compute Engine documents for its lists
+(https://google.aip.dev/160, and `filter` of any list method), and the older `name eq REGEX`:
+
+- ``labels.team = x``, ``name != n``, ``labels.team:*`` (has the key), ``name:part`` (contains),
+  ``id < 5``; values bare or quoted
+- ``a AND b``, ``(a) (b)``, ``a OR b`` (which binds tighter than AND), ``NOT a``, ``-a``, parentheses
+- ``operationGroupId eq ".*\bx\b.*"`` and ``ne``: regular expressions on the whole value
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from dask_gce.emulator.errors import APIError
+from dask_gce.emulator.routing import Call, number
+
+Resource = Mapping[str, Any]
+Predicate = Callable[[Resource], bool]
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<paren>[()])
+      | (?P<operator><=|>=|!=|=|:|<|>)
+      | (?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
+      | (?P<word>[^\s()=!<>:"']+)
+    )""",
+    re.VERBOSE,
+)
+
+
+def _malformed(text: str) -> APIError:
+    return APIError(
+        400,
+        "invalid",
+        f"Invalid value for field 'filter': '{text}'. Invalid list filter expression.",
+    )
+
+
+class _Parser:
+    """Recursive descent over a filter's tokens."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = list(self._tokenize())
+        self.position = 0
+
+    def _tokenize(self) -> Iterator[tuple[str, str]]:
+        position = 0
+        text = self.text.rstrip()
+        while position < len(text):
+            match = _TOKEN.match(text, position)
+            if match is None or match.lastgroup is None:
+                raise _malformed(self.text)
+            yield match.lastgroup, match[match.lastgroup]
+            position = match.end()
+
+    def peek(self) -> tuple[str, str]:
+        if self.position < len(self.tokens):
+            return self.tokens[self.position]
+        return "end", ""
+
+    def take(self) -> tuple[str, str]:
+        token = self.peek()
+        self.position += 1
+        return token
+
+    def parse(self) -> Predicate:
+        predicate = self.conjunction()
+        if self.peek()[0] != "end":
+            raise _malformed(self.text)
+        return predicate
+
+    def conjunction(self) -> Predicate:
+        terms = [self.disjunction()]
+        while self.peek() not in (("end", ""), ("paren", ")")):
+            if self.peek() == ("word", "AND"):
+                self.take()
+            terms.append(self.disjunction())
+        return terms[0] if len(terms) == 1 else lambda one: all(term(one) for term in terms)
+
+    def disjunction(self) -> Predicate:
+        terms = [self.term()]
+        while self.peek() == ("word", "OR"):
+            self.take()
+            terms.append(self.term())
+        return terms[0] if len(terms) == 1 else lambda one: any(term(one) for term in terms)
+
+    def term(self) -> Predicate:
+        kind, text = self.peek()
+        if kind == "word" and text in ("NOT", "-"):
+            self.take()
+            negated = self.term()
+            return lambda one: not negated(one)
+        if kind == "word" and text.startswith("-"):
+            self.tokens[self.position] = (kind, text[1:])
+            negated = self.term()
+            return lambda one: not negated(one)
+        if (kind, text) == ("paren", "("):
+            self.take()
+            inner = self.conjunction()
+            if self.take() != ("paren", ")"):
+                raise _malformed(self.text)
+            return inner
+        if kind == "word":
+            return self.comparison()
+        raise _malformed(self.text)
+
+    def comparison(self) -> Predicate:
+        path = self.take()[1].split(".")
+        kind, operator = self.take()
+        if kind == "word" and operator in ("eq", "ne"):
+            return self.regular_expression(path, wanted=operator == "eq")
+        if kind != "operator":
+            raise _malformed(self.text)
+        value = self.value()
+        if operator == ":":
+            if value == "*":
+                return lambda one: any(True for _ in _values(one, path))
+            return lambda one: any(_has(found, value) for found in _values(one, path))
+        if operator == "!=":
+            return lambda one: all(_text(found) != value for found in _values(one, path))
+        if operator == "=":
+            return lambda one: any(_text(found) == value for found in _values(one, path))
+        return lambda one: any(_ordered(found, operator, value) for found in _values(one, path))
+
+    def regular_expression(self, path: list[str], *, wanted: bool) -> Predicate:
+        try:
+            pattern = re.compile(self.value())
+        except re.error:
+            raise _malformed(self.text) from None
+        return lambda one: (
+            wanted
+            == any(pattern.fullmatch(_text(found)) is not None for found in _values(one, path))
+        )
+
+    def value(self) -> str:
+        kind, text = self.take()
+        if kind == "quoted":
+            return re.sub(r"\\([\"'\\])", r"\1", text[1:-1])
+        if kind != "word":
+            raise _malformed(self.text)
+        # A bare value may hold what is an operator elsewhere: times and links do.
+        while self.peek() == ("operator", ":"):
+            text += self.take()[1]
+            if self.peek()[0] == "word":
+                text += self.take()[1]
+        return text
+
+
+def _values(resource: Any, path: list[str]) -> Iterator[Any]:
+    if isinstance(resource, list):
+        for item in resource:
+            yield from _values(item, path)
+    elif not path:
+        yield resource
+    elif isinstance(resource, Mapping) and path[0] in resource:
+        yield from _values(resource[path[0]], path[1:])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _has(found: Any, value: str) -> bool:
+    if isinstance(found, str):
+        return value in found
+    if isinstance(found, Mapping):
+        return value in found
+    return _text(found) == value
+
+
+def _ordered(found: Any, operator: str, value: str) -> bool:
+    left: Any = _text(found)
+    right: Any = value
+    try:
+        left, right = float(left), float(right)
+    except ValueError:
+        pass
+    if operator == "<":
+        return bool(left < right)
+    if operator == "<=":
+        return bool(left <= right)
+    if operator == ">":
+        return bool(left > right)
+    return bool(left >= right)
+
+
+def parse_filter(text: str) -> Predicate:
+    """Return a function that tells whether a resource passes a filter.
+
+    Parameters
+    ----------
+    text : str
+        The filter.
+
+    Returns
+    -------
+    callable
+        Takes a resource, returns a bool.
+
+    Raises
+    ------
+    APIError
+        The filter is malformed.
+
+    Examples
+    --------
+    >>> parse_filter("labels.team = a AND status = RUNNING")(
+    ...     {"labels": {"team": "a"}, "status": "RUNNING"}
+    ... )
+    True
+    """
+    return _Parser(text).parse()
+
+
+def select(call: Call, resources: Iterable[Resource]) -> list[Resource]:
+    """Return the resources that pass a request's filter."""
+    text = call.query.get("filter", "").strip()
+    return list(filter(parse_filter(text), resources)) if text else list(resources)
+
+
+def _page(
+    call: Call, keyed: list[tuple[list[str], Resource]]
+) -> tuple[list[tuple[list[str], Resource]], str | None]:
+    """Return the entries of the page that was asked for, and the token of the next one."""
+    size = number(call, "maxResults", 500, 0, 500) or 500
+    reverse = False
+    order = call.query.get("orderBy", "").strip()
+    if order == "creationTimestamp desc":
+        keyed = [
+            ([key[0], str(one.get("creationTimestamp", "")), key[-1]], one) for key, one in keyed
+        ]
+        reverse = True
+    elif order not in ("", "name"):
+        raise APIError(
+            400,
+            "invalid",
+            f"Invalid value for field 'orderBy': '{order}'. "
+            "Only 'name' and 'creationTimestamp desc' are supported.",
+        )
+    keyed.sort(key=lambda entry: entry[0], reverse=reverse)
+    token = call.query.get("pageToken")
+    if token:
+        # The token names the last entry that was shown, so that a page neither repeats nor skips
+        # anything when entries before it come or go.
+        last = _read_token(token)
+        keyed = [entry for entry in keyed if (entry[0] < last if reverse else entry[0] > last)]
+    page = keyed[:size]
+    if len(keyed) <= size:
+        return page, None
+    return page, base64.urlsafe_b64encode(json.dumps(page[-1][0]).encode()).decode()
+
+
+def _read_token(token: str) -> list[str]:
+    try:
+        last = json.loads(base64.urlsafe_b64decode(token))
+    except (binascii.Error, ValueError):
+        last = None
+    if not isinstance(last, list) or not all(isinstance(one, str) for one in last):
+        raise APIError(
+            400, "invalid", f"Invalid value for field 'pageToken': '{token}'. Invalid page token."
+        )
+    return last
+
+
+def listing(call: Call, kind: str, resources: Iterable[Resource]) -> dict[str, Any]:
+    """Return the answer of a list method.
+
+    Parameters
+    ----------
+    call : Call
+        The request.
+    kind : str
+        The kind of the answer without ``compute#``, for example ``instanceList``.
+    resources : iterable of dict
+        All resources there are.
+
+    Returns
+    -------
+    dict
+        The list, filtered, ordered and cut to a page.
+    """
+    keyed = [(["", str(one["name"])], one) for one in select(call, resources)]
+    page, token = _page(call, keyed)
+    answer: dict[str, Any] = {
+        "kind": f"compute#{kind}",
+        "id": call.path,
+        "selfLink": call.cloud.url(call.path),
+    }
+    if page:
+        answer["items"] = [one for _, one in page]
+    if token is not None:
+        answer["nextPageToken"] = token
+    return answer
+
+
+def aggregate(
+    call: Call, kind: str, key: str, scopes: Mapping[str, Iterable[Resource]]
+) -> dict[str, Any]:
+    """Return the answer of an aggregated list method.
+
+    Parameters
+    ----------
+    call : Call
+        The request.
+    kind : str
+        The kind of the answer without ``compute#``, for example ``instanceAggregatedList``.
+    key : str
+        Under which name a scope holds its resources, for example ``instances``.
+    scopes : mapping
+        All resources there are, by scope (``zones/Z``).
+
+    Returns
+    -------
+    dict
+        The list; scopes with nothing on this page carry Google's warning.
+    """
+    keyed = [
+        ([scope, str(one["name"])], one)
+        for scope, resources in scopes.items()
+        for one in select(call, resources)
+    ]
+    page, token = _page(call, keyed)
+    items: dict[str, dict[str, Any]] = {}
+    for (scope, *_), one in page:
+        items.setdefault(scope, {key: []})[key].append(one)
+    for scope in scopes:
+        if scope not in items:
+            items[scope] = {
+                "warning": {
+                    "code": "NO_RESULTS_ON_PAGE",
+                    "message": f"There are no results for scope '{scope}' on this page.",
+                    "data": [{"key": "scope", "value": scope}],
+                }
+            }
+    answer: dict[str, Any] = {
+        "kind": f"compute#{kind}",
+        "id": call.path,
+        "items": items,
+        "selfLink": call.cloud.url(call.path),
+    }
+    if token is not None:
+        answer["nextPageToken"] = token
+    return answer

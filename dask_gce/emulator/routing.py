@@ -1,0 +1,213 @@
+"""Which method of the API a request means, and what a handler is told.
+
+Owns: routes, their matching, and `Call`, the one argument of every handler. Handlers live beside their
+subject and return a value: a resource, or the operation they began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_gce.emulator.catalog.places import check_region, region_of
+from dask_gce.emulator.cloud import Cloud, Project
+from dask_gce.emulator.errors import APIError, bad_request
+from dask_gce.emulator.operations import Operation, Work
+
+#: Query parameters of every list method.
+LIST = frozenset({"filter", "maxResults", "orderBy", "pageToken", "returnPartialSuccess"})
+#: Query parameters of every aggregated list method.
+AGGREGATED = LIST | {"includeAllScopes", "serviceProjectNumber"}
+#: Query parameters of every method that begins an operation.
+MUTATION = frozenset({"requestId"})
+
+#: What a handler returns: JSON, or the operation it began, now or later; None is "204 No Content".
+Reply = dict[str, Any] | Operation | None
+Handler = Callable[["Call"], "Reply | Awaitable[Reply]"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of the API.
+
+    Parameters
+    ----------
+    method_id : str
+        Its ID in Google's discovery document, for example ``compute.instances.insert``.
+    verb : str
+        The HTTP method.
+    template : str
+        The path below ``/compute/v1/``, parameters in braces.
+    handler : callable
+        What answers it.
+    query : frozenset of str
+        The query parameters it knows, besides those of every method.
+    body : str or None
+        The name of the schema of its request body.
+    """
+
+    method_id: str
+    verb: str
+    template: str
+    handler: Handler
+    query: frozenset[str] = frozenset()
+    body: str | None = None
+
+
+@dataclass
+class Call:
+    """One request, as a handler sees it.
+
+    Parameters
+    ----------
+    cloud : Cloud
+        The state.
+    route : Route
+        The method that is called.
+    params : dict
+        The parameters from the path.
+    query : dict
+        The parameters from the query.
+    body : dict
+        The request body; empty when there is none.
+    version : str or None
+        The API version that was asked for; None is the undated v1.
+    """
+
+    cloud: Cloud
+    route: Route
+    params: dict[str, str]
+    query: dict[str, str] = field(default_factory=dict)
+    body: dict[str, Any] = field(default_factory=dict)
+    version: str | None = None
+
+    @property
+    def project(self) -> Project:
+        """The project of the request."""
+        return self.cloud.project(self.params["project"])
+
+    @property
+    def zone(self) -> str:
+        """The zone of the request, which exists."""
+        zone = self.params["zone"]
+        region_of(self.params["project"], zone)
+        return zone
+
+    @property
+    def region(self) -> str:
+        """The region of the request, which exists."""
+        return check_region(self.params["project"], self.params["region"])
+
+    @property
+    def scope(self) -> str:
+        """Where the request acts: ``zones/Z``, ``regions/R`` or ``global``."""
+        if "zone" in self.params:
+            return f"zones/{self.zone}"
+        if "region" in self.params:
+            return f"regions/{self.region}"
+        return "global"
+
+    @property
+    def path(self) -> str:
+        """The path of the request below ``/compute/v1/``."""
+        return self.route.template.format(**self.params)
+
+    def begin(self, operation_type: str, target: str, work: Work, **extra: Any) -> Operation:
+        """Begin an operation where the request acts; see :meth:`Cloud.begin`."""
+        return self.cloud.begin(self.project, self.scope, operation_type, target, work, **extra)
+
+
+class Router:
+    """Finds the route of a request.
+
+    Parameters
+    ----------
+    routes : iterable of Route
+        Every method there is.
+    """
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._routes: dict[tuple[str, int], list[tuple[list[str], Route]]] = {}
+        for route in routes:
+            segments = route.template.split("/")
+            self._routes.setdefault((route.verb, len(segments)), []).append((segments, route))
+        for candidates in self._routes.values():
+            # Fixed words win over parameters: images/family/F is not images/NAME.
+            candidates.sort(key=lambda one: sum(segment.startswith("{") for segment in one[0]))
+
+    def match(self, verb: str, path: str) -> tuple[Route, dict[str, str]]:
+        """Return the route of a request and the parameters in its path.
+
+        Parameters
+        ----------
+        verb : str
+            The HTTP method.
+        path : str
+            The path below ``/compute/v1/``.
+
+        Returns
+        -------
+        Route
+            The route.
+        dict
+            The parameters.
+
+        Raises
+        ------
+        APIError
+            There is no such method.
+        """
+        segments = path.split("/")
+        for template, route in self._routes.get((verb, len(segments)), ()):
+            params = {}
+            for expected, given in zip(template, segments, strict=True):
+                if expected.startswith("{") and given:
+                    params[expected[1:-1]] = given
+                elif expected != given:
+                    break
+            else:
+                return route, params
+        raise APIError(404, "notFound", f"The requested URL /compute/v1/{path} was not found.")
+
+
+def number(call: Call, name: str, default: int, least: int, most: int) -> int:
+    """Return an integer query parameter.
+
+    Parameters
+    ----------
+    call : Call
+        The request.
+    name : str
+        The parameter.
+    default : int
+        Its value when it is not given.
+    least : int
+        The smallest value it may have.
+    most : int
+        The largest value it may have.
+
+    Returns
+    -------
+    int
+        The value.
+
+    Raises
+    ------
+    APIError
+        It is no integer in that range.
+    """
+    text = call.query.get(name)
+    if text is None:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        raise bad_request(f"Invalid value for '{name}': '{text}'") from None
+    if not least <= value <= most:
+        raise APIError(
+            400,
+            "invalidParameter",
+            f"Invalid value '{value}'. Values must be within the range: [{least}, {most}]",
+        )
+    return value
