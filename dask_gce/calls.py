@@ -1,16 +1,17 @@
-"""Calls to Compute Engine with their repeats: on threads for the event loop, or on the calling thread.
+"""Calls to Compute Engine with their repeats: on threads for the event loop, or on the calling
+thread.
 
-It owns the pool of threads, the queue before it, and the repeating by the rules of `policy`. What is
-asked is left to `compute`, the single exchange to `library`.
+It owns the pool of threads, the queue before it, and the repeating by the rules of `policy`. What
+is asked is left to `compute`, the single exchange to `library`.
 
-Every exchange runs on a thread of a pool of its own, never on the loop's default executor, which others
-fill and which is gone when the interpreter exits. At most so many exchanges are under way at a time;
-the others wait on the loop, in order, where they can be cancelled.
+Every exchange runs on a thread of a pool of its own, never on the loop's default executor, which
+others fill and which is gone when the interpreter exits. At most so many exchanges are under way
+at a time; the others wait on the loop, in order, where they can be cancelled.
 
-Cancelling a call: one that waits for a thread, or between two attempts, is not sent (again). One that
-is on its way cannot be called back. It runs to its end on its thread and its answer is dropped, so
-whoever creates something must know its name beforehand. `settled` waits for whatever may be creating a
-name, so that a delete never overtakes the insert that it is to undo.
+Cancelling a call: one that waits for a thread, or between two attempts, is not sent (again). One
+that is on its way cannot be called back. It runs to its end on its thread and its answer is
+dropped, so whoever creates something must know its name beforehand. `settled` waits for whatever
+may be creating a name, so that a delete never overtakes the insert that it is to undo.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import asyncio
 import concurrent.futures
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from dask_gce.errors import TransportError
@@ -27,7 +29,7 @@ from dask_gce.failures import failure_error
 from dask_gce.library import Call, ExchangeError, Library
 from dask_gce.policy import Deadline, Failure, RetryPolicy
 
-__all__ = ["Caller", "Clock"]
+__all__ = ["Caller", "Clock", "Verbs"]
 
 T = TypeVar("T")
 
@@ -153,8 +155,8 @@ class Caller:
         creates : sequence of str
             Keys of what the call may create, for `settled`.
         deadline : Deadline or None
-            When to give up; None counts the call timeout from the first attempt. The time in the queue
-            does not count: a thousand deletes may take their turn.
+            When to give up; None counts the call timeout from the first attempt. The time in the
+            queue does not count: a thousand deletes may take their turn.
         exchange_timeout : float or None
             Seconds for one exchange; None for the usual.
 
@@ -288,6 +290,41 @@ class Caller:
         if pause is None or not deadline.allows(pause + SHORTEST_ATTEMPT):
             return None
         return pause
+
+
+class Verbs:
+    """What the verbs of `compute` share.
+
+    Parameters
+    ----------
+    project : str
+        Project ID.
+    caller : Caller
+        Makes the calls.
+    """
+
+    def __init__(self, project: str, caller: Caller) -> None:
+        self.project = project
+        self._caller = caller
+
+    async def _pages(self, call: Call) -> AsyncIterator[dict[str, Any]]:
+        following: Call | None = call
+        while following is not None:
+            page = await self._caller.answer(following)
+            yield page
+            following = _next_page(following, page)
+
+    def _pages_now(self, call: Call, deadline: Deadline) -> Iterator[dict[str, Any]]:
+        following: Call | None = call
+        while following is not None:
+            page = self._caller.answer_now(following, deadline)
+            yield page
+            following = _next_page(following, page)
+
+
+def _next_page(call: Call, page: Mapping[str, Any]) -> Call | None:
+    token = page.get("nextPageToken")
+    return replace(call, fields={**call.fields, "page_token": token}) if token else None
 
 
 def _attempt_time(usual: float, deadline: Deadline) -> float:

@@ -110,7 +110,7 @@ def _next_step(cause: Cause, place: Place, *, status: int = 0, reason: str = "")
         )
     if cause is Cause.RATE:
         return (
-            "Wait a minute, run fewer clusters at once in this project, or ask for a higher rate at "
+            "Wait a minute, run fewer clusters at once in this project, or ask for more at "
             f"https://console.cloud.google.com/iam-admin/quotas?project={place.project}"
         )
     if cause is Cause.PERMISSION:
@@ -153,15 +153,19 @@ def failure_error(failure: Failure, place: Place) -> GCEError:
     -------
     GCEError
         CredentialsError or TransportError when no answer came; OutOfCapacity for reason
-        ``insufficientCapacity``, so that a stock-out is one class whichever way it is told; else the
-        APIError that fits status and reason.
+        ``insufficientCapacity``, so that a stock-out is one class whichever way it is told; else
+        the APIError that fits status and reason.
 
     Examples
     --------
     >>> place = Place("insert instance dask-1", "my-project", "us-central1-a", "dask-1")
-    >>> failure_error(Failure(404, "notFound", "No such image"), place)
-    NotFound('Compute Engine refused to insert instance dask-1 in zone us-central1-a of project my-project: No such image. (HTTP 404, notFound) Check project, zone and name, and what the request refers to.')
-    """  # noqa: E501 - a doctest's output is one line
+    >>> error = failure_error(Failure(404, "notFound", "No such image"), place)
+    >>> type(error).__name__, error.reason
+    ('NotFound', 'notFound')
+    >>> print(error)  # doctest: +NORMALIZE_WHITESPACE
+    Compute Engine refused to insert instance dask-1 in zone us-central1-a of project my-project:
+    No such image. (HTTP 404, notFound) Check project, zone and name, and what the request refers to.
+    """
     if failure.status == 0 and failure.reason == "credentials":
         return CredentialsError(
             f"No access token to {place}: {_sentence(failure.message)} "

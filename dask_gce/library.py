@@ -1,12 +1,12 @@
 """One exchange with Compute Engine through google-cloud-compute, on the thread that asks.
 
-It owns the library: importing it late, its clients and their HTTP sessions, the way from API JSON to
-its message classes and back, and the translation of whatever it raises into a `policy.Failure`. It
-knows no event loop and repeats nothing: threads, repeats and waiting are left to `compute`.
+It owns the library: importing it late, its clients and their HTTP sessions, the way from API JSON
+to its message classes and back, and the translation of whatever it raises into a `policy.Failure`.
+It knows no event loop and repeats nothing: threads, repeats and waiting are left to `calls`.
 
-The import takes about a second and 140 MiB, so it happens when the first exchange needs it. Two of the
-library's habits are kept out (both seen in version 1.56): its own retries, which cover a few reads
-only, and its operation objects, which poll compute.googleapis.com whatever the endpoint.
+The import takes about a second and 140 MiB, so it happens when the first exchange needs it. Two of
+the library's habits are kept out (both seen in version 1.56): its own retries, which cover a few
+reads only, and its operation objects, which poll compute.googleapis.com whatever the endpoint.
 
 From version 1.55 the library asks for Compute API version 2026-09-01 by the ``X-Goog-Api-Version``
 header. Older ones ask for none, so the header is sent from here as well; the library's own wins.
@@ -81,7 +81,7 @@ class Call:
 
 
 class ExchangeError(Exception):
-    """An exchange failed; caught in `compute` and never seen by users.
+    """An exchange failed; caught in `calls` and never seen by users.
 
     Parameters
     ----------
@@ -208,7 +208,10 @@ class Library:
         client = getattr(modules.compute, f"{service}Client")(
             credentials=self._credentials,
             client_options=options,
-            client_info=modules.client_info.ClientInfo(user_agent=f"dask-gce/{__version__}"),
+            client_info=modules.client_info.ClientInfo(
+                user_agent=f"dask-gce/{__version__}",
+                gapic_version=modules.compute.__version__,
+            ),
         )
         # The transport offers no public way to its session, and its pool keeps 10 connections.
         session = client.transport._session
@@ -230,7 +233,7 @@ class Library:
             except modules.json_format.ParseError as error:
                 raise SettingsError(
                     f"The request to {call.place} has a value of the wrong type: "
-                    f"{str(error).splitlines()[0]}. Check instance_overrides.",
+                    f"{str(error).splitlines()[0].rstrip('.')}. Check instance_overrides.",
                     key="instance_overrides",
                 ) from error
             # An empty body must still be sent as one.

@@ -1,7 +1,7 @@
 """Compute Engine's operations: what a change that was accepted, and is still going on, looks like.
 
-Pure: API JSON in, a frozen dataclass out. Waiting for one is left to `compute`, turning a failed one
-into an exception to `failures`.
+Pure: API JSON in, a frozen dataclass out. Waiting for one is left to `operations`, turning a failed
+one into an exception to `failures`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Operation:
     target : str
         The name of the instance it works on; empty for a bulk insert.
     group : str
-        ``operationGroupId``, which a bulk insert shares with the operations of its instances; else empty.
+        ``operationGroupId``, which a bulk insert shares with the operations of its instances; else
+        empty.
     errors : tuple of dict
         ``error.errors`` as Google sent them; empty when nothing failed so far.
     http_status : int
@@ -87,9 +88,9 @@ def parse_operation(data: Mapping[str, Any]) -> Operation:
     ...     "zone": "https://www.googleapis.com/compute/v1/projects/p/zones/us-central1-a",
     ...     "operationType": "insert",
     ...     "status": "DONE",
-    ...     "targetLink": "https://www.googleapis.com/compute/v1/projects/p/zones/z/instances/dask-1",
+    ...     "targetLink": "https://www.googleapis.com/compute/v1/projects/p/zones/z/instances/i-1",
     ... }).target
-    'dask-1'
+    'i-1'
     """
     kind = str(data.get("operationType", ""))
     collection, _, name = str(data.get("targetLink", "")).rpartition("/")

@@ -1,7 +1,7 @@
 """Which failed calls are repeated, and after how long.
 
 Pure: a failed exchange goes in, a delay comes out. Which error it becomes is left to `failures`,
-making calls, sleeping and waiting to `compute`.
+making calls, sleeping and waiting to `calls`.
 
 A call is repeated only if doing it twice cannot do harm: every read, and every change that carries
 a ``requestId``, by which Compute Engine recognises a request that it has already accepted.
@@ -130,8 +130,8 @@ class Failure:
     status : int
         The HTTP status; 0 when no answer came.
     reason : str
-        Google's reason, for example ``"rateLimitExceeded"``; ``"credentials"`` with status 0 when no
-        access token could be had.
+        Google's reason, for example ``"rateLimitExceeded"``; ``"credentials"`` with status 0 when
+        no access token could be had.
     message : str
         Google's sentence, or what the connection suffered.
     method : str
@@ -173,9 +173,9 @@ class RetryPolicy:
     """How long to wait before a call is repeated.
 
     Exponential backoff with full jitter
-    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). Compute Engine refills
-    its rate quotas at each minute boundary (https://cloud.google.com/compute/api-quota), so a call
-    over the limit waits for the next one.
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). Compute Engine
+    refills its rate quotas at each minute boundary (https://cloud.google.com/compute/api-quota),
+    so a call over the limit waits for the next one.
 
     Parameters
     ----------

@@ -1,10 +1,12 @@
 """An HTTP server that answers as a test tells it to, for faults that no healthy API makes.
 
-It runs on threads of its own, so that tests of the synchronous path and of a blocked loop can use it.
+It runs on threads of its own, so that tests of the synchronous path and of a blocked loop can use
+it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -148,9 +150,7 @@ class ScriptedAPI:
     def __exit__(self, *exc_info: object) -> None:
         self._server.shutdown()
         for connection in list(self._sockets):
-            try:
+            with contextlib.suppress(OSError):  # the client has closed it already
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # the client has closed it already
         self._server.server_close()
         self._thread.join()
