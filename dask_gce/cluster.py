@@ -12,7 +12,7 @@ import contextlib
 import getpass
 import logging
 import math
-import numbers
+import operator
 import weakref
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -49,7 +49,7 @@ ADAPTIVE_DEFAULTS: Mapping[str, Any] = {
 }
 
 
-class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
+class GCECluster(SpecCluster):
     """A Dask cluster on Google Compute Engine.
 
     Every argument that is None comes from the dask config (``gce:`` in YAML or ``DASK_GCE__...``),
@@ -139,6 +139,7 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
         self._disturbed = asyncio.Event()
         self._unregistered: dict[str, float] = {}
         self._quiet = quiet
+        self._scheduler_name = ""
         # SpecCluster makes its lock when it starts, but needs it to close what never started.
         self._lock = asyncio.Lock()
         try:
@@ -190,7 +191,8 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
         except GCEError:
             await self._close()
             raise
-        self._watching = asyncio.ensure_future(self._watch())
+        if self._fleet is not None:
+            self._watching = asyncio.ensure_future(self._watch(self._fleet))
         self.scale(self.settings.n_workers)
 
     def __await__(self) -> Generator[Any, None, GCECluster]:
@@ -209,7 +211,7 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
         self._compute = Compute(project, endpoint=settings.api_endpoint, credentials=credentials)
         trust = await asyncio.to_thread(establish_trust, settings.security, self.name)
         self.security = trust.client
-        zone, shape = await self._choose_zone()
+        zone, shape = await self._choose_zone(self._compute)
         self._blueprint = Blueprint(
             settings=settings,
             project=project,
@@ -219,6 +221,7 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
             owner=await asyncio.to_thread(_owner),
             tls=trust.machines,
         )
+        self._scheduler_name = names.instance_name(self.name, "scheduler")
         cluster = weakref.ref(self)
         self._fleet = Fleet(
             self._compute,
@@ -230,7 +233,7 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
         parts = {"fleet": self._fleet, "blueprint": self._blueprint}
         self.scheduler_spec = {
             "cls": GCEScheduler,
-            "options": {**parts, "name": names.instance_name(self.name, "scheduler")},
+            "options": {**parts, "name": self._scheduler_name},
         }
         self.new_spec = {"cls": GCEWorker, "options": parts}
         self._log(
@@ -238,15 +241,14 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
             f"in {zone}, project {project}"
         )
 
-    async def _choose_zone(self) -> tuple[str, MachineShape]:
+    async def _choose_zone(self, compute: Compute) -> tuple[str, MachineShape]:
         """Return the first zone that offers the machine types, and the workers' shape."""
-        assert self._compute is not None  # noqa: S101
         settings = self.settings
         missing: NotFound | None = None
         for zone in settings.zone:
             try:
-                await self._compute.get_machine_type(zone, settings.scheduler_machine_type)
-                shape = await self._compute.get_machine_type(zone, settings.worker_machine_type)
+                await compute.get_machine_type(zone, settings.scheduler_machine_type)
+                shape = await compute.get_machine_type(zone, settings.worker_machine_type)
             except NotFound as error:
                 missing = error
             else:
@@ -280,7 +282,7 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
     async def _remove_workers(self, surplus: set[str]) -> None:
         if not surplus:
             return
-        if self.status == Status.running:
+        if self.status == Status.running and self.scheduler_comm:
             try:
                 await self.scheduler_comm.retire_workers(names=list(surplus), close_workers=True)
             except OSError as error:
@@ -288,11 +290,11 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
         await asyncio.gather(*(self.workers.pop(name).close() for name in surplus))
 
     async def _add_workers(self, missing: set[str]) -> None:
+        # Known before the scheduler exists; self.scheduler may not have started yet.
+        scheduler = self._plan().address(self._scheduler_name)
         for name in missing:
             spec = self.worker_spec[name]
-            worker = spec["cls"](
-                self.scheduler.contact_address, **{"name": name, **spec.get("options", {})}
-            )
+            worker = spec["cls"](scheduler, **{"name": name, **spec.get("options", {})})
             worker._cluster = weakref.ref(self)
             self._created.add(worker)
             self.workers[name] = worker
@@ -310,37 +312,34 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
         self.failures.append(failure)
         self._log(str(failure))
         self.worker_spec.pop(name, None)
-        self.loop.add_callback(self._correct_state)
+        # Soon, not now: this may be called while the lock is held.
+        asyncio.get_running_loop().call_soon(self._correct_state)
 
-    async def _watch(self) -> None:
+    async def _watch(self, fleet: Fleet) -> None:
         """Compare what Compute Engine and the scheduler say of the workers, and act on it."""
-        assert self._fleet is not None  # noqa: S101
         while True:
             self._disturbed.clear()
-            tick = BUSY_TICK if self._fleet.waiting or self._unregistered else QUIET_TICK
+            tick = BUSY_TICK if fleet.waiting or self._unregistered else QUIET_TICK
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._disturbed.wait(), tick)
             try:
-                await self._fleet.look()
+                await fleet.look()
             except GCEError as error:
                 logger.info("Compute Engine did not tell how the instances are: %s", error)
                 continue
             registered = self._registered()
             for name in registered:
-                self._fleet.mark_ready(name)
-            for failure in await self._fleet.check(only=list(self.workers)):
+                fleet.mark_ready(name)
+            for failure in await fleet.check(only=list(self.workers)):
                 self._drop(failure.name, failure)
-            self._notice_lost(registered)
+            self._notice_lost(fleet, registered)
             await asyncio.sleep(0.1)
 
-    def _notice_lost(self, registered: set[str]) -> None:
+    def _notice_lost(self, fleet: Fleet, registered: set[str]) -> None:
         """Drop workers that the scheduler has lost for longer than Dask's own setting allows."""
-        assert self._fleet is not None  # noqa: S101
         now = asyncio.get_running_loop().time()
         gone = {
-            name
-            for name in self.workers
-            if name not in registered and name not in self._fleet.waiting
+            name for name in self.workers if name not in registered and name not in fleet.waiting
         }
         self._unregistered = {name: self._unregistered.get(name, now) for name in gone}
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
@@ -350,9 +349,9 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
                     name,
                     InstanceLost(
                         f"The worker {name} left the scheduler {patience:g} s ago and did not come "
-                        f"back. Its instance in zone {self._fleet.zone} is deleted.",
+                        f"back. Its instance in zone {fleet.zone} is deleted.",
                         name=name,
-                        zone=self._fleet.zone,
+                        zone=fleet.zone,
                     ),
                 )
 
@@ -404,11 +403,7 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
         SettingsError
             If the number is not a whole number from zero on.
         """
-        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 0:
-            raise SettingsError(
-                f"scale(n={n!r}): the number of workers is a whole number from 0 on.", key="n"
-            )
-        return super().scale(int(n), memory=memory, cores=cores)
+        return super().scale(_whole_number(n), memory=memory, cores=cores)
 
     def _threads_per_worker(self) -> int:
         return self._plan().nthreads
@@ -421,19 +416,40 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
             raise GCEError(f"Cluster {self.name} has not started; await it before you scale it.")
         return self._blueprint
 
-    def adapt(self, Adaptive: type[Adaptive] = Adaptive, **options: Any) -> Adaptive:
+    def adapt(
+        self,
+        Adaptive: type[Adaptive] = Adaptive,
+        minimum: float = 0,
+        maximum: float = math.inf,
+        minimum_cores: int | None = None,
+        maximum_cores: int | None = None,
+        minimum_memory: str | None = None,
+        maximum_memory: str | None = None,
+        **options: Any,
+    ) -> Adaptive:
         """Let the number of workers follow the work.
 
         Parameters
         ----------
         Adaptive : type
             Class that decides, :class:`distributed.deploy.Adaptive` or one of your own.
+        minimum : int
+            Fewest workers.
+        maximum : int
+            Most workers.
+        minimum_cores : int, optional
+            Fewest threads, over all workers.
+        maximum_cores : int, optional
+            Most threads, over all workers.
+        minimum_memory : str, optional
+            Least memory, over all workers, such as ``"10 GB"``.
+        maximum_memory : str, optional
+            Most memory, over all workers.
         **options
-            ``minimum``, ``maximum`` (workers), ``minimum_cores``, ``maximum_cores``,
-            ``minimum_memory``, ``maximum_memory``, and what the class takes. Unless given, a
-            decision is made every 5 s, a worker must be idle for 24 of them before it goes, and
-            workers are added for work that takes longer than 3 minutes: machines take a minute to
-            boot and are billed for at least one.
+            What the class takes. Unless given, a decision is made every 5 s (``interval``), a
+            worker goes when it was idle at 24 of them (``wait_count``), and workers are added for
+            work that would take longer than 3 minutes (``target_duration``): machines take a minute
+            to boot and are billed for at least one.
 
         Returns
         -------
@@ -442,7 +458,16 @@ class GCECluster(SpecCluster):  # type: ignore[misc]  # distributed is not typed
         """
         # Cluster keeps the options of earlier calls, so that two calls would be mixed.
         self._adaptive_options: dict[str, Any] = {}
-        return super().adapt(Adaptive=Adaptive, **{**ADAPTIVE_DEFAULTS, **options})
+        return super().adapt(
+            Adaptive,
+            minimum,
+            maximum,
+            minimum_cores,
+            maximum_cores,
+            minimum_memory,
+            maximum_memory,
+            **{**ADAPTIVE_DEFAULTS, **options},
+        )
 
     # -- ending -----------------------------------------------------------------------------------
 
@@ -479,6 +504,18 @@ def _abandon(cluster: GCECluster | None) -> None:
     if cluster is not None:
         SpecCluster._instances.discard(cluster)
         cluster.status = Status.closed
+
+
+def _whole_number(n: Any) -> int:
+    try:
+        number = operator.index(n)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(n, bool):
+        raise SettingsError(
+            f"scale(n={n!r}): the number of workers is a whole number from 0 on.", key="n"
+        )
+    return number
 
 
 def _owner() -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from dask_gce import names
-from dask_gce.compute import Compute, Operation
+from dask_gce.compute import Compute
 from dask_gce.errors import (
     APIError,
     GCEError,
@@ -28,13 +28,8 @@ from dask_gce.errors import (
     ServerFault,
     StartTimeout,
 )
-from dask_gce.instance import (
-    INSTANCE_FIELDS,
-    Instance,
-    InstanceSpec,
-    build_insert,
-    parse_instance,
-)
+from dask_gce.instance import Instance, InstanceSpec, build_insert, parse_instance
+from dask_gce.operation import Operation
 from dask_gce.startup import PHASE_KEY, PHASE_NAMESPACE
 
 logger = logging.getLogger(__name__)
@@ -48,8 +43,6 @@ TAIL_LINES = 25
 
 #: Seconds the interpreter's exit may take to delete what is left.
 EXIT_TIMEOUT = 60
-
-_FIELDS = f"items({','.join(INSTANCE_FIELDS)}),nextPageToken"
 
 
 @dataclass
@@ -178,7 +171,7 @@ class Fleet:
             If Compute Engine did not answer. Nothing is known then; nothing is gone.
         """
         started = time.monotonic()
-        found = await self.compute.list_instances(self.zone, filter=self._label, fields=_FIELDS)
+        found = await self.compute.list_instances(self.zone, self._label)
         seen = {instance.name: instance for instance in map(parse_instance, found)}
         for member in self.members.values():
             if member.inserted < started:
@@ -295,13 +288,14 @@ class Fleet:
         if member is None:
             return
         if member.call is not None:
-            await asyncio.wait({member.call})
+            with contextlib.suppress(GCEError):
+                member.operation = await asyncio.shield(member.call)
         deleting = await self.compute.delete_instance(member.spec.zone, name)
         if deleting is None and member.operation is not None:
             # Not there, or not there yet: an accepted insert may still be on its way.
             with contextlib.suppress(OperationError):
                 await self.compute.wait_operation(member.operation, EXIT_TIMEOUT)
-            await self.compute.delete_instance(member.spec.zone, name)
+                await self.compute.delete_instance(member.spec.zone, name)
         self.members.pop(name, None)
 
     async def delete_all(self) -> None:
@@ -320,9 +314,7 @@ class Fleet:
             if isinstance(result, BaseException)
         ]
         with contextlib.suppress(GCEError):
-            listed = await self.compute.list_instances(
-                self.zone, filter=self._label, fields=_FIELDS
-            )
+            listed = await self.compute.list_instances(self.zone, self._label)
             for instance in map(parse_instance, listed):
                 if instance.status != "STOPPING" and instance.name not in dict(left):
                     await self.compute.delete_instance(self.zone, instance.name)

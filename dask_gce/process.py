@@ -19,7 +19,7 @@ from dask_gce.instance import InstanceSpec
 logger = logging.getLogger(__name__)
 
 
-class GCEProcess(ProcessInterface):  # type: ignore[misc]  # distributed is not typed
+class GCEProcess(ProcessInterface):
     """A Dask process on an instance of its own.
 
     Parameters

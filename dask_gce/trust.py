@@ -69,7 +69,7 @@ def establish_trust(security: bool | Security, cluster: str) -> Trust:
             for part in ("cert", "key")
         )
         return Trust(Security(require_encryption=False, tls_ca_file=None, **nothing))
-    if not security.require_encryption and not security.tls_ca_file:
+    if not security.require_encryption and _field(security, "tls_ca_file") is None:
         return Trust(security)
     return Trust(
         security,
@@ -85,9 +85,15 @@ def _read(security: Security, role: Role) -> Tls:
     return Tls(ca, certificate, key)
 
 
+def _field(security: Security, name: str) -> str | None:
+    # The attributes come from __slots__ and have no annotations.
+    value: str | None = getattr(security, name)
+    return value
+
+
 def _text(security: Security, name: str, role: Role) -> str:
     """Return a field of a Security as PEM text, whether it holds that or a path."""
-    value = getattr(security, name)
+    value = _field(security, name)
     if value is None:
         raise SettingsError(
             f"security: {name} is missing, but the {role}'s machine needs it. Give it, use "
@@ -95,7 +101,7 @@ def _text(security: Security, name: str, role: Role) -> str:
             key="security",
         )
     if "\n" in value:
-        return str(value)
+        return value
     try:
         return Path(value).read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
