@@ -1,0 +1,53 @@
+"""``dask gce``: this package from a shell.
+
+Owns the commands' options and exit statuses. What they do is imported when they run, so that
+``dask --help``, which loads the commands of every installed package, stays quick.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib.util import find_spec
+
+import click
+
+__all__ = ["gce"]
+
+
+@click.group()
+def gce() -> None:
+    """Dask clusters on Google Compute Engine."""
+
+
+@gce.command()
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 16),
+    default=2,
+    show_default=True,
+    help="Workers to scale up to.",
+)
+@click.option("--keep", is_flag=True, help="Keep the cluster for a look around, until Ctrl-C.")
+def demo(workers: int, keep: bool) -> None:
+    """Run a grid search on a cluster of local machines.
+
+    Needs no account and no network. Boots a local Compute Engine, a scheduler and workers, tunes a
+    classifier of handwritten digits, and checks that nothing is left behind. The exit status is not
+    zero if anything fell short.
+    """
+    missing = [name for name in ("bokeh", "joblib", "sklearn") if find_spec(name) is None]
+    if missing:
+        raise click.ClickException(
+            f"The demo needs {', '.join(missing)}. To install it: pip install 'dask-gce[demo]'"
+        )
+    from dask_gce import demo as demonstration
+    from dask_gce.errors import GCEError
+
+    # Ended by a signal, Python would leave the local machines to themselves.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        outcome = demonstration.run(workers, keep=keep)
+    except GCEError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(1 if outcome.shortcomings() else 0)
