@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from dask_gce.errors import TransportError
 from dask_gce.failures import failure_error
 from dask_gce.library import Call, ExchangeError, Library
-from dask_gce.policy import Deadline, Failure, RetryPolicy
+from dask_gce.policy import Deadline, RetryPolicy
 
 __all__ = ["Caller", "Clock", "Verbs"]
 
@@ -108,8 +108,9 @@ class Caller:
         )
         self._slots = asyncio.Semaphore(threads)
         self._under_way: set[asyncio.Future[Any]] = set()
-        self._creating: dict[str, set[concurrent.futures.Future[Any]]] = {}
+        self._creating: dict[str, dict[asyncio.Future[Any], concurrent.futures.Future[Any]]] = {}
         self._loading: concurrent.futures.Future[None] | None = None
+        self._masks = True
 
     def preload(self) -> concurrent.futures.Future[None]:
         """Begin to import the library on a thread, once.
@@ -126,7 +127,8 @@ class Caller:
     async def close(self) -> None:
         """Wait for the exchanges under way, end the threads and close all connections."""
         if self._loading is not None:
-            await asyncio.wait({asyncio.wrap_future(self._loading)})
+            # How the import went is told to whoever makes a call.
+            await asyncio.gather(asyncio.wrap_future(self._loading), return_exceptions=True)
         while self._under_way:
             await asyncio.wait(set(self._under_way))
         # No thread is busy any more, so joining them does not hold the loop.
@@ -176,14 +178,13 @@ class Caller:
             if deadline is None:
                 deadline = Deadline.after(self._call_timeout, self.clock.monotonic)
             timeout = _attempt_time(exchange_timeout or self._exchange_timeout, deadline)
+            sent = self._masked(call)
             try:
-                return await self._on_thread(call, timeout, creates)
+                return await self._on_thread(sent, timeout, creates)
             except ExchangeError as error:
                 if call.long_poll and error.failure.reason == "timeout":
                     return {}
-                pause = self._pause(call, error.failure, attempt, deadline)
-                if pause is None:
-                    raise failure_error(error.failure, call.place) from error.__cause__
+                pause = self._pause(call, sent, error, attempt, deadline)
             await self.clock.sleep(pause)
             attempt += 1
 
@@ -211,13 +212,11 @@ class Caller:
         """
         attempt = 0
         while True:
-            timeout = _attempt_time(self._exchange_timeout, deadline)
+            sent = self._masked(call)
             try:
-                return self._library.exchange(call, timeout)
+                return self._library.exchange(sent, _attempt_time(self._exchange_timeout, deadline))
             except ExchangeError as error:
-                pause = self._pause(call, error.failure, attempt, deadline)
-                if pause is None:
-                    raise failure_error(error.failure, call.place) from error.__cause__
+                pause = self._pause(call, sent, error, attempt, deadline)
             self.clock.pause(pause)
             attempt += 1
 
@@ -229,9 +228,9 @@ class Caller:
         key : str
             What it may create, as given to `answer`.
         """
-        creating = {asyncio.wrap_future(future) for future in self._creating.get(key, ())}
+        creating = self._creating.get(key)
         if creating:
-            await asyncio.wait(creating)
+            await asyncio.wait(set(creating))
 
     def settled_now(self, key: str, deadline: Deadline) -> None:
         """Do as `settled`, on the calling thread.
@@ -243,9 +242,9 @@ class Caller:
         deadline : Deadline
             When to give up waiting.
         """
-        creating = list(self._creating.get(key, ()))
+        creating = self._creating.get(key)
         if creating:
-            concurrent.futures.wait(creating, timeout=deadline.remaining)
+            concurrent.futures.wait(list(creating.values()), timeout=deadline.remaining)
 
     async def _on_thread(
         self, call: Call, timeout: float, creates: Sequence[str]
@@ -259,13 +258,13 @@ class Caller:
         running = asyncio.wrap_future(future)
         self._under_way.add(running)
         for key in creates:
-            self._creating.setdefault(key, set()).add(future)
+            self._creating.setdefault(key, {})[running] = future
 
         def settle(_: asyncio.Future[Any]) -> None:
             self._slots.release()
             self._under_way.discard(running)
             for key in creates:
-                self._creating[key].discard(future)
+                del self._creating[key][running]
                 if not self._creating[key]:
                     del self._creating[key]
 
@@ -281,14 +280,23 @@ class Caller:
                 "The Compute client is closed, or the interpreter is exiting; nothing was sent."
             ) from error
 
+    def _masked(self, call: Call) -> Call:
+        return call if self._masks else replace(call, mask="")
+
     def _pause(
-        self, call: Call, failure: Failure, attempt: int, deadline: Deadline
-    ) -> float | None:
-        if not call.repeatable:
-            return None
+        self, call: Call, sent: Call, error: ExchangeError, attempt: int, deadline: Deadline
+    ) -> float:
+        """Return how long to wait before the next attempt, or raise if there is none."""
+        failure = error.failure
+        if failure.status == 400 and call.mask:
+            # A mask only saves traffic: where an API refuses ours, whole answers do as well. Where
+            # it refuses the request without one too, the mask was not to blame.
+            self._masks = not sent.mask
+            if sent.mask:
+                return 0.0
         pause = self._policy.delay(failure, attempt, now=self.clock.time())
-        if pause is None or not deadline.allows(pause + SHORTEST_ATTEMPT):
-            return None
+        if pause is None or not call.repeatable or not deadline.allows(pause + SHORTEST_ATTEMPT):
+            raise failure_error(failure, call.place) from error.__cause__
         return pause
 
 

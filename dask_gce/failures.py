@@ -164,7 +164,8 @@ def failure_error(failure: Failure, place: Place) -> GCEError:
     ('NotFound', 'notFound')
     >>> print(error)  # doctest: +NORMALIZE_WHITESPACE
     Compute Engine refused to insert instance dask-1 in zone us-central1-a of project my-project:
-    No such image. (HTTP 404, notFound) Check project, zone and name, and what the request refers to.
+    No such image. (HTTP 404, notFound) Check project, zone and name, and what the request
+    refers to.
     """
     if failure.status == 0 and failure.reason == "credentials":
         return CredentialsError(

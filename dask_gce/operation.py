@@ -99,8 +99,8 @@ def parse_operation(data: Mapping[str, Any]) -> Operation:
         zone=str(data.get("zone", "")).rpartition("/")[2],
         type=kind,
         status=str(data.get("status", "")),
-        # A bulk insert's target link names the collection or the zone, not an instance.
-        target=name if collection.endswith("/instances") else "",
+        # A bulk insert's target link names no instance.
+        target=name if collection.endswith("/instances") and kind != "bulkInsert" else "",
         group=str(data.get("operationGroupId", "")),
         errors=tuple(dict(error) for error in data.get("error", {}).get("errors", ())),
         http_status=int(data.get("httpErrorStatusCode", 0)),
