@@ -88,8 +88,9 @@ def check_labels(key: str, value: Any) -> dict[str, str]:
                 "choose another key.",
                 key=key,
             )
-        checked[_as_text(f"a key of {key}", name, key)] = _as_text(f"{key}[{name!r}]", content, key)
-        names.check_label(name, checked[name], key=key)
+        label = _as_text(f"a key of {key}", name, key)
+        checked[label] = _as_text(f"{key}[{label!r}]", content, key)
+        names.check_label(label, checked[label], key=key)
     most = _MAX_LABELS - len(names.RESERVED_LABELS)
     if len(checked) > most:
         raise SettingsError(f"{key} has {len(checked)} labels; at most {most} fit.", key=key)

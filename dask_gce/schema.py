@@ -15,6 +15,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import PurePath
 from typing import Any, Final
@@ -138,12 +139,14 @@ def _gigabytes(key: str, value: Any) -> int:
 
 
 def _seconds(key: str, value: Any) -> float:
-    """Check for a time."""
+    """Check for a time, in seconds or as text such as ``"10 minutes"``."""
     advice = "must be a time above zero, such as 600 or '10 minutes'"
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | timedelta):
         raise _refuse(key, value, advice)
     try:
-        duration = float(parse_timedelta(value))
+        # An empty text would end in an IndexError.
+        typed = _text(key, value) if isinstance(value, str) else value
+        duration = float(parse_timedelta(typed))
     except (ValueError, KeyError, OverflowError) as error:
         raise _refuse(key, value, advice) from error
     if not 0 < duration < math.inf:
@@ -158,6 +161,7 @@ def _memory_limit(key: str, value: Any) -> Any:
         raise _refuse(key, value, advice)
     if value != "auto":
         try:
+            # Dask reads an empty text as one byte.
             amount = parse_bytes(_text(key, value)) if isinstance(value, str) else value
         except ValueError as error:
             raise _refuse(key, value, advice) from error
