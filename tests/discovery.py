@@ -1,17 +1,23 @@
 """Google's discovery document as an oracle: is an exchange what Compute Engine v1 would speak?
 
-Owns: the reading of the document (it ships in the google-api-python-client wheel), the digest of request
-schemas that the emulator ships, and the validator that every exchange of the test run passes.
+Owns: the reading of the document (it ships in the google-api-python-client wheel), the digest of
+request schemas that the emulator ships, and the validator that every exchange of the test run
+passes.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import threading
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import googleapiclient
+
+from dask_gce.emulator import Exchange
 
 
 @lru_cache(maxsize=1)
@@ -23,7 +29,7 @@ def document() -> dict[str, Any]:
 
 
 def digest(names: list[str]) -> dict[str, Any]:
-    """Return the forms of some schemas and of all they refer to, as `dask_gce.emulator.schemas` reads them."""
+    """Return the forms of some schemas and of all they refer to, for the emulator's check."""
     forms: dict[str, Any] = {}
 
     def need(name: str) -> str:
@@ -59,3 +65,214 @@ def render_digest(names: list[str]) -> str:
         for name, form in digest(names).items()
     ]
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+#: The request bodies that the emulator reads.
+REQUEST_SCHEMAS = [
+    "BulkInsertInstanceResource",
+    "Disk",
+    "Firewall",
+    "Instance",
+    "InstancesSetLabelsRequest",
+    "Metadata",
+    "Network",
+    "Subnetwork",
+]
+
+#: Parameters of every method; the document lists those without `$` only.
+_SYSTEM_PARAMETERS = {"$alt", "$apiVersion", "$fields", "$key", "$prettyPrint", "$quotaUser"}
+
+_INTEGER = re.compile(r"-?\d+")
+
+
+@lru_cache(maxsize=1)
+def _methods() -> dict[tuple[str, int], list[tuple[list[str], dict[str, Any]]]]:
+    found: dict[tuple[str, int], list[tuple[list[str], dict[str, Any]]]] = {}
+    for resource in document()["resources"].values():
+        for method in resource["methods"].values():
+            template = method["flatPath"].split("/")
+            key = method["httpMethod"], len(template)
+            found.setdefault(key, []).append((template, method))
+    for candidates in found.values():
+        candidates.sort(key=lambda one: sum(segment.startswith("{") for segment in one[0]))
+    return found
+
+
+def find_method(verb: str, path: str) -> dict[str, Any] | None:
+    """Return the document's entry for an HTTP method and a path from ``/compute/v1/`` on."""
+    segments = path.removeprefix("/compute/v1/").split("/")
+    for template, method in _methods().get((verb, len(segments)), ()):
+        if all(
+            expected.startswith("{") or expected == given
+            for expected, given in zip(template, segments, strict=True)
+        ):
+            return method
+    return None
+
+
+def check_exchange(exchange: Exchange) -> list[str]:
+    """Return a sentence for everything in an exchange that is not Compute Engine v1."""
+    faults: list[str] = []
+    method = find_method(exchange.verb, exchange.path)
+    where = f"{exchange.verb} {exchange.path}"
+    if method is None:
+        faults.append("the API has no such method")
+    elif method["id"] != exchange.method_id:
+        # Refusals at the door know no method yet.
+        if exchange.status not in (401, 403):
+            faults.append(f"it is {method['id']}, answered as {exchange.method_id!r}")
+    else:
+        where = f"{method['id']} ({exchange.status})"
+        faults += _check_query(method, exchange)
+        faults += _check_request(method, exchange)
+    if exchange.status >= 400:
+        faults += _check_envelope(exchange)
+    elif method is not None:
+        faults += _check_response(method, exchange)
+    return [f"{where}: {fault}" for fault in faults]
+
+
+def _check_query(method: dict[str, Any], exchange: Exchange) -> list[str]:
+    faults = []
+    known = {**document()["parameters"], **method.get("parameters", {})}
+    for name, value in exchange.query.items():
+        if name in _SYSTEM_PARAMETERS:
+            continue
+        if name == "returnPartialSuccess" and exchange.version is None:
+            # The undated v1 has it; the document describes a dated version.
+            if not method["id"].lower().endswith("list"):
+                faults.append("returnPartialSuccess is for lists")
+        elif name not in known or known[name]["location"] != "query":
+            faults.append(f"unknown query parameter {name!r}")
+        else:
+            faults += _check_parameter(name, known[name], value)
+    for name, parameter in method.get("parameters", {}).items():
+        if parameter["location"] == "query" and parameter.get("required"):
+            if name not in exchange.query:
+                faults.append(f"query parameter {name!r} is missing")
+    return faults
+
+
+def _check_parameter(name: str, parameter: dict[str, Any], value: str) -> list[str]:
+    kind = parameter["type"]
+    integer = kind == "integer" or parameter.get("format") in ("int64", "uint64")
+    if kind == "boolean" and value.lower() not in ("true", "false"):
+        return [f"query parameter {name!r} is no boolean: {value!r}"]
+    if integer and not _INTEGER.fullmatch(value):
+        return [f"query parameter {name!r} is no integer: {value!r}"]
+    if "enum" in parameter and value not in parameter["enum"]:
+        return [f"query parameter {name!r} cannot be {value!r}"]
+    return []
+
+
+def _check_request(method: dict[str, Any], exchange: Exchange) -> list[str]:
+    if not exchange.request_body:
+        return ["the request has no body"] if "request" in method else []
+    if "request" not in method:
+        return [] if exchange.request in ({}, None) else ["the method takes no request body"]
+    try:
+        body = exchange.request
+    except ValueError:
+        return ["the request is no JSON"]
+    return list(check_value(method["request"], body, "request"))
+
+
+def _check_response(method: dict[str, Any], exchange: Exchange) -> list[str]:
+    if "response" not in method:
+        return ["the method answers nothing"] if exchange.response_body else []
+    return list(check_value(method["response"], exchange.response, "response"))
+
+
+def _check_envelope(exchange: Exchange) -> list[str]:
+    body = exchange.response
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict) or set(body) != {"error"}:
+        return [f"the error has no envelope: {body!r}"]
+    faults = []
+    if error.get("code") != exchange.status:
+        faults.append(f"the envelope's code is {error.get('code')!r}")
+    if not isinstance(error.get("message"), str) or not error["message"]:
+        faults.append("the envelope has no message")
+    if not isinstance(error.get("status"), str):
+        faults.append("the envelope has no status")
+    errors = error.get("errors")
+    if not isinstance(errors, list) or not errors:
+        return [*faults, "the envelope has no errors"]
+    for one in errors:
+        if not all(isinstance(one.get(key), str) for key in ("message", "domain", "reason")):
+            faults.append(f"an error of the envelope is incomplete: {one!r}")
+    return faults
+
+
+def check_value(schema: dict[str, Any], value: Any, path: str) -> Iterator[str]:
+    """Yield a sentence for each place where a JSON value breaks a schema of the document."""
+    while "$ref" in schema:
+        schema = document()["schemas"][schema["$ref"]]
+    kind = schema["type"]
+    if kind == "array":
+        if not isinstance(value, list):
+            yield f"{path} is no list: {value!r}"
+            return
+        for index, item in enumerate(value):
+            yield from check_value(schema["items"], item, f"{path}[{index}]")
+    elif kind == "object":
+        if not isinstance(value, dict):
+            yield f"{path} is no object: {value!r}"
+            return
+        fields = schema.get("properties", {})
+        for key, item in value.items():
+            below = fields.get(key, schema.get("additionalProperties"))
+            if below is None:
+                yield f"{path} has an unknown field {key!r}"
+            else:
+                yield from check_value(below, item, f"{path}.{key}")
+    else:
+        yield from _check_scalar(schema, value, path)
+
+
+def _check_scalar(schema: dict[str, Any], value: Any, path: str) -> Iterator[str]:
+    kind = schema["type"]
+    if kind == "string":
+        if not isinstance(value, str):
+            yield f"{path} is no string: {value!r}"
+        elif "enum" in schema and value not in schema["enum"]:
+            yield f"{path} cannot be {value!r}"
+        elif schema.get("format") in ("int64", "uint64") and not _INTEGER.fullmatch(value):
+            yield f"{path} is no integer in a string: {value!r}"
+    elif kind == "boolean":
+        if not isinstance(value, bool):
+            yield f"{path} is no boolean: {value!r}"
+    elif kind == "integer":
+        if not isinstance(value, int) or isinstance(value, bool):
+            yield f"{path} is no integer: {value!r}"
+    elif kind == "number" and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+        yield f"{path} is no number: {value!r}"
+
+
+class Validator:
+    """Observes every emulator of the test run and keeps what was wrong.
+
+    The exchanges happen in the emulators' threads; a test asks for the faults at its end.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._faults: list[str] = []
+        self.exchanges = 0
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Check an exchange."""
+        faults = check_exchange(exchange)
+        with self._lock:
+            self.exchanges += 1
+            self._faults += faults
+
+    def take(self) -> list[str]:
+        """Return the faults since the last time, and forget them."""
+        with self._lock:
+            faults, self._faults = self._faults, []
+        return faults
+
+
+#: The validator of this test run; `conftest` registers it with every emulator.
+VALIDATOR = Validator()

@@ -1,7 +1,8 @@
 """The rules for what hangs on resources: labels, metadata, network tags, service accounts.
 
 Pure checks of request values; each returns what the resource will hold.
-Sources: https://cloud.google.com/compute/docs/labeling-resources#requirements, the ``Metadata``, ``Tags`` and
+Sources: https://cloud.google.com/compute/docs/labeling-resources#requirements, the ``Metadata``,
+``Tags`` and
 ``ServiceAccount`` schemas of the discovery document.
 """
 

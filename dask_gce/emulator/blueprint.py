@@ -1,7 +1,7 @@
 """From a request body to what a new instance will be: every check Compute Engine makes beforehand.
 
-Owns: the checks of `instances.insert` and of a bulk insert's ``instanceProperties``, which differ in the
-form of some references only. Makes nothing; `lifecycle` builds from a blueprint.
+Owns: the checks of `instances.insert` and of a bulk insert's ``instanceProperties``, which differ
+in the form of some references only. Makes nothing; `lifecycle` builds from a blueprint.
 """
 
 from __future__ import annotations
@@ -167,7 +167,15 @@ def draw(cloud: Cloud, project: Project, zone: str, body: Resource, *, bulk: boo
         machine_type,
         shared,
         _interfaces(cloud, project, zone, body.get("networkInterfaces", []), field),
-        _disks(cloud, project, zone, body.get("disks", []), machine_type, field, bulk=bulk),
+        _disks(
+            cloud,
+            project,
+            zone,
+            body.get("disks", []),
+            machine_type=machine_type,
+            field=field,
+            bulk=bulk,
+        ),
     )
 
 
@@ -253,9 +261,9 @@ def _disks(
     project: Project,
     zone: str,
     asked: list[Resource],
+    *,
     machine_type: MachineType,
     field: str,
-    *,
     bulk: bool,
 ) -> list[AttachedPlan]:
     if not asked:
@@ -267,7 +275,16 @@ def _disks(
     if sum(boots) > 1 or not boots[0]:
         raise invalid(f"{field}.disks", "", "Boot disk must be the first disk and the only one.")
     return [
-        _disk(cloud, project, zone, disk, index, machine_type, f"{field}.disks[{index}]", bulk=bulk)
+        _disk(
+            cloud,
+            project,
+            zone,
+            disk,
+            index=index,
+            machine_type=machine_type,
+            field=f"{field}.disks[{index}]",
+            bulk=bulk,
+        )
         for index, disk in enumerate(asked)
     ]
 
@@ -277,10 +294,10 @@ def _disk(
     project: Project,
     zone: str,
     disk: Resource,
+    *,
     index: int,
     machine_type: MachineType,
     field: str,
-    *,
     bulk: bool,
 ) -> AttachedPlan:
     scratch = disk.get("type") == "SCRATCH"

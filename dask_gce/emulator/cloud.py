@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from dask_gce.emulator.errors import APIError, not_found
 from dask_gce.emulator.faults import Faults
+from dask_gce.emulator.firewalls import default_firewalls
 from dask_gce.emulator.links import PROJECT_ID, number_of
 from dask_gce.emulator.machine import MachineKind
-from dask_gce.emulator.networks import default_firewalls, default_network, default_subnetworks
+from dask_gce.emulator.networks import default_network, default_subnetworks
 from dask_gce.emulator.operations import Operation, Operations, Work
 from dask_gce.emulator.timings import Timings
 

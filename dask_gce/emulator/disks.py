@@ -1,7 +1,7 @@
 """Persistent disks: what a new one looks like, and how instances hold and let go of them.
 
-Owns: disk resources and the rules for their size and type. The methods of the API that deal with disks
-are in `methods.disks`.
+Owns: disk resources and the rules for their size and type. The methods of the API that deal with
+disks are in `methods.disks`.
 """
 
 from __future__ import annotations

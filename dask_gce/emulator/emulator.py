@@ -29,9 +29,9 @@ T = TypeVar("T")
 class ComputeEmulator:
     """A local Compute Engine, for as long as the context lasts.
 
-    Use it with ``with``, and it runs in a thread of its own, or with ``async with``, and it runs in the
-    current event loop. It listens on 127.0.0.1 only. It boots what it is sent: whoever can reach it can
-    run programs as you, so on a machine with several users give a `token`.
+    Use it with ``with``, and it runs in a thread of its own, or with ``async with``, and it runs
+    in the current event loop. It listens on 127.0.0.1 only. It boots what it is sent: whoever can
+    reach it can run programs as you, so on a machine with several users give a `token`.
 
     Parameters
     ----------

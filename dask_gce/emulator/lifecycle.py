@@ -1,22 +1,24 @@
 """The life of an instance: PROVISIONING, STAGING, RUNNING, STOPPING, TERMINATED or gone.
 
 Owns: the instance's resource while it lives, its disks' attachment, its machine, the timer of
-``maxRunDuration``. What a request asks for has been checked before (`blueprint`); what a machine is made
-of is the kind's business (`machine`).
+``maxRunDuration``. What a request asks for has been checked before (`blueprint`); what a machine
+is made of is the kind's business (`machine`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dask_gce.emulator.blueprint import Blueprint
 from dask_gce.emulator.disks import attach, detach
-from dask_gce.emulator.errors import OperationFailed
+from dask_gce.emulator.errors import OperationFailed, invalid
+from dask_gce.emulator.faults import Fault
 from dask_gce.emulator.links import fingerprint, last_segment, new_id, now
 from dask_gce.emulator.machine import Machine
-from dask_gce.emulator.operations import Operation
+from dask_gce.emulator.operations import Operation, Work
 from dask_gce.emulator.record import InstanceRecord
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Instance:
         project: Project,
         zone: str,
         name: str,
+        *,
         blueprint: Blueprint,
         hostname: str | None = None,
     ) -> None:
@@ -118,7 +121,13 @@ class Instance:
         kind = self.cloud.kind
         first = ""
         for plan in blueprint.interfaces:
-            address = kind.allocate(self.record, plan.get("networkIP"))
+            wanted = plan.get("networkIP")
+            try:
+                address = kind.allocate(self.record, wanted)
+            except ValueError as error:
+                raise invalid(
+                    "resource.networkInterfaces.networkIP", wanted, f"{error}."
+                ) from error
             first = first or address
             interface = {**plan, "networkIP": address, "fingerprint": fingerprint([address])}
             if "accessConfigs" in plan:
@@ -133,14 +142,23 @@ class Instance:
         self.resource["status"] = status
         self.record.touch()
 
-    async def create(self, operation: Operation) -> None:
-        """Provision and boot it; the work of an insert.
+    def creation(self, method: str) -> Work:
+        """Return what an insert does: create it or, where a fault says so, fail.
 
-        Raises
-        ------
-        OperationFailed
-            It was deleted meanwhile.
+        Parameters
+        ----------
+        method : str
+            The ID of the method that was called.
+
+        Returns
+        -------
+        callable
+            The work of the insert's operation.
         """
+        fault = self.cloud.faults.take(method, self.name, operation=True)
+        return self._create if fault is None else partial(self._fail, fault)
+
+    async def _create(self, operation: Operation) -> None:
         timings = self.cloud.timings
         async with self._transition:
             await self._pass(timings.provisioning)
@@ -149,25 +167,12 @@ class Instance:
             await self._pass(timings.staging)
             await self._boot()
 
-    async def fail(self, errors: list[dict[str, Any]], delay: float) -> None:
-        """Vanish instead of booting, and say why; the work of an insert that goes wrong.
-
-        Parameters
-        ----------
-        errors : list of dict
-            The operation's errors.
-        delay : float
-            Seconds it takes to find out.
-
-        Raises
-        ------
-        OperationFailed
-            Always.
-        """
+    async def _fail(self, fault: Fault, operation: Operation) -> None:
+        """Vanish instead of booting, and say why."""
         async with self._transition:
-            await asyncio.sleep(delay)
+            await asyncio.sleep(fault.delay)
             await self._vanish()
-        raise OperationFailed(errors)
+        raise OperationFailed([dict(error) for error in fault.operation_errors])
 
     async def _pass(self, seconds: float) -> None:
         """Let time pass, unless the instance is deleted meanwhile."""
@@ -303,7 +308,7 @@ class Instance:
     def _time_is_up(self) -> None:
         self.begin_system_operation("compute.instances.terminateOnSchedule", self.end)
 
-    def begin_system_operation(self, operation_type: str, work: Any) -> Operation:
+    def begin_system_operation(self, operation_type: str, work: Work) -> Operation:
         """Begin an operation that nobody asked for.
 
         Parameters

@@ -1,8 +1,9 @@
 """What the emulator asks of a machine, whatever the machine is made of.
 
-A kind (`process`, `paper`, ...) is made once for an emulator and makes the machines. It owns whatever
-its machines share: the address pool, the metadata server, the name table. The emulator's instance
-life cycle calls these verbs and nothing else, so that a new kind needs no change elsewhere.
+A kind (`process`, `paper`, ...) is made once for an emulator and makes the machines. It owns
+whatever its machines share: the address pool, the metadata server, the name table. The emulator's
+instance life cycle calls these verbs and nothing else, so that a new kind needs no change
+elsewhere.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Machine(ABC):
 
     @abstractmethod
     async def stop(self, grace: float) -> None:
-        """Press the power button: the guest may end in order for `grace` seconds, then is killed."""
+        """Press the power button: the guest may end in order for `grace` seconds, then dies."""
 
     @abstractmethod
     async def kill(self) -> None:
@@ -67,7 +68,7 @@ class MachineKind(ABC):
 
     @abstractmethod
     def allocate(self, record: InstanceRecord, requested: str | None = None) -> str:
-        """Return an internal IPv4 address for an instance, the requested one where given and free."""
+        """Return an internal IPv4 address; ValueError if the requested one cannot be had."""
 
     @abstractmethod
     def external_address(self, internal: str) -> str:

@@ -1,7 +1,7 @@
 """Partial answers: the `fields` parameter and the ``X-Goog-FieldMask`` header.
 
-The two differ in their separator only: ``items(name,id)``, ``items/name`` and ``items.name`` all mean
-the same here. ``*`` stands for every key. Source: https://cloud.google.com/compute/docs/api/performance
+The two differ in their separator only: ``items(name,id)``, ``items/name`` and ``items.name`` all
+mean the same here. ``*`` stands for every key. Source: https://cloud.google.com/compute/docs/api/performance
 and https://cloud.google.com/apis/docs/system-parameters.
 """
 

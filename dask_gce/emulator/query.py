@@ -6,7 +6,8 @@ answers. The language is the part of AIP-160 that Compute Engine documents for i
 
 - ``labels.team = x``, ``name != n``, ``labels.team:*`` (has the key), ``name:part`` (contains),
   ``id < 5``; values bare or quoted
-- ``a AND b``, ``(a) (b)``, ``a OR b`` (which binds tighter than AND), ``NOT a``, ``-a``, parentheses
+- ``a AND b``, ``(a) (b)``, ``a OR b`` (which binds tighter than AND), ``NOT a``, ``-a``,
+  parentheses
 - ``operationGroupId eq ".*\bx\b.*"`` and ``ne``: regular expressions on the whole value
 """
 
@@ -17,6 +18,7 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from dask_gce.emulator.errors import APIError
@@ -182,10 +184,9 @@ def _has(found: Any, value: str) -> bool:
 def _ordered(found: Any, operator: str, value: str) -> bool:
     left: Any = _text(found)
     right: Any = value
-    try:
+    # What is no number on both sides is compared as text.
+    with suppress(ValueError):
         left, right = float(left), float(right)
-    except ValueError:
-        pass
     if operator == "<":
         return bool(left < right)
     if operator == "<=":

@@ -1,7 +1,7 @@
 """Which method of the API a request means, and what a handler is told.
 
-Owns: routes, their matching, and `Call`, the one argument of every handler. Handlers live beside their
-subject and return a value: a resource, or the operation they began.
+Owns: routes, their matching, and `Call`, the one argument of every handler. Handlers live beside
+their subject and return a value: a resource, or the operation they began.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def check_scheduling(asked: dict[str, Any], field: str, *, accelerated: bool) ->
 
     Examples
     --------
-    >>> check_scheduling({"provisioningModel": "SPOT"}, "scheduling", accelerated=False)["preemptible"]
+    >>> shown = check_scheduling({"provisioningModel": "SPOT"}, "scheduling", accelerated=False)
+    >>> shown["preemptible"]
     True
     """
     spot = asked.get("provisioningModel") == "SPOT" or asked.get("preemptible", False)

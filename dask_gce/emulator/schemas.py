@@ -1,11 +1,11 @@
 """The form of request bodies: known fields, JSON types, enums.
 
-Owns: `request_schemas.json`, a digest of the request schemas in Google's discovery document, and the
-judgement of bodies by it. Like Google's own reader it takes numbers for 64-bit integers, digits for
-numbers and ``"true"`` for true, and hands handlers the canonical form.
+Owns: `request_schemas.json`, a digest of the request schemas in Google's discovery document, and
+the judgement of bodies by it. Like Google's own reader it takes numbers for 64-bit integers,
+digits for numbers and ``"true"`` for true, and hands handlers the canonical form.
 
-In the digest a string is a scalar type, ``"#Name"`` another schema, ``"A|B"`` an enum; a list holds its
-items' form; an object maps fields to forms, or ``"*"`` to the form of every value.
+In the digest a string is a scalar type, ``"#Name"`` another schema, ``"A|B"`` an enum; a list
+holds its items' form; an object maps fields to forms, or ``"*"`` to the form of every value.
 """
 
 from __future__ import annotations

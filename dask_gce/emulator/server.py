@@ -1,7 +1,7 @@
 """From HTTP requests to handlers and back.
 
-Owns: who may ask (loopback `Host`, no `Origin`, the bearer token), API versions, request IDs, faults of
-calls, partial answers, the telling of observers. The answers come from `methods`.
+Owns: who may ask (loopback `Host`, no `Origin`, the bearer token), API versions, request IDs,
+faults of calls, partial answers, the telling of observers. The answers come from `methods`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ logger = logging.getLogger(__name__)
 
 #: The system parameters of every method; `$`-names are the newer spelling.
 _SYSTEM_PARAMETERS = frozenset(
-    """
-    $.xgafv $alt $apiVersion $fields $key $prettyPrint $quotaUser access_token alt callback fields
-    key oauth_token prettyPrint quotaUser uploadType upload_protocol userIp
-    """.split()
+    {
+        *("$.xgafv", "$alt", "$apiVersion", "$fields", "$key", "$prettyPrint", "$quotaUser"),
+        *("access_token", "alt", "callback", "fields", "key", "oauth_token", "prettyPrint"),
+        *("quotaUser", "uploadType", "upload_protocol", "userIp"),
+    }
 )
 
 #: The first dated version of the API.
@@ -103,8 +104,8 @@ def check_version(header: str | None, parameter: str | None) -> str | None:
     """Return the API version that a request asks for.
 
     Compute Engine's versions are dates, neither header nor parameter means the undated v1, for ever
-    (https://cloud.google.com/compute/docs/api-versions). The emulator knows every version whose date has
-    come, so that clients newer than the emulator work.
+    (https://cloud.google.com/compute/docs/api-versions). The emulator knows every version whose
+    date has come, so that clients newer than the emulator work.
 
     Parameters
     ----------
@@ -214,7 +215,7 @@ class Server:
             status, answer = 413, envelope(APIError(413, "uploadTooLarge", "Request is too large."))
         text = b"" if answer is None else json.dumps(answer).encode()
         if self._observers:
-            self._tell(request, route, version, body, status, text)
+            self._tell(request, route, version=version, body=body, status=status, answer=text)
         if answer is None:
             return web.Response(status=204)
         return web.Response(status=status, body=text, content_type="application/json")
@@ -265,6 +266,7 @@ class Server:
         self,
         request: web.Request,
         route: Route | None,
+        *,
         version: str | None,
         body: bytes,
         status: int,

@@ -51,7 +51,7 @@ _FAMILIES = {
         common-cu128-ubuntu-2404-nvidia-570 common-cu128-ubuntu-2404-nvidia-570-v* 50
     """,
     "ubuntu-os-accelerator-images": """
-        ubuntu-accelerator-2404-amd64-with-nvidia-570 ubuntu-accelerator-2404-amd64-with-nvidia-570-v* 50
+        ubuntu-accelerator-2404-amd64-with-nvidia-570 ubuntu-accelerator-2404-amd64-v* 50
     """,
 }
 

@@ -31,8 +31,8 @@ REGIONS: dict[str, tuple[str, ...]] = {
 #: Region by zone.
 ZONES: dict[str, str] = {zone: region for region, zones in REGIONS.items() for zone in zones}
 
-#: Auto mode networks have one /20 a region, in the order Google gave them; the first is us-central1
-#: (https://cloud.google.com/vpc/docs/subnets#ip-ranges).
+#: Auto mode networks have one /20 of 10.128.0.0/9 a region. That of us-central1 is Google's own,
+#: the others are merely distinct (https://cloud.google.com/vpc/docs/subnets#ip-ranges).
 SUBNET_RANGES: dict[str, str] = {
     region: f"10.{128 + 4 * index // 16}.{64 * index % 256}.0/20"
     for index, region in enumerate(sorted(REGIONS, key=lambda name: name != "us-central1"))

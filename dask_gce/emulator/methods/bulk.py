@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dask_gce.emulator.blueprint import Blueprint, draw
-from dask_gce.emulator.errors import OperationFailed, invalid, required
+from dask_gce.emulator.errors import APIError, OperationFailed, invalid, required
 from dask_gce.emulator.lifecycle import Instance
 from dask_gce.emulator.links import check_name
 from dask_gce.emulator.operations import Operation, Work
@@ -68,8 +68,9 @@ def bulk_insert(call: Call) -> Operation:
         "deletedVmCount": 0,
     }
 
+    children: dict[str, Operation] = {}
+
     async def work(operation: Operation) -> None:
-        # The children begin with the call, so that its answer finds them in the list.
         await _gather(call, children, progress, least)
 
     parent = call.begin(
@@ -79,10 +80,9 @@ def bulk_insert(call: Call) -> Operation:
         operationGroupId=group,
         instancesBulkInsertOperationMetadata={"perLocationStatus": {call.scope: progress}},
     )
-    children = {
-        name: _begin_child(call, name, hostname, blueprint, group)
-        for name, hostname in hostnames.items()
-    }
+    # The children begin with the call, so that whoever has its answer finds them in the list.
+    for name, hostname in hostnames.items():
+        children[name] = _begin_child(call, name, hostname, blueprint=blueprint, group=group)
     return parent
 
 
@@ -125,33 +125,34 @@ def _names(call: Call) -> Mapping[str, str | None]:
 
 
 def _begin_child(
-    call: Call, name: str, hostname: str | None, blueprint: Blueprint, group: str
+    call: Call, name: str, hostname: str | None, *, blueprint: Blueprint, group: str
 ) -> Operation:
     project, zone = call.project, call.zone
-    fault = call.cloud.faults.take(call.route.method_id, name, operation=True)
     target_id = None
     work: Work
     if name in project.instances.get(zone, {}):
         path = f"{project.path}/zones/{zone}/instances/{name}"
-        message = f"The resource '{path}' already exists"
-
-        async def work(operation: Operation) -> None:
-            raise OperationFailed([{"code": "RESOURCE_ALREADY_EXISTS", "message": message}])
-
+        work = _failing("RESOURCE_ALREADY_EXISTS", f"The resource '{path}' already exists")
     else:
-        instance = Instance(call.cloud, project, zone, name, blueprint, hostname)
-        target_id = instance.resource["id"]
-        work = instance.create
-        if fault is not None:
-            errors = [dict(one) for one in fault.operation_errors]
-            delay = fault.delay
-
-            async def work(operation: Operation) -> None:
-                await instance.fail(errors, delay)
-
+        try:
+            instance = Instance(
+                call.cloud, project, zone, name, blueprint=blueprint, hostname=hostname
+            )
+        except APIError as error:
+            work = _failing("INVALID_FIELD_VALUE", error.message)
+        else:
+            target_id = instance.resource["id"]
+            work = instance.creation(call.route.method_id)
     return call.begin(
         "insert", f"instances/{name}", work, target_id=target_id, operationGroupId=group
     )
+
+
+def _failing(code: str, message: str) -> Work:
+    async def work(operation: Operation) -> None:
+        raise OperationFailed([{"code": code, "message": message}])
+
+    return work
 
 
 async def _gather(

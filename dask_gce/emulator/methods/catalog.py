@@ -124,7 +124,8 @@ def _list_disk_types(call: Call) -> Resource:
 
 
 def _image_project(call: Call) -> str:
-    # Google's image projects exist for everyone, also when the emulator's projects are a closed set.
+    # Google's image projects exist for everyone, also when the emulator's projects are a closed
+    # set.
     project = call.params["project"]
     return project if project in images.IMAGES else call.project.id
 

@@ -62,17 +62,8 @@ def _insert(call: Call) -> Operation:
     if name in project.instances.get(zone, {}):
         raise already_exists(f"{project.path}/zones/{zone}/instances/{name}")
     _check_disks_free(call, blueprint)
-    instance = Instance(call.cloud, project, zone, name, blueprint)
-    work = instance.create
-    fault = call.cloud.faults.take(call.route.method_id, name, operation=True)
-    if fault is not None:
-        errors = [dict(one) for one in fault.operation_errors]
-        delay = fault.delay
-
-        async def work(operation: Operation) -> None:
-            await instance.fail(errors, delay)
-
-    return _begin(call, instance, "insert", work)
+    instance = Instance(call.cloud, project, zone, name, blueprint=blueprint)
+    return _begin(call, instance, "insert", instance.creation(call.route.method_id))
 
 
 def _check_disks_free(call: Call, blueprint: Blueprint) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from dask_gce.emulator.catalog.places import REGIONS
 from dask_gce.emulator.errors import already_exists, in_use, invalid, not_found, required
+from dask_gce.emulator.firewalls import make_firewall
 from dask_gce.emulator.links import check_name, path_of
 from dask_gce.emulator.networks import (
     auto_subnetworks,
     find_network,
-    make_firewall,
     make_network,
     make_subnetwork,
 )
@@ -138,7 +138,9 @@ def _insert_subnetwork(call: Call) -> Operation:
                 cidr,
                 f"IP range conflicts with that of subnetwork {other['name']}.",
             )
-    made = make_subnetwork(call.cloud.base_url, project.id, region, name, network["name"], cidr)
+    made = make_subnetwork(
+        call.cloud.base_url, project.id, region, name=name, network=network["name"], cidr=cidr
+    )
     for field in ("description", "privateIpGoogleAccess"):
         if field in body:
             made[field] = body[field]

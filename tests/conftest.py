@@ -1,0 +1,88 @@
+"""What every test has: Google's discovery document as a witness, and a clean place to leave.
+
+Owns: the validator over every exchange of every emulator, the check that a test leaves nothing, the
+fixtures `emulator` and `process_emulator`. The work is done by `discovery` and `leftovers`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import distributed
+import pytest
+from discovery import VALIDATOR, Validator
+from leftovers import Snapshot, other_tasks
+
+# Importing these registers their defaults in dask.config, which no test is to do.
+import dask_gce.settings
+from dask_gce.emulator import ComputeEmulator
+
+_ = dask_gce.settings, distributed
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a temporary folder of its own and let the validator listen."""
+    config.stash[_FOLDER] = Path(tempfile.mkdtemp(prefix="dask-gce-tests-"))
+    config.stash[_MONKEYPATCH] = patch = pytest.MonkeyPatch()
+    patch.setenv("TMPDIR", str(config.stash[_FOLDER]))
+    patch.setattr(tempfile, "tempdir", str(config.stash[_FOLDER]))
+    ComputeEmulator.default_observers.append(VALIDATOR)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Undo it."""
+    ComputeEmulator.default_observers.remove(VALIDATOR)
+    config.stash[_MONKEYPATCH].undo()
+    shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)
+
+
+_FOLDER = pytest.StashKey[Path]()
+_MONKEYPATCH = pytest.StashKey[pytest.MonkeyPatch]()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves processes, threads, sockets, files or changed settings."""
+    snapshot = Snapshot(request.config.stash[_FOLDER])
+    yield
+    leftovers = snapshot.leftovers()
+    assert not leftovers, "the test left:\n" + "\n".join(leftovers)
+
+
+@pytest.fixture(autouse=True)
+async def no_task_left(nothing_left: None) -> AsyncIterator[None]:
+    """Fail a test that leaves tasks in its loop."""
+    before = other_tasks()
+    yield
+    tasks = other_tasks() - before
+    assert not tasks, f"the test left tasks: {tasks}"
+
+
+@pytest.fixture(autouse=True)
+def discovery(nothing_left: None) -> Iterator[Validator]:
+    """Fail a test during which an exchange was not Compute Engine v1.
+
+    A test that sends something wrong on purpose takes the faults with ``discovery.take()``.
+    """
+    VALIDATOR.take()
+    yield VALIDATOR
+    faults = VALIDATOR.take()
+    assert not faults, "not Compute Engine v1:\n" + "\n".join(faults[:20])
+
+
+@pytest.fixture
+def emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
+    """Return a local Compute Engine whose machines are paper."""
+    with ComputeEmulator("paper") as running:
+        yield running
+
+
+@pytest.fixture
+def process_emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
+    """Return a local Compute Engine whose machines are processes."""
+    with ComputeEmulator("process") as running:
+        yield running
+    assert not running.leftovers()

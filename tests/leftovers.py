@@ -1,0 +1,124 @@
+"""What a test may leave behind: nothing.
+
+Owns: the snapshot of this process and its temporary folder before a test, and the comparison after
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import psutil
+
+#: Threads that belong to a library and end with the interpreter, by the beginning of their name.
+KNOWN_THREADS = (
+    "Dask-Offload",  # distributed's pool for (de)serialisation
+    "IO loop",  # distributed's shared loop for synchronous clients
+    "Profile",  # distributed's statistical profiler
+    "TCP-Executor",  # distributed's pool for name look-ups
+    "asyncio-waitpid",  # asyncio's child watcher, until its process is reaped
+)
+
+#: Environment variables that pytest itself changes.
+KNOWN_VARIABLES = frozenset({"PYTEST_CURRENT_TEST"})
+
+#: Entries of the temporary folder that outlive a test on purpose.
+KNOWN_FILES = ("pytest-of-",)
+
+#: Seconds that endings which were begun may take.
+PATIENCE = 5.0
+
+
+def _children() -> set[str]:
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            found.add(f"process {process.pid} ({' '.join(process.cmdline())[:120]})")
+        except psutil.NoSuchProcess:
+            continue
+        except psutil.ZombieProcess:
+            found.add(f"process {process.pid} (zombie)")
+    return found
+
+
+def _threads() -> set[str]:
+    return {
+        f"thread {thread.ident} ({thread.name})"
+        for thread in threading.enumerate()
+        if not thread.name.startswith(KNOWN_THREADS)
+    }
+
+
+def _sockets() -> set[str]:
+    found = set()
+    for connection in psutil.Process().net_connections(kind="inet"):
+        local = ":".join(map(str, connection.laddr))
+        remote = ":".join(map(str, connection.raddr))
+        found.add(f"socket {local} -> {remote or connection.status}")
+    return found
+
+
+def _files(folder: Path) -> set[str]:
+    return {f"file {path}" for path in folder.iterdir() if not path.name.startswith(KNOWN_FILES)}
+
+
+class Snapshot:
+    """What there is before a test.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder for temporary files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._looks: list[Callable[[], set[str]]] = [
+            _children,
+            _threads,
+            _sockets,
+            lambda: _files(folder),
+        ]
+        self._before = [look() for look in self._looks]
+        self._environment = _environment()
+        self._config: dict[str, Any] = copy.deepcopy(dask.config.config)
+
+    def leftovers(self) -> list[str]:
+        """Return a sentence for everything that is there now and was not before."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = sorted(
+                one
+                for look, before in zip(self._looks, self._before, strict=True)
+                for one in look() - before
+            )
+            if not found or time.monotonic() > deadline:
+                break
+            # What a test ended may need a moment to be gone: nothing tells when a socket is.
+            time.sleep(0.02)
+        found += _changes("environment variable", self._environment, _environment())
+        found += _changes("dask.config", self._config, dask.config.config)
+        return found
+
+
+def _environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in KNOWN_VARIABLES}
+
+
+def _changes(what: str, before: dict[str, Any], after: dict[str, Any]) -> Iterable[str]:
+    for key in sorted({*before, *after}):
+        if before.get(key) != after.get(key):
+            yield f"{what} {key} changed"
+
+
+def other_tasks() -> set[asyncio.Task[Any]]:
+    """Return the tasks of the running loop but for the one that asks."""
+    current = asyncio.current_task()
+    return {task for task in asyncio.all_tasks() if task is not current}
