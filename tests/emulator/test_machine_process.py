@@ -1,12 +1,10 @@
-"""Process machines: they boot the startup script, stop, die, and leave nothing, whatever happens."""
+"""Process machines: they boot the startup script, stop, die, and leave nothing behind."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import pytest
 

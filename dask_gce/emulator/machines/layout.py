@@ -7,7 +7,6 @@ commands, the name table. Nothing here starts a process.
 
     FOLDER/                 the emulator's; removed by the supervisor, whatever ends the emulator
       bin/                  stand-ins for the host commands that startup scripts call
-      python/               sitecustomize.py, which puts Python guests on their machine's address
       hosts                 the name table of all machines
       machines/NUMBER-NAME/
         curl/.curlrc        leads curl to the machine's metadata server
@@ -23,15 +22,14 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from dask_gce.emulator.machines.guest.commands import COMMANDS
 from dask_gce.emulator.machines.supervision import isolated_python
 
-__all__ = ["STAND_INS", "Layout"]
+__all__ = ["Layout"]
 
-_HERE = Path(__file__).parent
+_MACHINES = Path(__file__).parent
 
-#: The commands that startup scripts call and that would change the host, by the program that
-#: stands in for them.
-STAND_INS: Mapping[str, Sequence[str]] = {}
+_STAND_IN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from guest.commands import main; main"
 
 #: Where the standard commands are.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -71,19 +69,16 @@ class Layout:
         """
         # Another user's guests must get through, but need not see what else is there.
         self.folder.chmod(0o700 if self._uid is None else 0o711)
-        for name in ("bin", "python", "machines"):
+        for name in ("bin", "machines"):
             (self.folder / name).mkdir(mode=0o755)
         self.write_hosts({})
         (self.folder / "bin" / ".images").write_text(json.dumps(list(container_images)), "utf-8")
-        for program, commands in STAND_INS.items():
-            source = (_HERE / "standins" / program).read_bytes()
-            (self.folder / "bin" / f".{program}").write_bytes(source)
-            for command in commands:
-                # A shell in between, because a "#!" line bounds the interpreter's path.
-                words = [*isolated_python(), str(self.folder / "bin" / f".{program}"), command]
-                wrapper = self.folder / "bin" / command
-                wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', "utf-8")
-                wrapper.chmod(0o755)
+        for command in COMMANDS:
+            # A shell in between, because a "#!" line bounds the interpreter's path.
+            words = [*isolated_python(), "-c", f"{_STAND_IN}({command!r})", str(_MACHINES)]
+            stand_in = self.folder / "bin" / command
+            stand_in.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', "utf-8")
+            stand_in.chmod(0o755)
 
     def write_hosts(self, names: Mapping[str, Iterable[str]]) -> None:
         """Replace the name table in one step.
@@ -150,10 +145,10 @@ class Layout:
         )
         disk = folder / "disk"
         metadata = f"{address}:{port}"
+        stand_ins, python = str(self.folder / "bin"), str(Path(sys.executable).parent)
+        site = str(_MACHINES / "guest" / "site")
         return {
-            "PATH": ":".join(
-                [str(self.folder / "bin"), str(Path(sys.executable).parent), SYSTEM_PATH]
-            ),
+            "PATH": f"{stand_ins}:{python}:{SYSTEM_PATH}",
             "HOME": str(disk / "home"),
             "TMPDIR": str(disk / "tmp"),
             "XDG_CACHE_HOME": str(disk / "home/.cache"),
@@ -163,13 +158,17 @@ class Layout:
             "XDG_RUNTIME_DIR": str(disk / "run"),
             "LANG": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": str(self.folder / "python"),
+            "PYTHONPATH": site,
             "CURL_HOME": str(folder / "curl"),
             "GCE_METADATA_HOST": metadata,
             "GCE_METADATA_IP": metadata,
             "GCE_METADATA_ROOT": metadata,
-            "LOCAL_GCE_DISK": str(disk),
             "LOCAL_GCE_ADDRESS": address,
+            "LOCAL_GCE_BIN": stand_ins,
+            "LOCAL_GCE_DISK": str(disk),
+            # What a container finds: the emulator's Python stands for the image's.
+            "LOCAL_GCE_PATH": f"{python}:{stand_ins}:{SYSTEM_PATH}",
+            "LOCAL_GCE_SITE": site,
             "LOCAL_GCE_HOSTNAME": hostname,
             "LOCAL_GCE_HOSTS": str(self.hosts),
         }

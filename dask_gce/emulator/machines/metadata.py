@@ -1,8 +1,8 @@
 """The metadata server of one machine, as its guest sees it.
 
 Owns the HTTP side: which requests are answered, waiting for changes, tokens, guest attributes. The
-tree that is shown comes from :mod:`metadata_tree`. Every machine has a listener of its own on its own
-address, because the listener is what tells one machine from another.
+tree that is shown comes from :mod:`metadata_tree`. Every machine has a listener of its own on its
+own address, because the listener is what tells one machine from another.
 
 Source: https://docs.cloud.google.com/compute/docs/metadata/querying-metadata
 """
@@ -77,9 +77,9 @@ class MetadataServer:
         """Stop listening and end every request. May be called twice."""
         runner, self._runner, self.port = self._runner, None, 0
         if runner is not None:
-            # Waiting requests would hold the clean-up for a minute.
-            assert runner.server is not None
-            await runner.server.shutdown(0)
+            if runner.server is not None:
+                # Waiting requests would hold the clean-up for a minute.
+                await runner.server.shutdown(0)
             await runner.cleanup()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:

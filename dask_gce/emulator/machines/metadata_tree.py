@@ -209,7 +209,8 @@ def find(tree: Any, segments: Sequence[str]) -> Any:
 
     Examples
     --------
-    >>> find({"networkInterfaces": Records([{"ip": "10.128.0.2"}])}, ["network-interfaces", "0", "ip"])
+    >>> interfaces = Records([{"ip": "10.128.0.2"}])
+    >>> find({"networkInterfaces": interfaces}, ["network-interfaces", "0", "ip"])
     '10.128.0.2'
     """
     node = tree

@@ -10,7 +10,6 @@ import asyncio
 import os
 import random
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -88,14 +87,12 @@ class ProcessKind(MachineKind):
     @property
     def layout(self) -> Layout:
         """The machines' files; there after :meth:`start`."""
-        assert self._layout is not None
-        return self._layout
+        return _started(self._layout)
 
     @property
     def supervision(self) -> Supervision:
         """The process under all machines; there after :meth:`start`."""
-        assert self._supervision is not None
-        return self._supervision
+        return _started(self._supervision)
 
     async def start(self) -> None:
         """Probe the host, lay out the folder and start the supervisor.
@@ -182,8 +179,7 @@ class ProcessKind(MachineKind):
         ValueError
             The requested address is not to be had.
         """
-        assert self._addresses is not None, "the kind is not started"
-        return self._addresses.allocate(requested)
+        return _started(self._addresses).allocate(requested)
 
     def external_address(self, internal: str) -> str:
         """Return the address itself: a loopback network has no translation.
@@ -223,9 +219,8 @@ class ProcessKind(MachineKind):
 
     async def publish_names(self) -> None:
         """Write the names of the machines that exist to their name table."""
-        assert self._names_lock is not None
         self._names_stale = True
-        async with self._names_lock:
+        async with _started(self._names_lock):
             if not self._names_stale:
                 return  # whoever held the lock before has written ours too
             self._names_stale = False
@@ -301,3 +296,9 @@ def probe_fence() -> Fence:
     if root and sys.platform == "linux":
         return Fence(abi, random.choice(UNUSED_UIDS))  # noqa: S311 # a free number, no secret
     return Fence(abi, None)
+
+
+def _started(part: R | None) -> R:
+    if part is None:
+        raise RuntimeError("the kind of machines is not started")
+    return part

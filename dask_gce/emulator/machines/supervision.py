@@ -168,4 +168,4 @@ def isolated_python() -> list[str]:
     list of str
         The first words of a command line.
     """
-    return [sys.executable, "-I", "-S", "-B", "-X", "utf8"]
+    return [sys.executable, "-I", "-S", "-X", "utf8"]

@@ -4,8 +4,8 @@ Owns the machine while it is on: the scripts, the serial console, the power swit
 on every process below it. It is forked by :mod:`supervisor` and ends with the machine.
 
 It speaks lines of JSON with the emulator: ``{"stop": SECONDS}`` and ``{"kill": true}`` come in,
-``{"off": REASON}`` goes out as the last word, where the reason is ``stop``, ``kill``, ``poweroff`` or
-``reboot``. When the emulator or the supervisor dies, its connection ends, and so does the machine.
+``{"off": REASON}`` goes out as the last word, where the reason is ``stop``, ``kill``, ``poweroff``
+or ``reboot``. When the emulator or the supervisor dies, its connection ends, and the machine too.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from .containers import keepers
 from .processes import become_subreaper, descendants, kill_all, reap
 from .scripts import run_script
 
 __all__ = ["Init", "Plan"]
 
-#: A guest that powers off by itself has this long to end in order, in seconds: as systemd's default.
+#: Seconds in which a guest that powers off by itself may end in order: as systemd's default.
 OWN_GRACE = 90.0
 
 #: Serial output waiting for the emulator, in bytes; beyond it the guest has to wait.
@@ -156,8 +157,7 @@ class Init:
                 timeout = max(0.0, self._deadline - reserve - time.monotonic())
             for key, _ in self._selector.select(timeout):
                 key.data()
-            if self._deadline is not None:
-                self._advance()
+            self._advance()
         self._end()
 
     # The serial console
@@ -270,8 +270,6 @@ class Init:
                 code = os.waitstatus_to_exitcode(status)
                 if existed or code:
                     self._say(f"{key} exit status {code}")
-        if self._deadline is not None:
-            self._advance()
 
     # The power switch
 
@@ -309,14 +307,20 @@ class Init:
         self._start("shutdown-script")
 
     def _advance(self) -> None:
-        assert self._deadline is not None
+        if self._deadline is None:
+            return
         left = self._deadline - time.monotonic()
         shutting = any(key == "shutdown-script" for key, _ in self._scripts.values())
         if left <= 0:
             self._killed = True
         elif not self._terminating and (not shutting or left <= LAST_GRACE):
             self._terminating = True
+            # A container's keeper passes the signal on to the command alone, as docker does; a
+            # second one from here would look like impatience, on which Dask cuts its own end short.
+            contained = {pid for keeper in keepers(self._plan.disk) for pid in descendants(keeper)}
             for pid in descendants(os.getpid()):
+                if pid in contained:
+                    continue
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGTERM)
                     os.kill(pid, signal.SIGCONT)  # a stopped process would never see it

@@ -12,9 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
 
-__all__ = ["become_subreaper", "descendants", "kill_all", "reap"]
+__all__ = ["become_subreaper", "children", "descendants", "kill_all", "reap"]
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -44,38 +43,81 @@ def descendants(root: int) -> list[int]:
     list of int
         Process IDs; the root is not among them.
     """
-    children: defaultdict[int, list[int]] = defaultdict(list)
-    for pid, parent in _table():
-        children[parent].append(pid)
     found: list[int] = []
     queue = [root]
     while queue:
-        below = children.pop(queue.pop(), [])
+        below = children(queue.pop())
         found += below
         queue += below
     return found
 
 
-def _table() -> list[tuple[int, int]]:
+def children(parent: int, *, dead: bool = False) -> list[int]:
+    """Return the children of a process.
+
+    Parameters
+    ----------
+    parent : int
+        Process ID.
+    dead : bool
+        Whether to include those that have ended and that nobody has collected.
+
+    Returns
+    -------
+    list of int
+        Process IDs.
+    """
+    below = _children(parent)
+    if below is None:
+        return [pid for pid, one, state in _table() if one == parent and (dead or state != "Z")]
+    return below if dead else [pid for pid in below if not _is_dead(pid)]
+
+
+def _children(parent: int) -> list[int] | None:
+    """Return the children of a process, None where the kernel keeps no such list."""
+    if sys.platform != "linux":
+        return None
+    below: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{parent}/task"):  # noqa: PTH208 # pathlib costs start-up time
+            with open(f"/proc/{parent}/task/{thread}/children", "rb") as file:  # noqa: PTH123
+                below += map(int, file.read().split())
+    except FileNotFoundError:
+        # Either the process or thread has ended, or the kernel was built without the file.
+        return None if os.path.exists(f"/proc/{parent}") else []  # noqa: PTH110 # start-up time
+    except ProcessLookupError:
+        return []
+    return below
+
+
+def _is_dead(pid: int) -> bool:
+    if sys.platform != "linux":
+        return False  # the kernel keeps no list there, so that nobody asks
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 # start-up time
+            # The command, in parentheses, may hold anything, also spaces and parentheses.
+            return stat.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _table() -> list[tuple[int, int, str]]:
+    """Return process ID, parent and state of every process."""
+    rows: list[list[bytes]]
     if sys.platform == "linux":
-        table = []
-        for name in os.listdir("/proc"):  # noqa: PTH208 # pathlib would double the start-up time
-            if not name.isdigit():
-                continue
-            try:
-                with open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123 # as above
-                    # The command, in parentheses, may hold anything, also spaces and parentheses.
-                    state, parent = stat.read().rpartition(b")")[2].split()[:2]
-            except OSError:
-                continue  # it ended meanwhile
-            if state not in (b"Z", b"X"):
-                table.append((int(name), int(parent)))
-        return table
-    listing = subprocess.run(
-        ["/bin/ps", "-axo", "pid=,ppid=,stat="], capture_output=True, check=False
-    ).stdout
-    rows = (line.split() for line in listing.splitlines())
-    return [(int(pid), int(parent)) for pid, parent, *stat in rows if not stat[0].startswith(b"Z")]
+        rows = []
+        for name in os.listdir("/proc"):  # noqa: PTH208 # start-up time
+            if name.isdigit():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    with open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123 # start-up time
+                        fields = stat.read().rpartition(b")")[2].split()
+                    rows.append([name.encode(), fields[1], fields[0]])
+    else:
+        listing = subprocess.run(
+            ["/bin/ps", "-axo", "pid=,ppid=,stat="], capture_output=True, check=False
+        ).stdout
+        rows = [line.split() for line in listing.splitlines()]
+    return [(int(pid), int(parent), state[:1].decode()) for pid, parent, state in rows]
 
 
 def reap() -> tuple[list[tuple[int, int]], bool]:
@@ -110,22 +152,37 @@ def kill_all(spare: frozenset[int] = frozenset()) -> None:
     spare : frozenset of int
         Children that are left alone, with all that is below them.
     """
-    pause = 0.0005
+    me, pause = os.getpid(), 0.0005
     while True:
-        spared = set(spare)
-        for pid in spare:
-            spared.update(descendants(pid))
-        victims = [pid for pid in descendants(os.getpid()) if pid not in spared]
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        if spare:
-            for pid in victims:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-            if not victims:
-                return
-        elif reap()[1]:
+        if _reap_others(spare):
             return
+        # Only what is not below a spared child: that may be forking this very moment.
+        for child in children(me):
+            if child not in spare:
+                for pid in (*descendants(child), child):
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
+
+
+def _reap_others(spare: frozenset[int]) -> bool:
+    """Collect the children that have ended, but for some.
+
+    Parameters
+    ----------
+    spare : frozenset of int
+        Children whose end somebody else wants to see.
+
+    Returns
+    -------
+    bool
+        Whether no other child is left.
+    """
+    if not spare:
+        return reap()[1]
+    others = [pid for pid in children(os.getpid(), dead=True) if pid not in spare]
+    for pid in others:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return not others

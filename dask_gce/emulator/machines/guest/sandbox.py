@@ -4,8 +4,8 @@ Owns the system calls. On Linux a guest is held by Landlock (writes only below i
 under root, by a user namespace of its own as well, because Landlock does not stop the owner of a
 file from changing its mode or times. Which folders and identities these are is decided outside.
 
-Sources: ``landlock(7)``, https://docs.kernel.org/userspace-api/landlock.html, ``user_namespaces(7)``,
-``capabilities(7)``.
+Sources: ``landlock(7)``, ``user_namespaces(7)``, ``capabilities(7)``,
+https://docs.kernel.org/userspace-api/landlock.html
 """
 
 from __future__ import annotations

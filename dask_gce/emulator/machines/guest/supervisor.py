@@ -3,11 +3,11 @@
 Owns the processes of an emulator's machines as a whole, and the folder they live in. It answers one
 request at a time on a socket, a length and JSON each::
 
-    {"boot": PLAN} with two descriptors (control, console)  ->  {"pid": PID} or {"error": TEXT}
-    {"sweep": PID}                                          ->  {"swept": true}
+    {"boot": PLAN} and two descriptors (control, console)  ->  {"pid": PID} or {"error": TEXT}
+    {"sweep": PID}                                         ->  {"swept": true}
 
-A machine is forked from here, so that it costs no start of an interpreter. When the socket ends, the
-emulator is gone: every machine is killed, and the folder removed, whatever ended the emulator.
+A machine is forked from here, so that it costs no start of an interpreter. When the socket ends,
+the emulator is gone: every machine is killed and the folder removed, whatever ended the emulator.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ class Supervisor:
             signal.signal(number, signal.SIG_IGN)
         self._wake = wake, woken
         while True:
-            ready, _, _ = select.select([self._control, wake], [], [])
+            connection = self._control.fileno()
+            ready, _, _ = select.select([connection, wake], [], [])
             if wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
                 self._collect()
-            if self._control in ready and not self._serve():
+            if connection in ready and not self._serve():
                 break
         self._finish()
 
@@ -182,7 +183,7 @@ def _become_machine(
         Init(plan, socket.socket(fileno=control), console, life).run()
     finally:
         # The emulator shows this on the machine's serial console.
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type] # run() returns only by raising
+        sys.excepthook(*sys.exc_info())
         os._exit(1)
 
 

@@ -1,0 +1,541 @@
+"""Commands that run as containers would: a clean environment, an own name, one end for all of it.
+
+Owns the containers of one machine: their files below ``run/docker``, their processes, their logs.
+The command line that makes them is :mod:`docker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
+
+from . import machine_files as machine
+from .processes import become_subreaper, descendants, kill_all
+
+__all__ = [
+    "Container",
+    "ContainerError",
+    "create",
+    "digest",
+    "everything",
+    "find",
+    "keepers",
+    "run_attached",
+    "run_detached",
+]
+
+#: The signals that docker passes on to an attached container.
+PASSED_ON = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
+
+class ContainerError(Exception):
+    """A container cannot be made or removed."""
+
+
+def digest(text: str) -> str:
+    """Return 64 hexadecimal digits that stand for a text.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+
+    Returns
+    -------
+    str
+        The digits.
+    """
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+@dataclass
+class Container:
+    """A container, as its file describes it.
+
+    Parameters
+    ----------
+    id : str
+        64 hexadecimal digits.
+    name : str
+        The name.
+    image : str
+        The image's reference.
+    command : list of str
+        What runs.
+    environment : dict of str
+        Its whole environment.
+    folder : str
+        Its working directory.
+    restart : str
+        The restart policy.
+    transient : bool
+        Whether it is removed when it ends.
+    """
+
+    id: str
+    name: str
+    image: str
+    command: list[str]
+    environment: dict[str, str]
+    folder: str
+    restart: str
+    transient: bool
+
+    @property
+    def path(self) -> str:
+        """Its folder."""
+        return f"{_root()}/{self.id}"
+
+    def _read(self, name: str) -> str | None:
+        try:
+            with open(f"{self.path}/{name}", encoding="ascii") as file:  # noqa: PTH123 # start-up
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, value: int | str) -> None:
+        """Note something about the container in one step.
+
+        Parameters
+        ----------
+        name : str
+            What.
+        value : int or str
+            The value.
+        """
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            with open(f"{self.path}/{name}.new", "w", encoding="ascii") as file:  # noqa: PTH123
+                file.write(str(value))
+            os.replace(f"{self.path}/{name}.new", f"{self.path}/{name}")  # noqa: PTH105
+
+    def running(self) -> bool:
+        """Tell whether it runs."""
+        keeper = self._read("keeper")
+        if keeper is None or self._read("status") is not None:
+            return False
+        try:
+            os.kill(int(keeper), 0)
+        except ProcessLookupError:
+            return False  # killed: it could not write a status
+        return True
+
+    def status(self) -> int:
+        """Return its exit status, 0 as long as there is none."""
+        return int(self._read("status") or 0)
+
+    def pid(self) -> int | None:
+        """Return the process of its command."""
+        text = self._read("pid")
+        return int(text) if text and self.running() else None
+
+    def stopped(self) -> bool:
+        """Tell whether somebody asked it to end, so that no policy restarts it."""
+        return self._read("stopped") is not None
+
+    def log(self) -> bytes | None:
+        """Return its output; None for an attached container, whose output is not kept."""
+        try:
+            with open(f"{self.path}/log", "rb") as file:  # noqa: PTH123 # start-up
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def send(self, name: str) -> None:
+        """Send a signal to the command.
+
+        Parameters
+        ----------
+        name : str
+            ``"TERM"``, ``"SIGTERM"`` or a number.
+        """
+        if name.isdecimal():
+            number = int(name)
+        else:
+            number = signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
+        if number == signal.SIGKILL:
+            self.write("stopped", 1)
+        pid = self.pid()
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def stop(self, grace: float) -> None:
+        """End it in order, and by force after a while.
+
+        Parameters
+        ----------
+        grace : float
+            Seconds.
+        """
+        self.write("stopped", 1)
+        self.send("TERM")
+        deadline = time.monotonic() + grace
+        while self.running() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self.running():
+            self.send("KILL")
+            self.wait()
+
+    def wait(self) -> int:
+        """Return its exit status when it has ended."""
+        while self.running():
+            time.sleep(0.01)
+        return self.status()
+
+    def remove(self, *, force: bool) -> None:
+        """Forget it.
+
+        Parameters
+        ----------
+        force : bool
+            Also if it runs.
+
+        Raises
+        ------
+        ContainerError
+            It runs.
+        """
+        if self.running():
+            if not force:
+                raise ContainerError(
+                    f'cannot remove container "{self.name}": container is running: '
+                    "stop the container before removing or force remove"
+                )
+            self.send("KILL")
+            self.wait()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def details(self) -> dict[str, Any]:
+        """Describe it as ``docker inspect`` does."""
+        running = self.running()
+        return {
+            "Id": self.id,
+            "Name": f"/{self.name}",
+            "Image": f"sha256:{digest(self.image)}",
+            "Config": {
+                "Image": self.image,
+                "Cmd": self.command,
+                "Entrypoint": None,
+                "Env": [f"{name}={value}" for name, value in self.environment.items()],
+                "WorkingDir": self.folder,
+            },
+            "State": {
+                "Status": "running" if running else "exited",
+                "Running": running,
+                "ExitCode": self.status(),
+                "Pid": self.pid() or 0,
+            },
+            "RestartCount": int(self._read("restarts") or 0),
+        }
+
+
+def _root() -> str:
+    return f"{machine.disk()}/run/docker"
+
+
+def everything() -> list[Container]:
+    """Return the machine's containers, the oldest first."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(_root()):
+            with (
+                contextlib.suppress(FileNotFoundError),
+                open(f"{entry.path}/config", encoding="ascii") as file,  # noqa: PTH123 # start-up
+            ):
+                found.append((entry.stat().st_mtime, Container(**json.load(file))))
+    return [container for _, container in sorted(found, key=lambda pair: pair[0])]
+
+
+def keepers(disk: str) -> list[int]:
+    """Return the processes that keep the containers of a machine.
+
+    Parameters
+    ----------
+    disk : str
+        The machine's disk.
+
+    Returns
+    -------
+    list of int
+        Process IDs; some may be gone.
+    """
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(f"{disk}/run/docker"):
+            with (
+                contextlib.suppress(FileNotFoundError),
+                open(f"{entry.path}/keeper", encoding="ascii") as file,  # noqa: PTH123 # start-up
+            ):
+                found.append(int(file.read()))
+    return found
+
+
+def find(name: str) -> Container | None:
+    """Return the container of a name or the beginning of an ID.
+
+    Parameters
+    ----------
+    name : str
+        Name or ID.
+
+    Returns
+    -------
+    Container or None
+        The container.
+    """
+    for container in everything():
+        if container.name == name.removeprefix("/") or container.id.startswith(name):
+            return container
+    return None
+
+
+def create(
+    *,
+    image: str,
+    command: list[str],
+    name: str,
+    environment: dict[str, str],
+    folder: str,
+    restart: str,
+    transient: bool,
+    volumes: list[str],
+) -> Container:
+    """Make a container that does not run yet.
+
+    Parameters
+    ----------
+    image : str
+        The image's reference.
+    command : list of str
+        What to run.
+    name : str
+        Its name; empty takes one of its own.
+    environment : dict of str
+        The variables that were given.
+    folder : str
+        Working directory; empty takes the home.
+    restart : str
+        The restart policy.
+    transient : bool
+        Whether to remove it when it ends.
+    volumes : list of str
+        ``SOURCE:TARGET[:OPTIONS]`` each.
+
+    Returns
+    -------
+    Container
+        The container.
+
+    Raises
+    ------
+    ContainerError
+        The name is in use, or a volume cannot be had here.
+    """
+    for volume in volumes:
+        _check_volume(volume)
+    identity = os.urandom(32).hex()
+    name = name or f"local_{identity[:8]}"
+    taken = find(name)
+    if taken is not None:
+        raise ContainerError(
+            f'Conflict. The container name "/{name}" is already in use by container '
+            f'"{taken.id}". You have to remove (or rename) that container to be able to reuse '
+            "that name."
+        )
+    home = f"{machine.disk()}/home"
+    clean = {name: os.environ[name] for name in machine.VARIABLES if name in os.environ}
+    clean |= {
+        "PATH": os.environ["LOCAL_GCE_PATH"],
+        "LOCAL_GCE_PATH": os.environ["LOCAL_GCE_PATH"],
+        "PYTHONPATH": os.environ["LOCAL_GCE_SITE"],
+        "LOCAL_GCE_SITE": os.environ["LOCAL_GCE_SITE"],
+        # A real container is a file system of its own: nothing here may compile beside its sources.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": home,
+        "TMPDIR": f"{machine.disk()}/tmp",  # noqa: S108 # the machine's own
+        "HOSTNAME": machine.hostname().partition(".")[0],
+        "LANG": "C.UTF-8",
+    }
+    clean |= environment
+    if "PYTHONPATH" in environment:
+        clean["PYTHONPATH"] = f"{os.environ['LOCAL_GCE_SITE']}:{environment['PYTHONPATH']}"
+    container = Container(identity, name, image, command, clean, folder or home, restart, transient)
+    os.makedirs(container.path, mode=0o700)  # noqa: PTH103 # start-up
+    container.write("config", json.dumps(asdict(container)))
+    return container
+
+
+def _check_volume(volume: str) -> None:
+    source, _, rest = volume.partition(":")
+    target = rest.partition(":")[0] or source
+    if not source.startswith("/"):
+        raise ContainerError(
+            f"volume {volume}: the local Compute Engine has no named volumes; mount a folder"
+        )
+    if source != target and not (os.path.exists(target) and os.path.samefile(source, target)):  # noqa: PTH110, PTH121
+        raise ContainerError(
+            f"volume {volume}: the local Compute Engine runs containers without a file system of "
+            "their own, so that a path in the container must be the same as on the machine"
+        )
+    if not os.path.lexists(source):
+        try:
+            os.makedirs(source)  # noqa: PTH103 # as docker does
+        except OSError as error:
+            raise ContainerError(
+                f"error while creating mount source path '{source}': {error.strerror}"
+            ) from error
+
+
+def run_attached(container: Container, *, stdin: bool) -> int:
+    """Run a container to its end.
+
+    Parameters
+    ----------
+    container : Container
+        The container.
+    stdin : bool
+        Whether it reads the caller's standard input.
+
+    Returns
+    -------
+    int
+        Its exit status.
+    """
+    status = _keep(container, stdin=stdin)
+    container.write("status", status)
+    if container.transient:
+        container.remove(force=True)
+    return status
+
+
+def run_detached(container: Container) -> int:
+    """Run a container in the background and print its ID.
+
+    Parameters
+    ----------
+    container : Container
+        The container.
+
+    Returns
+    -------
+    int
+        0, or the exit status of a command that cannot be started.
+    """
+    source, sink = os.pipe()
+    if os.fork() == 0:
+        os.close(source)
+        _stay(container, sink)
+    os.close(sink)
+    with os.fdopen(source, "rb") as verdict:
+        refusal = verdict.read()
+    if refusal:
+        print(refusal.decode(errors="surrogateescape"), file=sys.stderr)
+        return 127
+    print(container.id)
+    return 0
+
+
+def _stay(container: Container, started: int) -> NoReturn:
+    try:
+        os.setsid()
+        log = os.open(f"{container.path}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        restarts = 0
+        while True:
+            status = _keep(container, stdin=False, started=started)
+            started = -1
+            policy, _, most = container.restart.partition(":")
+            again = policy in ("always", "unless-stopped") or (policy == "on-failure" and status)
+            if container.stopped() or not again or (most and restarts >= int(most)):
+                break
+            # Docker doubles the pause from 100 ms up to a minute.
+            time.sleep(min(0.1 * 2**restarts, 60))
+            restarts += 1
+            container.write("restarts", restarts)
+        container.write("status", status)
+        if container.transient:
+            shutil.rmtree(container.path, ignore_errors=True)
+    finally:
+        os._exit(0)
+
+
+def _keep(container: Container, *, stdin: bool, started: int = -1) -> int:
+    """Run the command once; nothing of it is left afterwards."""
+    become_subreaper()
+    container.write("keeper", os.getpid())
+    refused, refusal = os.pipe()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        _start(container, refusal, stdin=stdin)
+    os.close(refusal)
+    container.write("pid", pid)
+
+    def pass_on(number: int, frame: object) -> None:
+        if number == signal.SIGTERM:
+            container.write("stopped", 1)
+        os.kill(pid, number)
+
+    for passed in PASSED_ON:
+        signal.signal(passed, pass_on)
+    with os.fdopen(refused, "rb") as verdict:
+        words = verdict.read()
+    if started >= 0:
+        os.write(started, words)
+        os.close(started)
+    elif words:
+        os.write(2, words + b"\n")
+    _, wait_status = os.waitpid(pid, 0)
+    for passed in PASSED_ON:
+        signal.signal(passed, signal.SIG_DFL)
+    code = os.waitstatus_to_exitcode(wait_status)
+    status = code if code >= 0 else 128 - code
+    # A container ends with its first process, and takes the rest along.
+    if descendants(os.getpid()):
+        kill_all()
+    return status
+
+
+def _start(container: Container, refusal: int, *, stdin: bool) -> NoReturn:
+    try:
+        for number in (*PASSED_ON, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        # Signals reach the command through its keeper, as through docker, and not twice.
+        os.setpgid(0, 0)
+        if not stdin:
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.makedirs(container.folder, exist_ok=True)  # noqa: PTH103 # as docker does
+        os.chdir(container.folder)
+        os.execvpe(container.command[0], container.command, container.environment)  # noqa: S606
+    except OSError as error:
+        what = container.command[0]
+        reason = (
+            f'exec: "{what}": executable file not found in $PATH'
+            if isinstance(error, FileNotFoundError)
+            else f'exec: "{what}": {str(error.strerror).lower()}'
+        )
+        sentence = (
+            "docker: Error response from daemon: failed to create task for container: failed to "
+            "create shim task: OCI runtime create failed: runc create failed: unable to start "
+            f"container process: {reason}: unknown"
+        )
+        os.write(refusal, sentence.encode(errors="surrogateescape"))
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+    finally:
+        os._exit(126)

@@ -1,0 +1,1 @@
+"""A folder for ``PYTHONPATH``: the interpreter finds ``sitecustomize`` here, and nothing else."""
