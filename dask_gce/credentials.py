@@ -21,10 +21,8 @@ import json
 import os
 import re
 import stat
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from dask_gce import names
 from dask_gce.errors import CredentialsError, SettingsError
@@ -39,7 +37,7 @@ SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 
 # Elsewhere than on Google's machines nothing answers at this address, and some networks swallow
 # packets to it: enough for a metadata server, short enough for a laptop.
-_METADATA_PATIENCE: Final = 3.0
+_METADATA_PATIENCE: Final = 2.0
 _METADATA_HOST: Final = "169.254.169.254"
 _METADATA_VARIABLES: Final = ("GCE_METADATA_HOST", "GCE_METADATA_IP")
 _MAX_TOKEN: Final = 16_384
@@ -70,17 +68,20 @@ def load_credentials(settings: Settings) -> Credentials:
         return _local_credentials(settings)
     import google.auth
     import google.auth.exceptions
-    import requests
 
     # google.auth.default would run gcloud to learn the project of a user's own login.
     user = _user_credentials()
     if user is not None:
         return user
+    # Without a file it would ask for a metadata server three times, with pauses and warnings.
+    if _credentials_file() is None and _ask_metadata("/") is None:
+        raise CredentialsError(
+            f'No Google credentials were found. Run "{_LOGIN}", or name the key file of a service '
+            f"account in {_CREDENTIALS_VARIABLE}. (Without an account: set api_endpoint to a local "
+            "Compute Engine.)"
+        )
     try:
-        with requests.Session() as session:
-            found, _ = google.auth.default(scopes=[SCOPE], request=_bounded_request(session))
-    except google.auth.exceptions.DefaultCredentialsError as error:
-        raise _no_credentials(error) from error
+        found, _ = google.auth.default(scopes=[SCOPE])
     except (google.auth.exceptions.GoogleAuthError, OSError, ValueError) as error:
         raise _broken(str(_credentials_file() or "of this machine"), error) from error
     credentials: Credentials = found
@@ -257,15 +258,18 @@ def _project_of_gcloud() -> str | None:
 
 
 def _project_of_metadata() -> str | None:
+    return _ask_metadata("/computeMetadata/v1/project/project-id")
+
+
+def _ask_metadata(path: str) -> str | None:
+    """Ask the metadata server once; None if there is none."""
     if environment("NO_GCE_CHECK").get("NO_GCE_CHECK", "").lower() == "true":
         return None
     # By address: looking up a name may take longer than any time limit of ours.
     host = next(iter(environment(*_METADATA_VARIABLES).values()), _METADATA_HOST)
     connection = http.client.HTTPConnection(host, timeout=_METADATA_PATIENCE)
     try:
-        connection.request(
-            "GET", "/computeMetadata/v1/project/project-id", headers={"Metadata-Flavor": "Google"}
-        )
+        connection.request("GET", path, headers={"Metadata-Flavor": "Google"})
         answer = connection.getresponse()
         # Somebody else's router may answer at this address; Google's server signs its answers.
         if answer.status != 200 or answer.headers.get("Metadata-Flavor") != "Google":
@@ -275,37 +279,6 @@ def _project_of_metadata() -> str | None:
         return None
     finally:
         connection.close()
-
-
-def _bounded_request(session: Any) -> Any:
-    """Make a transport for google-auth that gives the metadata server a few seconds in all."""
-    import google.auth.exceptions
-    from google.auth.transport.requests import Request
-
-    request: Any = Request(session)
-    too_late: Any = google.auth.exceptions.TransportError
-    deadline = time.monotonic() + _METADATA_PATIENCE
-
-    def bounded(url: str, *arguments: Any, timeout: float = 120, **options: Any) -> Any:
-        path = urlsplit(url).path
-        if path in {"", "/"} or path.startswith("/computeMetadata/"):
-            timeout = min(timeout, deadline - time.monotonic())
-            if timeout <= 0:
-                raise too_late("no metadata server answered")
-        return request(url, *arguments, timeout=timeout, **options)
-
-    return bounded
-
-
-def _no_credentials(error: Exception) -> CredentialsError:
-    path = _credentials_file()
-    if path is not None:
-        return _broken(str(path), error)
-    return CredentialsError(
-        f'No Google credentials were found. Run "{_LOGIN}", or name the key file of a service '
-        f"account in {_CREDENTIALS_VARIABLE}. (Without an account: set api_endpoint to a local "
-        "Compute Engine.)"
-    )
 
 
 def _broken(place: str, error: Exception) -> CredentialsError:
