@@ -3,65 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import psutil
 import pytest
 
-from dask_gce.emulator.machine import Machine
-from dask_gce.emulator.machines import make_kind
 from dask_gce.emulator.machines.process import ProcessKind
-from dask_gce.emulator.machines.process_machine import ProcessMachine
-from dask_gce.emulator.record import InstanceRecord
 
-
-def make_record(name: str, script: str | None = None, **metadata: str) -> InstanceRecord:
-    if script is not None:
-        metadata["startup-script"] = script
-    items = [{"key": key.replace("_", "-"), "value": value} for key, value in metadata.items()]
-    resource = {"name": name, "id": "42", "metadata": {"items": items}}
-    return InstanceRecord("local-project", 1234, "us-central1-a", resource)
-
-
-def console(machine: Machine) -> str:
-    return machine.record.serial.read()[0].decode()
-
-
-async def until(condition: Callable[[], object], timeout: float = 20) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.005)
-
-
-async def until_said(machine: Machine, text: str) -> str:
-    try:
-        await until(lambda: text in console(machine))
-    except AssertionError:
-        raise AssertionError(f"{text!r} is not on the console:\n{console(machine)}") from None
-    return console(machine)
+from machine_bench import (
+    Exits,
+    console,
+    make_record,
+    new_machine,
+    run_script,
+    script_output,
+    started_kind,
+    until,
+    until_said,
+)
 
 
 @pytest.fixture
 async def kind() -> AsyncIterator[ProcessKind]:
-    made = make_kind("process", access_token="ya29.test")
-    assert isinstance(made, ProcessKind)
-    await made.start()
-    yield made
-    await made.close()
-    assert made.leftovers() == []
-
-
-class Exits(list[str]):
-    def __call__(self, how: str) -> None:
-        self.append(how)
-
-
-def new_machine(
-    kind: ProcessKind, record: InstanceRecord, exits: Exits | None = None
-) -> ProcessMachine:
-    on_exit = Exits() if exits is None else exits
-    return kind.create(record, kind.allocate(record), on_exit)
+    async with started_kind() as made:
+        yield made
 
 
 async def test_the_startup_script_runs_and_its_output_and_status_are_on_the_console(kind):
@@ -73,21 +45,45 @@ async def test_the_startup_script_runs_and_its_output_and_status_are_on_the_cons
     assert text.endswith("startup-script exit status 3\n")
 
 
-async def test_a_script_without_an_interpreter_line_is_given_to_the_shell(kind):
-    machine = new_machine(kind, make_record("m", 'echo "plain $((1 + 1))"'))
+async def test_a_machine_without_a_script_boots_and_stays_on(kind):
+    machine = new_machine(kind, make_record("m"))
     await machine.boot()
-    assert "startup-script: plain 2\n" in await until_said(machine, "exit status 0")
+    pid = machine.pid
+    await machine.boot()
+    assert machine.pid == pid is not None
+    await until_said(machine, machine.address)
+    assert "startup-script" not in console(machine)
+
+
+async def test_a_script_without_an_interpreter_line_is_given_to_the_shell(kind):
+    assert await run_script(kind, 'echo "plain $((1 + 1))"') == "plain 2"
+
+
+async def test_output_of_any_bytes_and_size_arrives_in_order(kind):
+    script = (
+        "#!/usr/bin/env python3\n"
+        "import os\n"
+        "os.write(1, b'\\xff\\x00 tail')\n"
+        "os.write(1, b' of line\\n')\n"
+        "for n in range(20000): print(n, 'x' * 20, flush=n % 1000 == 0)\n"
+        "print('unfinished', end='', flush=True)\n"
+    )
+    machine = new_machine(kind, make_record("m", script))
+    await machine.boot()
+    await until_said(machine, "exit status 0")
+    first, *numbered, last = script_output(machine).encode(errors="surrogateescape").split(b"\n")
+    assert first == b"\xff\x00 tail of line"
+    assert [int(line.split()[0]) for line in numbered] == list(range(20000))
+    assert last == b"unfinished"
 
 
 async def test_curl_reaches_the_metadata_server_by_its_usual_names(kind):
     script = (
-        "for host in metadata.google.internal 169.254.169.254 $GCE_METADATA_HOST; do\n"
+        "for host in metadata.google.internal 169.254.169.254 metadata $GCE_METADATA_HOST; do\n"
         "curl -sf -H Metadata-Flavor:Google http://$host/computeMetadata/v1/instance/name; echo\n"
         "done\n"
     )
-    machine = new_machine(kind, make_record("m17", script))
-    await machine.boot()
-    assert (await until_said(machine, "exit status 0")).count("startup-script: m17\n") == 3
+    assert await run_script(kind, script, "m17") == "m17\nm17\nm17\nm17"
 
 
 async def test_files_outlive_a_stop_and_the_script_runs_at_every_boot(kind):
@@ -97,3 +93,294 @@ async def test_files_outlive_a_stop_and_the_script_runs_at_every_boot(kind):
         await until_said(machine, f"startup-script: {boot}\n")
         await machine.stop(5)
         assert machine.pid is None
+    await machine.discard()
+    assert machine.folder is None
+
+
+async def test_stopping_runs_the_shutdown_script_then_terminates(kind):
+    script = "trap 'echo told to end; exit 0' TERM; echo ready; while :; do sleep 0.01; done"
+    record = make_record("m", script, shutdown_script="echo last words")
+    machine = new_machine(kind, record)
+    await machine.boot()
+    await until_said(machine, "startup-script: ready")
+    await machine.stop(10)
+    text = console(machine)
+    assert text.index("shutdown-script: last words") < text.index("startup-script: told to end")
+    assert "shutdown-script exit status 0" in text
+
+
+async def test_a_guest_that_will_not_end_is_killed_when_the_grace_is_over(kind):
+    script = "trap '' TERM; echo ready; while :; do sleep 1; done"
+    record = make_record("m", script, shutdown_script="trap '' TERM; sleep 100")
+    machine = new_machine(kind, record)
+    await machine.boot()
+    await until_said(machine, "startup-script: ready")
+    began = time.monotonic()
+    await machine.stop(0.5)
+    assert 0.5 <= time.monotonic() - began < 4
+    assert machine.pid is None
+
+
+async def test_a_kill_in_the_middle_of_a_stop_cuts_it_short(kind):
+    machine = new_machine(kind, make_record("m", "trap '' TERM; echo ready; sleep 1000"))
+    await machine.boot()
+    await until_said(machine, "startup-script: ready")
+    began = time.monotonic()
+    stop = asyncio.create_task(machine.stop(60))
+    await until_said(machine, "going down")
+    await machine.kill()
+    await stop
+    assert time.monotonic() - began < 10
+    assert machine.pid is None
+
+
+async def test_what_left_its_session_and_its_parent_dies_with_the_machine(kind):
+    script = (
+        "(setsid sh -c 'echo escaped $$; exec sleep 1000' &)\n"
+        "nohup sleep 1000 & echo nohup $!\n"
+        "sleep 0.1; sh -c 'kill -STOP $$' &\n"
+    )
+    machine = new_machine(kind, make_record("m", script))
+    await machine.boot()
+    await until_said(machine, "exit status 0")
+    assert machine.pid is not None
+    below = psutil.Process(machine.pid).children(recursive=True)
+    assert sum(process.name() == "sleep" for process in below) == 2
+    await machine.kill()
+    gone, alive = psutil.wait_procs(below, timeout=0)
+    assert len(gone) == len(below)
+    assert alive == []
+
+
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [
+        ("poweroff", "poweroff"),
+        ("shutdown -h now", "poweroff"),
+        ("systemctl poweroff", "poweroff"),
+        ("sudo halt", "poweroff"),
+        ("reboot", "reboot"),
+        ("shutdown -r now", "reboot"),
+        ("systemctl reboot", "reboot"),
+        ("init 6", "reboot"),
+        ("shutdown -h +5; shutdown -c; shutdown now", "poweroff"),
+    ],
+)
+async def test_the_guest_can_press_its_own_power_button(kind, command, how):
+    exits = Exits()
+    record = make_record("m", f"{command}; sleep 1000", shutdown_script="echo in order")
+    machine = new_machine(kind, record, exits)
+    await machine.boot()
+    await until(lambda: exits)
+    assert exits == [how]
+    assert machine.pid is None
+    assert "shutdown-script: in order" in console(machine)
+    await machine.stop(1)
+    await machine.kill()
+    assert exits == [how]
+
+
+async def test_verbs_that_were_asked_for_are_no_exit_of_the_guest(kind):
+    exits = Exits()
+    machine = new_machine(kind, make_record("m"), exits)
+    for end in (machine.stop(5), machine.kill(), machine.kill()):
+        await machine.boot()
+        await end
+    await machine.boot()
+    await machine.discard()
+    await machine.discard()
+    assert exits == []
+    with pytest.raises(RuntimeError, match="discarded"):
+        await machine.boot()
+
+
+async def test_a_guest_that_kills_its_init_takes_everything_along(kind):
+    exits = Exits()
+    machine = new_machine(kind, make_record("m", "sleep 1000 & sleep 0.2; kill -9 $PPID"), exits)
+    other = new_machine(kind, make_record("other", "echo up; sleep 1000"))
+    await other.boot()
+    await until_said(other, "up")
+    await machine.boot()
+    assert machine.pid is not None
+    below = psutil.Process(machine.pid).children(recursive=True)
+    await until(lambda: exits)
+    assert exits == ["poweroff"]
+    assert "Kernel panic" in console(machine)
+    assert not any(process.is_running() for process in below)
+    assert other.pid is not None
+    assert psutil.Process(other.pid).children()
+
+
+async def test_a_stopped_init_is_swept_away(kind, monkeypatch):
+    monkeypatch.setattr("dask_gce.emulator.machines.process_machine.PATIENCE", 0.3)
+    machine = new_machine(kind, make_record("m", "echo up; sleep 1000"))
+    await machine.boot()
+    await until_said(machine, "up")
+    assert machine.pid is not None
+    init = psutil.Process(machine.pid)
+    below = init.children(recursive=True)
+    init.suspend()
+    await machine.kill()
+    assert not any(process.is_running() for process in [init, *below])
+
+
+async def test_a_cancelled_boot_leaves_no_machine_running(kind):
+    machine = new_machine(kind, make_record("m", "sleep 1000"))
+    for _ in range(5):
+        boot = asyncio.create_task(machine.boot())
+        while kind.supervision.pid is None or machine._boot is None and not boot.done():
+            await asyncio.sleep(0)
+            boot.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await boot
+        await machine.kill()
+        assert machine.pid is None
+
+
+async def test_the_environment_is_clean_and_the_folders_are_its_own(monkeypatch):
+    monkeypatch.setenv("DASK_SECRET", "do not pass")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere")
+    async with started_kind() as kind:
+        text = await run_script(kind, "env; cd; pwd; echo; mktemp; stat -c %a $LOCAL_GCE_DISK")
+        folder = str(kind.layout.folder)
+    assert "do not pass" not in text
+    assert "GOOGLE_APPLICATION_CREDENTIALS" not in text
+    *_, home, _, temporary, mode = text.split("\n")
+    assert home == f"{folder}/machines/1-m/disk/home"
+    assert temporary.startswith(f"{folder}/machines/1-m/disk/tmp/")
+    assert mode == "700"
+
+
+async def test_each_machine_has_an_address_and_names_of_its_own(kind):
+    first = new_machine(kind, make_record("first"))
+    await first.boot()
+    script = (
+        "hostname; hostname -f; getent hosts first | cut -d' ' -f1; python3 -c '\n"
+        "import socket\n"
+        "print(socket.gethostname(), socket.getfqdn(), socket.gethostbyname(\"first\"))\n"
+        "listener = socket.create_server((\"\", 0))\n"
+        "client = socket.create_connection(listener.getsockname())\n"
+        "print(listener.getsockname()[0], client.getsockname()[0], listener.accept()[1][0])\n"
+        "print(socket.has_ipv6, socket.getaddrinfo(None, 1, flags=socket.AI_PASSIVE)[0][4][0])'"
+    )
+    machine = new_machine(kind, make_record("second", script))
+    await machine.boot()
+    await until_said(machine, "exit status 0")
+    full = "second.us-central1-a.c.local-project.internal"
+    mine, theirs = machine.address, first.address
+    assert script_output(machine).split("\n") == [
+        "second",
+        full,
+        theirs,
+        f"second {full} {theirs}",
+        f"{mine} {mine} {mine}",
+        "False 0.0.0.0",
+    ]
+
+
+async def test_two_kinds_on_one_host_do_not_share_addresses():
+    async with started_kind() as one, started_kind() as two:
+        first = {one.allocate(make_record(f"m{n}")) for n in range(300)}
+        second = {two.allocate(make_record(f"m{n}")) for n in range(300)}
+        assert len(first | second) == 600 or first == second == {"127.0.0.1"}
+
+
+async def test_a_requested_address_must_be_a_free_loopback_address(kind):
+    with pytest.raises(ValueError, match=r"127\.0\.0\.0/8"):
+        kind.allocate(make_record("m"), "10.128.0.7")
+    taken = kind.allocate(make_record("m"))
+    if taken != "127.0.0.1":
+        with pytest.raises(ValueError, match="in use"):
+            kind.allocate(make_record("n"), taken)
+
+
+async def test_folders_that_forbid_it_are_removed_all_the_same(kind):
+    await run_script(kind, "mkdir -p $HOME/a/b; touch $HOME/a/b/c; chmod 0 $HOME/a/b $HOME/a")
+
+
+async def test_nothing_is_open_after_many_machines():
+    async with started_kind() as kind:
+        await run_script(kind, "true", "warm")
+        before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+        machines = [new_machine(kind, make_record(f"m{n}", "echo up")) for n in range(20)]
+        await asyncio.gather(*(machine.boot() for machine in machines))
+        for machine in machines:
+            await until_said(machine, "exit status 0")
+        await asyncio.gather(*(machine.discard() for machine in machines))
+        after = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+        assert after == before
+
+
+EMULATOR = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from machine_bench import *
+
+async def main():
+    async with started_kind() as kind:
+        script = "setsid sleep 1000 & trap '' TERM; echo up; while :; do sleep 1; done"
+        machine = new_machine(kind, make_record("m", script))
+        await machine.boot()
+        await until_said(machine, "startup-script: up")
+        print(kind.layout.folder, kind.supervision.pid, machine.pid, flush=True)
+        await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_survives_the_emulator_when_it_is_killed():
+    tests = str(Path(__file__).parent)
+    emulator = subprocess.Popen(
+        [sys.executable, "-c", EMULATOR, tests], stdout=subprocess.PIPE, text=True
+    )
+    with emulator:
+        assert emulator.stdout is not None
+        folder, supervisor, machine = emulator.stdout.readline().split()
+        family = psutil.Process(int(supervisor))
+        below = [family, *family.children(recursive=True)]
+        assert int(machine) in [process.pid for process in below]
+        assert len(below) >= 4
+        emulator.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert alive == []
+    assert not Path(folder).exists()
+
+
+async def test_the_end_of_the_supervisor_is_the_end_of_its_machines(tmp_path):
+    exits = Exits()
+    async with started_kind() as kind:
+        machine = new_machine(kind, make_record("m", "sleep 1000"), exits)
+        await machine.boot()
+        assert machine.pid is not None
+        assert kind.supervision.pid is not None
+        family = psutil.Process(kind.supervision.pid).children(recursive=True)
+        os.kill(kind.supervision.pid, signal.SIGKILL)
+        await until(lambda: exits)
+        await until(lambda: not any(process.is_running() for process in family))
+        with pytest.raises(RuntimeError, match="supervisor"):
+            await machine.boot()
+
+
+def test_a_machines_listener_is_on_no_other_address():
+    # The kernel says what the guest's Python did, not the guest.
+    async def listen() -> list[str]:
+        async with started_kind() as kind:
+            script = (
+                "exec python3 -c 'import socket, time\n"
+                'server = socket.create_server(("0.0.0.0", 0))\n'
+                "print(server.getsockname()[1], flush=True)\n"
+                "time.sleep(1000)'"
+            )
+            machine = new_machine(kind, make_record("m", script))
+            await machine.boot()
+            await until(lambda: script_output(machine))
+            port = int(script_output(machine))
+            with socket.create_connection((machine.address, port), 5):
+                pass
+            listening = psutil.net_connections("inet")
+            found = [c.laddr.ip for c in listening if c.laddr.port == port and not c.raddr]
+            assert machine.address in found
+            return [ip for ip in found if ip != machine.address]
+
+    assert asyncio.run(listen()) == []

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dask_gce.emulator.machine import GuestExit, Machine
+from dask_gce.emulator.machines.guest.files import remove_tree
 from dask_gce.emulator.machines.metadata import MetadataServer
+from dask_gce.emulator.machines.supervision import Supervision
 from dask_gce.emulator.record import InstanceRecord
 
 if TYPE_CHECKING:
@@ -40,17 +41,21 @@ class _Boot:
         self.reason: str | None = None
         self.asked = False
         self.ended = asyncio.Event()
-        self.control, self.control_end = socket.socketpair()
+        self.control, self._control_end = socket.socketpair()
         self.control.setblocking(False)
-        self._console, self.console_end = os.pipe()
+        self._console, self._console_end = os.pipe()
         os.set_blocking(self._console, False)
         self._loop.add_reader(self._console, self._read_console)
         self._loop.add_reader(self.control, self._read_control)
 
-    def close_ends(self) -> None:
-        """Close the machine's ends, which the machine has copies of by now."""
-        self.control_end.close()
-        os.close(self.console_end)
+    def fork(self, plan: dict[str, object], supervision: Supervision) -> None:
+        """Have the machine forked; runs in a thread, to its end whatever becomes of the caller."""
+        try:
+            self.pid = supervision.boot(plan, self._control_end, self._console_end)
+        finally:
+            # The machine has copies. Without a machine both readers see the end at once.
+            self._control_end.close()
+            os.close(self._console_end)
 
     def send(self, order: dict[str, object]) -> None:
         with contextlib.suppress(OSError):  # it is off, and the reader will say so
@@ -115,6 +120,7 @@ class ProcessMachine(Machine):
         self._boot: _Boot | None = None
         self._watch: asyncio.Task[None] | None = None
         self._switch = asyncio.Lock()
+        self._discarded = False
 
     @property
     def folder(self) -> Path | None:
@@ -132,9 +138,11 @@ class ProcessMachine(Machine):
         Raises
         ------
         RuntimeError
-            The machine could not be made.
+            The machine could not be made, or was discarded.
         """
         async with self._switch:
+            if self._discarded:
+                raise RuntimeError(f"machine {self.record.name} was discarded")
             if self._boot is not None:
                 return
             if self._watch is not None:
@@ -164,13 +172,14 @@ class ProcessMachine(Machine):
             }
             boot = _Boot(self)
             try:
-                boot.pid = await self._kind.in_thread(
-                    self._kind.supervision.boot, plan, boot.control_end, boot.console_end
-                )
+                await self._kind.in_thread(boot.fork, plan, self._kind.supervision)
+            except BaseException:
+                # The thread may still get its machine, which then finds this order waiting.
+                boot.asked = True
+                boot.send({"kill": True})
+                raise
             finally:
-                # Also after a failure: then both readers see the end at once.
-                boot.close_ends()
-                self._boot = boot if boot.pid else None
+                self._boot = boot
                 self._watch = asyncio.create_task(self._follow(boot))
 
     def _greeting(self, warnings: tuple[str, ...]) -> list[str]:
@@ -206,7 +215,8 @@ class ProcessMachine(Machine):
         await self._end({"kill": True}, 0)
 
     async def _end(self, order: dict[str, object], grace: float) -> None:
-        boot, watch = self._boot, self._watch
+        async with self._switch:  # a boot that has begun comes to its end first
+            boot, watch = self._boot, self._watch
         if boot is not None:
             boot.asked = True
             boot.send(order)
@@ -219,11 +229,12 @@ class ProcessMachine(Machine):
 
     async def discard(self) -> None:
         """Cut the power and remove every trace. May be called twice."""
+        self._discarded = True
         await self.kill()
         async with self._switch:
             await self._metadata.close()
             if self._folder is not None:
-                await self._kind.in_thread(shutil.rmtree, self._folder, ignore_errors=True)
+                await self._kind.in_thread(remove_tree, str(self._folder))
                 self._folder = None
             await self._kind.forget(self)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -17,6 +16,8 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+from dask_gce.emulator.machines.guest.files import remove_tree
 
 __all__ = ["Supervision", "SupervisorGone"]
 
@@ -133,7 +134,7 @@ class Supervision:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_tree(str(self._folder))
 
     def _ask(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         data = json.dumps(request).encode()

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import tempfile
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from .containers import keepers
+from .files import remove_tree
 from .processes import become_subreaper, descendants, kill_all, reap
 from .scripts import run_script
 
@@ -130,7 +130,7 @@ class Init:
             signal.signal(number, signal.SIG_IGN)
         self._control.setblocking(False)
         run = f"{self._plan.disk}/run"
-        shutil.rmtree(run, ignore_errors=True)  # /run does not outlive a boot
+        remove_tree(run)  # /run does not outlive a boot
         os.mkdir(run, 0o755)  # noqa: PTH102 # pathlib is not worth its start-up time here
         os.mkfifo(f"{run}/power", 0o600)
         os.mkfifo(f"{run}/log", 0o600)
@@ -266,7 +266,7 @@ class Init:
                             pass
                         self._write(output.lines(b"", last=True))
                 existed = os.path.exists(f"{folder}/{key}")  # noqa: PTH110 # pathlib costs start-up
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
                 code = os.waitstatus_to_exitcode(status)
                 if existed or code:
                     self._say(f"{key} exit status {code}")

@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -25,6 +24,7 @@ import time
 from typing import Any, NoReturn
 
 from . import sandbox
+from .files import remove_tree
 from .init import Init, Plan
 from .processes import become_subreaper, kill_all, reap
 
@@ -148,7 +148,7 @@ class Supervisor:
             self._collect()
             time.sleep(0.002)
         kill_all()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_tree(self._folder)
 
 
 def _become_machine(
