@@ -18,6 +18,7 @@ from typing import Any
 import dask.config
 import distributed
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -178,6 +179,21 @@ def test_every_default_has_a_comment_and_a_hyphenated_key() -> None:
 def test_every_field_is_documented() -> None:
     documented = re.findall(r"^    ([a-z_]+) : ", Settings.__doc__ or "", re.MULTILINE)
     assert documented == [field.name for field in dataclasses.fields(Settings)]
+
+
+def test_the_examples_of_the_documentation_load() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
+    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert example
+    with dask.config.set({"gce": yaml.safe_load(example[1])["gce"]}):
+        settings = Settings.load()
+    assert settings.zone == ("europe-west1-b", "europe-west1-c")
+    assert settings.env_vars == {"OMP_NUM_THREADS": "1"}
+    variables = dict(re.findall(r"^export (DASK_\w+)='?(.*?)'?$", page, re.MULTILINE))
+    with dask.config.set({"gce": dask.config.collect_env(variables)["gce"]}):
+        settings = Settings.load()
+    assert settings.network_tags == ("dask", "ssh")
+    assert (settings.n_workers, settings.labels) == (4, {"team": "data-science"})
 
 
 # -- what is refused --------------------------------------------------------------------------
