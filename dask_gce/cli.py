@@ -45,9 +45,11 @@ def demo(workers: int, keep: bool) -> None:
     from dask_gce.errors import GCEError
 
     # Ended by a signal, Python would leave the local machines to themselves.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         outcome = demonstration.run(workers, keep=keep)
     except GCEError as error:
         raise click.ClickException(str(error)) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(1 if outcome.shortcomings() else 0)

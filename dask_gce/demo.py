@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import re
 import tempfile
@@ -214,10 +215,12 @@ def run(workers: int = 2, *, keep: bool = False, console: Console | None = None)
                     zone=ZONE,
                     machine_type=MACHINE_TYPE,
                     api_endpoint=emulator.endpoint,
+                    silence_logs=logging.WARNING,
                     quiet=True,
                 )
             )
-            client = stack.enter_context(Client(cluster))
+            client = Client(cluster)
+            stack.callback(client.close)
             tell(cluster.scheduler_address)
         console.print(f"Dashboard: {cluster.dashboard_link}", highlight=False, soft_wrap=True)
 

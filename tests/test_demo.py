@@ -1,0 +1,177 @@
+"""The demonstration shows what is true, and says so when something is not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import dask
+import psutil
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.svm import SVC
+
+from dask_gce import demo
+from dask_gce.cli import gce
+
+
+def test_search_finds_what_it_finds_without_dask():
+    written = io.StringIO()
+    outcome = demo.run(2, console=Console(file=written, width=200))
+
+    images, digits = load_digits(return_X_y=True)
+    train, test, train_digits, test_digits = train_test_split(
+        images, digits, test_size=0.3, random_state=0
+    )
+    parameters = {
+        "C": [1e-4, 1, 1e4],
+        "gamma": [1e-3, 1, 1e3],
+        "class_weight": [None, "balanced"],
+    }
+    search = GridSearchCV(SVC(kernel="rbf"), parameters, cv=3).fit(train, train_digits)
+    assert outcome.best_parameters == search.best_params_
+    assert outcome.accuracy == search.score(test, test_digits)
+    assert outcome.shortcomings() == []
+
+    assert outcome.fits.total() == demo.FITS
+    assert len(outcome.fits) == 2
+    text = written.getvalue()
+    for expected in (
+        *outcome.fits,
+        *outcome.seconds,
+        "Dashboard: http://127.",
+        "tls://127.",
+        f"{demo.FITS} of {demo.FITS} fits, 2 workers",
+        f"Best parameters: C={search.best_params_['C']}",
+        f"Test accuracy: {outcome.accuracy:.4f}",
+    ):
+        assert expected in text
+    assert text.splitlines()[-1] == "nothing left behind"
+
+
+def perfect() -> demo.Outcome:
+    return demo.Outcome(
+        2, best_parameters={"C": 1}, accuracy=0.9, fits=Counter(a=demo.FITS - 1, b=1)
+    )
+
+
+def test_nothing_falls_short_of_perfect():
+    assert perfect().shortcomings() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("best_parameters", {}, "The search found no parameters."),
+        ("fits", Counter(a=1, b=1), f"Workers did 2 of {demo.FITS} fits."),
+        ("fits", Counter(a=demo.FITS), "1 of 2 workers took part."),
+        ("leftovers", ["process 7"], "Left behind: process 7"),
+    ],
+)
+def test_every_shortcoming_is_told(field, value, sentence):
+    outcome = perfect()
+    setattr(outcome, field, value)
+    assert outcome.shortcomings() == [sentence]
+
+
+def test_verdict_claims_nothing_that_is_not_true():
+    outcome = perfect()
+    outcome.leftovers = ["file x"]
+    written = io.StringIO()
+    demo._tell_verdict(Console(file=written), outcome)
+    assert "Left behind: file x" in written.getvalue()
+    assert "nothing left behind" not in written.getvalue()
+
+
+def test_command_fails_if_the_cluster_does():
+    with dask.config.set({"gce.network": "nowhere"}):
+        answer = CliRunner().invoke(gce, ["demo"])
+    assert answer.exit_code == 1
+    assert "Error: " in answer.stderr
+    assert "nowhere" in answer.stderr
+
+
+def test_command_wants_at_least_one_worker():
+    answer = CliRunner().invoke(gce, ["demo", "--workers", "0"])
+    assert answer.exit_code == 2
+    assert "--workers" in answer.stderr
+
+
+# -- Ended from outside
+
+
+@contextlib.contextmanager
+def running(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the command with a temporary folder by which its processes can be told."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dask", "gce", "demo", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"TMPDIR": str(tmp_path), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout
+    read = ""
+    for line in process.stdout:
+        read += line
+        if text in line:
+            return read
+    raise AssertionError(f"{text!r} never came:\n{read}")
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in " ".join([*process.cmdline(), *process.environ().values()]):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_kept_cluster_shows_its_dashboard_until_interrupted(tmp_path):
+    with running(tmp_path, "--workers", "1", "--keep") as process:
+        read = read_until(process, "The cluster runs on.")
+        address = re.search(r"Dashboard: http://(127[\d.]+):(\d+)(/\S+)", read)
+        assert address, read
+        host, port, path = address.groups()
+        with contextlib.closing(HTTPConnection(host, int(port), timeout=10)) as connection:
+            connection.request("GET", path)
+            assert connection.getresponse().status == 200
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read() if process.stdout else ""
+        assert process.wait(30) == 0, rest
+    assert rest.splitlines()[-1] == "nothing left behind"
+    assert processes_of(tmp_path) == []
+
+
+def test_terminated_demo_takes_its_machines_with_it(tmp_path):
+    with running(tmp_path, "--workers", "1") as process:
+        read_until(process, "Dashboard: ")
+        assert len(processes_of(tmp_path)) > 1
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read() if process.stdout else ""
+        assert process.wait(30) == 1, rest
+    assert processes_of(tmp_path) == []
+    assert not list(tmp_path.glob("dask-gce-demo-*"))
