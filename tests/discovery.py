@@ -147,9 +147,9 @@ def _check_query(method: dict[str, Any], exchange: Exchange) -> list[str]:
         else:
             faults += _check_parameter(name, known[name], value)
     for name, parameter in method.get("parameters", {}).items():
-        if parameter["location"] == "query" and parameter.get("required"):
-            if name not in exchange.query:
-                faults.append(f"query parameter {name!r} is missing")
+        needed = parameter["location"] == "query" and parameter.get("required")
+        if needed and name not in exchange.query:
+            faults.append(f"query parameter {name!r} is missing")
     return faults
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dask_gce.emulator.dispatch import Exchange
     from dask_gce.emulator.emulator import ComputeEmulator
     from dask_gce.emulator.faults import Fault
-    from dask_gce.emulator.server import Exchange
     from dask_gce.emulator.timings import Timings
 
 __all__ = ["ComputeEmulator", "Exchange", "Fault", "Timings"]
 
 _HOMES = {
     "ComputeEmulator": "emulator",
-    "Exchange": "server",
+    "Exchange": "dispatch",
     "Fault": "faults",
     "Timings": "timings",
 }

@@ -18,9 +18,10 @@ from typing import Any, ClassVar, TypeVar
 from aiohttp import web
 
 from dask_gce.emulator.cloud import Cloud
+from dask_gce.emulator.dispatch import Dispatcher, Observer
 from dask_gce.emulator.faults import Faults
 from dask_gce.emulator.machine import MachineKind
-from dask_gce.emulator.server import Observer, Server
+from dask_gce.emulator.server import Server
 from dask_gce.emulator.timings import Timings
 
 T = TypeVar("T")
@@ -203,11 +204,10 @@ class ComputeEmulator:
                 f"http://127.0.0.1:{port}", kind, self.timings, self.faults, self._projects
             )
             server = Server(
-                cloud,
+                Dispatcher(cloud, self._observers, self._count),
                 frozenset(f"{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")),
                 (self._token, access_token) if self._token is not None else (),
-                self._observers,
-                self._count,
+                self.timings.latency,
             )
             self._runner = web.AppRunner(
                 server.application(),

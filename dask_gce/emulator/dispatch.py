@@ -1,0 +1,319 @@
+"""From one request to its answer, whatever carried it.
+
+Owns: API versions, system parameters, request IDs, faults of calls, partial answers, the telling of
+observers. The answers come from `methods`; HTTP and who may ask is `server`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from typing import Any
+
+from dask_gce.emulator.cloud import Cloud
+from dask_gce.emulator.errors import APIError, bad_request, envelope, invalid
+from dask_gce.emulator.methods import ROUTES
+from dask_gce.emulator.operations import Operation
+from dask_gce.emulator.partial import apply_mask, parse_mask
+from dask_gce.emulator.routing import Call, Route, Router
+from dask_gce.emulator.schemas import check_body
+
+#: The system parameters of every method; `$`-names are the newer spelling.
+_SYSTEM_PARAMETERS = frozenset(
+    {
+        *("$.xgafv", "$alt", "$apiVersion", "$fields", "$key", "$prettyPrint", "$quotaUser"),
+        *("access_token", "alt", "callback", "fields", "key", "oauth_token", "prettyPrint"),
+        *("quotaUser", "uploadType", "upload_protocol", "userIp"),
+    }
+)
+
+#: The first dated version of the API.
+FIRST_VERSION = "2026-09-01"
+
+_ROUTER = Router(ROUTES)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request and its answer, as an observer is told of it.
+
+    Parameters
+    ----------
+    method_id : str
+        The method's ID, for example ``compute.instances.insert``; empty when there is none.
+    verb : str
+        The HTTP method.
+    path : str
+        The path, from ``/compute/v1/`` on.
+    query : dict
+        The query parameters.
+    headers : mapping
+        The request's headers; `Authorization` is left out.
+    request_body : bytes
+        What was sent.
+    version : str or None
+        The API version that was asked for; None is the undated v1.
+    status : int
+        The answer's status.
+    response_body : bytes
+        What was answered.
+    """
+
+    method_id: str
+    verb: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    request_body: bytes
+    version: str | None
+    status: int
+    response_body: bytes
+
+    @cached_property
+    def request(self) -> Any:
+        """The request's JSON, None without a body."""
+        return json.loads(self.request_body) if self.request_body else None
+
+    @cached_property
+    def response(self) -> Any:
+        """The answer's JSON, None without a body."""
+        return json.loads(self.response_body) if self.response_body else None
+
+
+#: Called with every exchange, in the emulator's thread.
+Observer = Callable[[Exchange], None]
+
+
+def check_version(header: str | None, parameter: str | None) -> str | None:
+    """Return the API version that a request asks for.
+
+    Compute Engine's versions are dates, neither header nor parameter means the undated v1, for ever
+    (https://cloud.google.com/compute/docs/api-versions). The emulator knows every version whose
+    date has come, so that clients newer than the emulator work.
+
+    Parameters
+    ----------
+    header : str or None
+        The header ``X-Goog-Api-Version``.
+    parameter : str or None
+        The query parameter ``$apiVersion``.
+
+    Returns
+    -------
+    str or None
+        The version.
+
+    Raises
+    ------
+    APIError
+        Both are given, or there is no such version.
+
+    Examples
+    --------
+    >>> check_version("2026-09-01", None)
+    '2026-09-01'
+    """
+    if header is not None and parameter is not None:
+        raise bad_request(
+            "The API version must be given by the X-Goog-Api-Version header or by the"
+            " $apiVersion query parameter, not by both."
+        )
+    version = header if header is not None else parameter
+    if version is None:
+        return None
+    today = datetime.now(timezone.utc).date().isoformat()
+    known = re.fullmatch(r"\d{4}-(?:0[1-9]|1[0-2])-01(?:-preview)?", version)
+    if not known or not FIRST_VERSION <= version[:10] <= today:
+        raise bad_request(f"Invalid API version: '{version}' is not a version of this API.")
+    return version
+
+
+@dataclass
+class Inbound:
+    """A request, out of its envelope.
+
+    Parameters
+    ----------
+    verb : str
+        The HTTP method.
+    path : str
+        The path, decoded.
+    query : dict
+        The query parameters, decoded.
+    headers : mapping
+        The headers; keys in lower case.
+    body : bytes
+        The body.
+    """
+
+    verb: str
+    path: str
+    query: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Dropped(Exception):
+    """The connection is to be closed without an answer."""
+
+
+class Dispatcher:
+    """Answers requests from a cloud's state.
+
+    Parameters
+    ----------
+    cloud : Cloud
+        The state.
+    observers : sequence of callable
+        Told of each exchange.
+    count : callable
+        Called with the ID of each method that is called.
+    """
+
+    def __init__(
+        self, cloud: Cloud, observers: Sequence[Observer], count: Callable[[str], None]
+    ) -> None:
+        self._cloud = cloud
+        self._observers = observers
+        self._count = count
+
+    async def answer(self, request: Inbound, refusal: APIError | None = None) -> tuple[int, bytes]:
+        """Answer a request.
+
+        Parameters
+        ----------
+        request : Inbound
+            The request.
+        refusal : APIError or None
+            Why it is refused before anybody looks at it.
+
+        Returns
+        -------
+        status : int
+            The HTTP status.
+        body : bytes
+            The JSON; empty with status 204.
+
+        Raises
+        ------
+        Dropped
+            A fault wants the connection closed instead.
+        """
+        call: Call | None = None
+        try:
+            if refusal is not None:
+                raise refusal
+            call = self._call(request)
+            status, answer = 200, await self._carry_out(call, request)
+        except APIError as error:
+            status, answer = error.status, envelope(error)
+        body = b""
+        if answer is None:
+            status = 204
+        else:
+            body = json.dumps(answer).encode()
+        if self._observers:
+            exchange = Exchange(
+                method_id=call.route.method_id if call else "",
+                verb=request.verb,
+                path=request.path,
+                query=request.query,
+                headers={k: v for k, v in request.headers.items() if k != "authorization"},
+                request_body=request.body,
+                version=call.version if call else None,
+                status=status,
+                response_body=body,
+            )
+            for observer in self._observers:
+                observer(exchange)
+        return status, body
+
+    def _call(self, request: Inbound) -> Call:
+        path = request.path.removeprefix("/compute/v1/")
+        if path == request.path:
+            raise APIError(404, "notFound", f"The requested URL {request.path} was not found.")
+        route, params = _ROUTER.match(request.verb, path)
+        self._count(route.method_id)
+        return Call(self._cloud, route, params, request.query)
+
+    async def _carry_out(self, call: Call, request: Inbound) -> Any:
+        query = request.query
+        call.version = check_version(
+            request.headers.get("x-goog-api-version"), query.get("$apiVersion")
+        )
+        _check_query(call)
+        mask = query.get("fields") or query.get("$fields")
+        mask = mask or request.headers.get("x-goog-fieldmask")
+        tree = parse_mask(mask) if mask else {}
+        call.body = _read_body(call.route, request.body)
+        await self._suffer(call)
+        return apply_mask(tree, await self._reply(call))
+
+    async def _suffer(self, call: Call) -> None:
+        """Let the fault of this call happen, if there is one."""
+        names = [value for key, value in call.params.items() if key not in ("project", "zone")]
+        name = names[-1] if names else str(call.body.get("name", ""))
+        fault = self._cloud.faults.take(call.route.method_id, name, operation=False)
+        if fault is None:
+            return
+        await asyncio.sleep(fault.delay)
+        if fault.drop:
+            raise Dropped
+        if fault.status:
+            raise APIError(fault.status, fault.reason, fault.message)
+
+    async def _reply(self, call: Call) -> Any:
+        request_id = call.query.get("requestId")
+        if request_id is not None:
+            _check_request_id(request_id)
+            earlier = call.project.requests.get(request_id)
+            if earlier is not None:
+                return earlier.resource
+        reply = call.route.handler(call)
+        if inspect.isawaitable(reply):
+            reply = await reply
+        if isinstance(reply, Operation):
+            if request_id is not None:
+                call.project.requests[request_id] = reply
+            return reply.resource
+        return reply
+
+
+def _check_query(call: Call) -> None:
+    for name, value in call.query.items():
+        known = name in call.route.query or name in _SYSTEM_PARAMETERS
+        # https://cloud.google.com/compute/docs/api-versions: gone from the first dated version on.
+        gone = name == "returnPartialSuccess" and call.version is not None
+        if not known or gone:
+            raise bad_request(
+                f'Invalid JSON payload received. Unknown name "{name}": Cannot bind query'
+                f" parameter. Field '{name}' could not be found in request message."
+            )
+        if name in ("alt", "$alt") and not value.startswith("json"):
+            raise bad_request(f"Invalid value for '{name}': '{value}'. Only JSON is spoken here.")
+
+
+def _read_body(route: Route, body: bytes) -> dict[str, Any]:
+    if route.body is None or not body:
+        return {}
+    try:
+        value = json.loads(body)
+    except ValueError:
+        raise APIError(400, "parseError", "Parse Error") from None
+    return check_body(route.body, value)
+
+
+def _check_request_id(text: str) -> None:
+    try:
+        number = uuid.UUID(text).int
+    except ValueError:
+        number = 0
+    if number == 0:
+        raise invalid("requestId", text, "Must be a UUID, and not the zero UUID.")
