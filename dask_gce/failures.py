@@ -173,9 +173,11 @@ def failure_error(failure: Failure, place: Place) -> GCEError:
             "Sign in: gcloud auth application-default login"
         )
     if failure.status == 0:
+        asked = f"{failure.method} {failure.url}".strip()
         return TransportError(
-            f"No answer to {failure.method} {failure.url}, which was to {place}: "
-            f"{_sentence(failure.message)} Check the network and gce.api-endpoint.",
+            f"Could not {place}: {_sentence(failure.message)}"
+            + (f" ({asked})" if asked else "")
+            + " Check the network and api_endpoint.",
             method=failure.method,
             url=failure.url,
         )

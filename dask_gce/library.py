@@ -181,8 +181,9 @@ class Library:
             message = str(error.args[0]) if error.args else type(error).__name__
             raise ExchangeError(Failure(0, "credentials", message[:_QUOTE_LENGTH])) from error
         except (modules.json_format.ParseError, UnicodeDecodeError) as error:
-            message = "the answer is not the JSON of Compute Engine"
-            raise ExchangeError(Failure(0, message=message, url=self._endpoint or "")) from error
+            message = "what answered is not Compute Engine, or not a version that is understood"
+            failure = Failure(0, "garbled", message, url=self._endpoint or "")
+            raise ExchangeError(failure) from error
         # A pager's first page is the answer; the next one is asked for as a call of its own, so
         # that each page is repeated by the same rules.
         message = next(iter(answer.pages)) if hasattr(answer, "pages") else answer
@@ -193,6 +194,12 @@ class Library:
         with self._lock:
             clients = list(self._clients.values())
         for client in clients:
+            # Closing a session only forgets its pools. urllib3 closes their connections when nobody
+            # refers to them any more, and the cause of every APIError does.
+            for adapter in client.transport._session.adapters.values():
+                pools = adapter.poolmanager.pools
+                for pool in [pools[key] for key in pools.keys()]:  # noqa: SIM118 - not a dict
+                    pool.close()
             client.transport.close()
 
     def _client(self, service: str) -> tuple[_Modules, Any]:

@@ -54,6 +54,10 @@ PASSING_STATUSES = frozenset({408, 500, 502, 503, 504})
 PASSING_REASONS = frozenset({"resourceNotReady"})
 
 
+#: Without an answer of Compute Engine: no access token, or something else answered.
+LASTING_REASONS = frozenset({"credentials", "garbled"})
+
+
 @dataclass(frozen=True)
 class Deadline:
     """A moment after which waiting ends.
@@ -130,8 +134,9 @@ class Failure:
     status : int
         The HTTP status; 0 when no answer came.
     reason : str
-        Google's reason, for example ``"rateLimitExceeded"``; ``"credentials"`` with status 0 when
-        no access token could be had.
+        Google's reason, for example ``"rateLimitExceeded"``. With status 0: ``"credentials"`` when
+        no access token could be had, ``"timeout"`` when the answer was late, ``"garbled"`` when it
+        was not one of Compute Engine, else empty.
     message : str
         Google's sentence, or what the connection suffered.
     method : str
@@ -160,7 +165,7 @@ class Failure:
         if self.reason in CAPACITY_CODES or self.reason in QUOTA_CODES:
             return False
         if self.status == 0:
-            return self.reason != "credentials"
+            return self.reason not in LASTING_REASONS
         return (
             self.rate_limited
             or self.status in PASSING_STATUSES
