@@ -53,3 +53,18 @@ def demo(workers: int, keep: bool) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     sys.exit(1 if outcome.shortcomings() else 0)
+
+
+@gce.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def emulator(arguments: tuple[str, ...]) -> None:
+    """Run a local Compute Engine until it is interrupted.
+
+    The same as ``python -m dask_gce.emulator``, with the same options: see --help.
+    """
+    from dask_gce.emulator.__main__ import main
+
+    sys.exit(main(arguments))

@@ -108,6 +108,19 @@ def test_command_wants_at_least_one_worker():
     assert "--workers" in answer.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["--help"], 0, "--address-file"),
+        (["--machines", "steam"], 2, "invalid choice: 'steam'"),
+    ],
+)
+def test_emulator_command_takes_the_options_of_the_module(arguments, status, text):
+    answer = CliRunner().invoke(gce, ["emulator", *arguments])
+    assert answer.exit_code == status
+    assert text in answer.output
+
+
 # -- Ended from outside
 
 
