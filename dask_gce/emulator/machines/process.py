@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,18 +111,14 @@ class ProcessKind(MachineKind):
             raise
 
     def _prepare(self) -> None:
-        self._fence = probe_fence()
         self._addresses = LoopbackAddresses()
         folder = Path(tempfile.mkdtemp(prefix="local-gce-"))
-        try:
-            layout = Layout(folder, self._fence.uid)
-            layout.prepare(self.container_images)
-            supervision = Supervision(folder)
-            supervision.start()
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        self._layout, self._supervision = layout, supervision
+        # From here on close() ends the supervisor, and the folder goes with it.
+        self._supervision = Supervision(folder)
+        self._supervision.start()
+        self._fence = probe_fence(self._supervision.can_map)
+        self._layout = Layout(folder, self._fence.uid)
+        self._layout.prepare(self.container_images)
 
     async def close(self) -> None:
         """Discard every machine, end the supervisor and remove the folder. May be called twice."""
@@ -263,8 +257,13 @@ class ProcessKind(MachineKind):
         return found
 
 
-def probe_fence() -> Fence:
+def probe_fence(can_map: Callable[[int], bool]) -> Fence:
     """Find out how guests can be kept off this host.
+
+    Parameters
+    ----------
+    can_map : callable
+        Tells whether a user namespace can be made in which that user is root.
 
     Returns
     -------
@@ -277,25 +276,28 @@ def probe_fence() -> Fence:
         The process is root and the kernel has no Landlock.
     """
     abi = landlock_abi()
-    root = os.geteuid() == 0
-    if root and not abi:
+    if os.geteuid() != 0:
+        return Fence(abi, None, () if abi else (_NO_LANDLOCK,))
+    if not abi:
         raise RuntimeError(
             "process machines cannot be fenced in here: the kernel has no Landlock, and as root a "
             "startup script could change this host. Run the emulator as an ordinary user, or use "
             "paper machines."
         )
-    if not abi:
-        return Fence(
-            0,
-            None,
-            (
-                "warning: the kernel has no Landlock: "
-                "only file permissions keep this machine from changing its host",
-            ),
-        )
-    if root and sys.platform == "linux":
-        return Fence(abi, random.choice(UNUSED_UIDS))  # noqa: S311 # a free number, no secret
-    return Fence(abi, None)
+    uid = random.choice(UNUSED_UIDS)  # noqa: S311 # a free number, no secret
+    if can_map(uid):
+        return Fence(abi, uid)
+    return Fence(abi, None, (_NO_NAMESPACE,))
+
+
+_NO_LANDLOCK = (
+    "warning: the kernel has no Landlock: "
+    "only file permissions keep this machine from changing its host"
+)
+_NO_NAMESPACE = (
+    "warning: no user namespaces: "
+    "this machine cannot write to its host, but could change modes and times of root's files"
+)
 
 
 def _started(part: R | None) -> R:

@@ -108,6 +108,21 @@ class Supervision:
             raise SupervisorGone(f"the machine could not be started: {answer['error']}")
         return int(answer["pid"])
 
+    def can_map(self, uid: int) -> bool:
+        """Tell whether a machine can have a user namespace of its own.
+
+        Parameters
+        ----------
+        uid : int
+            The user outside that would be root inside.
+
+        Returns
+        -------
+        bool
+            Whether the kernel allows it.
+        """
+        return bool(self._ask({"can_map": uid}, [])["can_map"])
+
     def sweep(self, pid: int) -> None:
         """Kill a machine's first process, and whatever lost its machine.
 

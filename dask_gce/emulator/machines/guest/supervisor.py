@@ -5,6 +5,7 @@ request at a time on a socket, a length and JSON each::
 
     {"boot": PLAN} and two descriptors (control, console)  ->  {"pid": PID} or {"error": TEXT}
     {"sweep": PID}                                         ->  {"swept": true}
+    {"can_map": UID}                                       ->  {"can_map": true or false}
 
 A machine is forked from here, so that it costs no start of an interpreter. When the socket ends,
 the emulator is gone: every machine is killed and the folder removed, whatever ended the emulator.
@@ -89,6 +90,8 @@ class Supervisor:
         request = json.loads(body)
         if "boot" in request:
             answer = self._boot(Plan.parse(request["boot"]), *descriptors)
+        elif "can_map" in request:
+            answer = {"can_map": _can_map(int(request["can_map"]))}
         else:
             answer = self._sweep(int(request["sweep"]))
         data = json.dumps(answer).encode()
@@ -162,11 +165,7 @@ def _become_machine(
         os.dup2(console, 2)
         try:
             if plan.uid is not None:
-                sandbox.unshare_users()
-                os.write(ready, b"unshared")
-                if os.read(mapped, 16) != b"mapped":
-                    os._exit(1)
-                sandbox.take_identity()
+                _enter_namespace(ready, mapped)
             os.umask(0o022)
             os.chdir(f"{plan.disk}/home")
             if sys.platform == "linux" and os.geteuid() == 0:
@@ -185,6 +184,41 @@ def _become_machine(
         # The emulator shows this on the machine's serial console.
         sys.excepthook(*sys.exc_info())
         os._exit(1)
+
+
+def _enter_namespace(ready: int, mapped: int) -> None:
+    sandbox.unshare_users()
+    os.write(ready, b"unshared")
+    if os.read(mapped, 16) != b"mapped":
+        os._exit(1)  # the supervisor knows why
+    sandbox.take_identity()
+
+
+def _can_map(uid: int) -> bool:
+    ready, ready_end = os.pipe()
+    mapped, mapped_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(mapped_end)
+            _enter_namespace(ready_end, mapped)
+            os._exit(0)
+        except OSError:
+            os._exit(1)
+        finally:
+            os._exit(2)
+    os.close(ready_end)
+    os.close(mapped)
+    try:
+        if os.read(ready, 16) == b"unshared":
+            _write_maps(pid, uid)
+            os.write(mapped_end, b"mapped")
+    except OSError:
+        pass  # the child sees the end of the pipe, and says so with its status
+    finally:
+        os.close(ready)
+        os.close(mapped_end)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _write_maps(pid: int, uid: int | None) -> None:
