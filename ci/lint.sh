@@ -14,7 +14,7 @@ check() {
 check "style" "$bin/ruff" check .
 check "format" "$bin/ruff" format --check .
 check "types" "$bin/mypy"
-check "layers" "$bin/lint-imports" --no-cache
+check "layers" "$bin/lint-imports" --no-cache --no-logo
 check "docstrings" "$bin/python" ci/docstrings.py
 check "documentation" ci/docs.sh
 
