@@ -6,6 +6,8 @@ import asyncio
 import copy
 import json
 import time
+import urllib.request
+from urllib.parse import urlsplit
 
 import dask
 import pytest
@@ -29,6 +31,14 @@ def wait_until(condition, seconds=20.0):
 
 def instances(emulator):
     return {each["name"]: each for each in emulator.instances() if each["status"] != "STOPPING"}
+
+
+def delete_behind(emulator, name):
+    """Delete an instance as somebody else would, with no word to the cluster."""
+    (instance,) = [each for each in emulator.instances() if each["name"] == name]
+    path = urlsplit(instance["selfLink"]).path
+    request = urllib.request.Request(emulator.endpoint + path, method="DELETE")  # noqa: S310
+    urllib.request.urlopen(request).close()  # noqa: S310
 
 
 @pytest.fixture
@@ -156,7 +166,7 @@ def test_two_clusters_with_different_security_and_settings(process_emulator, set
     with (
         GCECluster(n_workers=1, env_vars={"WHO": "one"}, **settings) as one,
         GCECluster(n_workers=1, env_vars={"WHO": "two"}, security=False, **settings) as two,
-        Client(one) as first,
+        Client(one, set_as_default=False) as first,
         Client(two, set_as_default=False) as second,
     ):
         assert one.scheduler_address.startswith("tls://")
@@ -260,7 +270,7 @@ def test_a_worker_that_vanishes_leaves_the_plan(process_emulator, settings):
         client.wait_for_workers(1)
         (name,) = cluster.plan
         with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}):
-            process_emulator.delete_behind(name)
+            delete_behind(process_emulator, name)
             wait_until(lambda: not cluster.plan, 30)
         assert cluster.failures[-1].name == name
         cluster.scale(1)

@@ -9,7 +9,7 @@ import pytest
 from distributed import Client
 
 from dask_gce import GCECluster
-from dask_gce.emulator import Fault
+from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import (
     InstanceError,
     OutOfCapacity,
@@ -33,16 +33,21 @@ def assert_all_gone(emulator):
         time.sleep(0.05)
 
 
-def test_missing_image(process_emulator, settings):
-    with pytest.raises(InstanceError) as caught:
-        GCECluster(container_image="registry.example/missing:1", **settings)
+def test_missing_image():
+    with ComputeEmulator("process", container_images=("ghcr.io/dask/*",)) as emulator:
+        with pytest.raises(InstanceError) as caught:
+            GCECluster(
+                api_endpoint=emulator.endpoint,
+                container_image="registry.example/missing:1",
+                quiet=True,
+            )
+        assert_all_gone(emulator)
     error = caught.value
     assert error.phase == "failed: docker pull of registry.example/missing:1 failed"
     assert "registry.example/missing:1" in error.serial_tail
     for part in (error.name, error.zone, error.phase, error.serial_tail, "container_image"):
         assert part in str(error)
     assert pickle.loads(pickle.dumps(error)).serial_tail == error.serial_tail  # noqa: S301
-    assert_all_gone(process_emulator)
 
 
 def test_scheduler_that_ends_at_once(process_emulator, settings):
