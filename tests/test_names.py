@@ -133,7 +133,12 @@ def test_a_filter_value_reads_back_as_it_was(value: str) -> None:
     assert text.startswith("labels.team = ")
     quoted = text.removeprefix("labels.team = ")
     assert unquote(quoted) == value
-    assert quoted.startswith('"') or RFC_1035.fullmatch(quoted)
+    # A quotation mark inside would end the value and begin a filter of its own.
+    assert re.fullmatch(r'"(?:[^"\\]|\\.)*"', quoted, re.DOTALL) or RFC_1035.fullmatch(quoted)
+
+
+def test_quotation_marks_and_backslashes_in_a_filter_are_escaped() -> None:
+    assert names.label_filter({"k": 'a" OR "\\'}) == r'labels.k = "a\" OR \"\\"'
 
 
 @pytest.mark.parametrize("value", ["true", "42", "", "a b", "x OR y"])
