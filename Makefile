@@ -24,7 +24,7 @@ test: $(INSTALLED)-test
 	ci/test.sh $(ARGS)
 
 test-as-user:
-	ci/test-as-user.sh
+	ci/test-as-user.sh $(ARGS)
 
 lint: $(INSTALLED)-lint $(INSTALLED)-docs
 	ci/lint.sh
