@@ -84,6 +84,7 @@ class Instance:
         self._leaving = asyncio.Event()
         self._gone = asyncio.Event()
         self._limit: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
         project.instances.setdefault(zone, {})[name] = self
 
     @property
@@ -165,7 +166,12 @@ class Instance:
             self._show("STAGING")
             operation.resource["progress"] = 50
             await self._pass(timings.staging)
-            await self._boot()
+            try:
+                await self._boot()
+            finally:
+                if self.status != "RUNNING":
+                    # The machine broke: an instance that cannot boot is not kept.
+                    await self._vanish()
 
     async def _fail(self, fault: Fault, operation: Operation) -> None:
         """Vanish instead of booting, and say why."""
@@ -268,9 +274,10 @@ class Instance:
         self.record.touch()
 
     def _guest_ended(self, how: str) -> None:
-        """Note that the guest powered off or rebooted by itself."""
-        if not self._ending:
-            self.cloud.operations.spawn(self._follow_guest(how))
+        """Note that the guest powered off or rebooted by itself; any thread may call this."""
+        self._loop.call_soon_threadsafe(
+            lambda: self.cloud.operations.spawn(self._follow_guest(how))
+        )
 
     async def _follow_guest(self, how: str) -> None:
         async with self._transition:
@@ -297,7 +304,7 @@ class Instance:
         else:
             return
         self.resource["resourceStatus"] = {"scheduling": {"terminationTimestamp": end}}
-        self._limit = asyncio.get_running_loop().call_later(seconds, self._time_is_up)
+        self._limit = self._loop.call_later(seconds, self._time_is_up)
 
     def _disarm(self) -> None:
         if self._limit is not None:

@@ -1,0 +1,399 @@
+"""Instances: what an insert must say, how they live and go."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import pytest
+from rest import ZONE, ObservedKind, Refused, Rest, boot_disk, instance
+
+from dask_gce.emulator import ComputeEmulator, Timings
+
+#: Long enough to look at a state, short enough to wait for.
+SLOW = Timings(provisioning=0.3, staging=0.3, deleting=0.3)
+
+
+def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def rest(emulator):
+    return Rest(emulator)
+
+
+def test_an_instance_goes_through_its_states(discovery):
+    with ComputeEmulator("paper", timings=SLOW) as emulator:
+        rest = Rest(emulator)
+        operation = rest.post(f"zones/{ZONE}/instances", instance())
+        assert operation["status"] in ("PENDING", "RUNNING")
+        assert operation["operationType"] == "insert"
+        seen = []
+        while "RUNNING" not in seen:
+            status = rest.instance("a")["status"]
+            seen += [status] if status not in seen else []
+        assert seen == ["PROVISIONING", "STAGING", "RUNNING"]
+        done = rest.wait(operation)
+        assert done["progress"] == 100 and "error" not in done
+        assert done["insertTime"] <= done["startTime"] <= done["endTime"]
+        assert done["targetId"] == rest.instance("a")["id"]
+        deletion = rest.delete(f"zones/{ZONE}/instances/a")
+        until(lambda: rest.instance("a")["status"] == "STOPPING")
+        rest.wait(deletion)
+        with pytest.raises(Refused) as caught:
+            rest.instance("a")
+        assert (caught.value.status, caught.value.reason) == (404, "notFound")
+        assert not emulator.leftovers()
+
+
+def test_an_instance_shows_what_was_asked_for(rest):
+    rest.insert(
+        labels={"x": "y"},
+        tags={"items": ["dask"]},
+        metadata={"items": [{"key": "k", "value": "v\n$(x)"}]},
+        serviceAccounts=[
+            {"email": "default", "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}
+        ],
+        networkInterfaces=[{"accessConfigs": [{"type": "ONE_TO_ONE_NAT", "name": "nat"}]}],
+        shieldedInstanceConfig={"enableSecureBoot": True},
+    )
+    shown = rest.instance("a")
+    assert shown["labels"] == {"x": "y"}
+    assert shown["tags"]["items"] == ["dask"]
+    assert shown["metadata"]["items"] == [{"key": "k", "value": "v\n$(x)"}]
+    assert shown["serviceAccounts"][0]["email"].endswith("-compute@developer.gserviceaccount.com")
+    assert shown["shieldedInstanceConfig"] == {"enableSecureBoot": True}
+    interface = shown["networkInterfaces"][0]
+    assert interface["network"].endswith("/global/networks/default")
+    assert interface["networkIP"].startswith("10.128.")
+    assert interface["accessConfigs"][0]["natIP"]
+    assert shown["machineType"].endswith(f"/zones/{ZONE}/machineTypes/e2-standard-4")
+    disk = shown["disks"][0]
+    assert disk["source"].endswith(f"/zones/{ZONE}/disks/a") and disk["diskSizeGb"] == "10"
+    assert "initializeParams" not in disk
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+
+
+def spot(**fields):
+    return {"scheduling": {"provisioningModel": "SPOT", **fields}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "reason", "word"),
+    [
+        ({"name": "Upper"}, 400, "invalid", "resource.name"),
+        ({"name": "a" * 64}, 400, "invalid", "resource.name"),
+        ({"name": ""}, 400, "invalid", "resource.name"),
+        ({"machineType": ""}, 400, "required", "machineType"),
+        ({"machineType": "e2-small"}, 400, "invalid", "malformed"),
+        ({"machineType": "zones/us-east1-b/machineTypes/e2-small"}, 400, "invalid", "zone"),
+        ({"machineType": f"zones/{ZONE}/machineTypes/e9-x"}, 404, "notFound", "e9-x"),
+        ({"machineType": f"zones/{ZONE}/machineTypes/n2-custom-3-4096"}, 400, "invalid", "vCPUs"),
+        ({"disks": []}, 400, "invalid", "disks"),
+        ({"disks": [{"initializeParams": {}}]}, 400, "invalid", "Boot disk"),
+        (
+            {"disks": [boot_disk(sourceImage="global/images/family/nothing")]},
+            404,
+            "notFound",
+            "nothing",
+        ),
+        ({"disks": [boot_disk(sourceImage="what is this")]}, 400, "invalid", "malformed"),
+        ({"disks": [boot_disk(diskSizeGb="9")]}, 400, "invalid", "image size"),
+        ({"disks": [boot_disk(diskSizeGb="65537")]}, 400, "invalid", "65536"),
+        ({"disks": [boot_disk(diskType="pd-ssd")]}, 400, "invalid", "malformed"),
+        ({"disks": [boot_disk(diskType=f"zones/{ZONE}/diskTypes/pd-x")]}, 404, "notFound", "pd-x"),
+        (
+            {
+                "machineType": f"zones/{ZONE}/machineTypes/n4-standard-2",
+                "disks": [boot_disk(diskType=f"zones/{ZONE}/diskTypes/pd-standard")],
+            },
+            400,
+            "badRequest",
+            "cannot be used by n4-standard-2",
+        ),
+        (
+            {"machineType": f"zones/{ZONE}/machineTypes/t2a-standard-1"},
+            400,
+            "invalid",
+            "architecture",
+        ),
+        ({"networkInterfaces": []}, 400, "invalid", "network interface"),
+        ({"networkInterfaces": [{"network": "global/networks/x"}]}, 404, "notFound", "networks/x"),
+        (
+            {"networkInterfaces": [{"subnetwork": "regions/us-central1/subnetworks/x"}]},
+            404,
+            "notFound",
+            "subnetworks/x",
+        ),
+        (
+            {"networkInterfaces": [{"subnetwork": "regions/us-east1/subnetworks/default"}]},
+            400,
+            "invalid",
+            "region",
+        ),
+        ({"networkInterfaces": [{"networkIP": "8.8.8.8"}]}, 400, "invalid", "networkIP"),
+        ({"labels": {"Team": "x"}}, 400, "invalid", "Label key"),
+        ({"labels": {"team": "X y"}}, 400, "invalid", "Label value"),
+        ({"labels": {f"k{index}": "" for index in range(65)}}, 400, "invalid", "64"),
+        ({"tags": {"items": ["Tag"]}}, 400, "invalid", "tags"),
+        ({"metadata": {"items": [{"key": "a b", "value": ""}]}}, 400, "invalid", "key"),
+        (
+            {"metadata": {"items": [{"key": "a", "value": "x"}, {"key": "a", "value": "y"}]}},
+            400,
+            "invalid",
+            "duplicate",
+        ),
+        ({"metadata": {"items": [{"key": "a", "value": "x" * 262_145}]}}, 400, "invalid", "262144"),
+        (
+            {"metadata": {"items": [{"key": f"k{i}", "value": "é" * 131_072} for i in range(3)]}},
+            400,
+            "invalid",
+            "524288",
+        ),
+        (
+            {"serviceAccounts": [{"email": "default", "scopes": ["cloud-platform"]}]},
+            400,
+            "invalid",
+            "scope",
+        ),
+        ({"serviceAccounts": [{"email": "default"}]}, 400, "required", "scopes"),
+        ({"serviceAccounts": [{"email": "me", "scopes": ["x"]}]}, 400, "invalid", "email"),
+        (spot(automaticRestart=True), 400, "invalid", "automaticRestart"),
+        (spot(onHostMaintenance="MIGRATE"), 400, "invalid", "onHostMaintenance"),
+        ({"scheduling": {"instanceTerminationAction": "DELETE"}}, 400, "invalid", "termination"),
+        ({"scheduling": {"maxRunDuration": {"seconds": "29"}}}, 400, "invalid", "30"),
+        (
+            {"scheduling": {"preemptible": True, "maxRunDuration": {"seconds": "60"}}},
+            400,
+            "invalid",
+            "preemptible",
+        ),
+    ],
+)
+def test_an_impossible_insert_is_refused(rest, fields, status, reason, word):
+    with pytest.raises(Refused, match=word) as caught:
+        rest.post(f"zones/{ZONE}/instances", instance(**fields))
+    assert (caught.value.status, caught.value.reason) == (status, reason)
+    assert not rest.emulator.leftovers()
+
+
+def test_an_unknown_zone_is_not_found(rest):
+    for zone in ("us-central1-z", "nowhere"):
+        with pytest.raises(Refused, match=f"zones/{zone}") as caught:
+            rest.get(f"zones/{zone}/instances")
+        assert caught.value.status == 404
+
+
+def test_a_taken_name_is_a_conflict(rest):
+    rest.insert()
+    with pytest.raises(Refused) as caught:
+        rest.insert()
+    assert (caught.value.status, caught.value.reason) == (409, "alreadyExists")
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+
+
+def test_the_same_request_id_is_the_same_operation(rest):
+    request_id = str(uuid.uuid4())
+    path = f"zones/{ZONE}/instances"
+    first = rest.post(path, instance(), requestId=request_id)
+    again = rest.post(path, instance(), requestId=request_id)
+    assert again["name"] == first["name"]
+    rest.wait(first)
+    assert rest.names() == ["a"]
+    deletion = rest.delete(f"{path}/a", requestId=(other := str(uuid.uuid4())))
+    rest.wait(deletion)
+    # The instance is gone, and still the request is the one that deleted it.
+    assert rest.delete(f"{path}/a", requestId=other)["name"] == deletion["name"]
+    for bad in ("1234", str(uuid.UUID(int=0))):
+        with pytest.raises(Refused, match="requestId"):
+            rest.post(path, instance(), requestId=bad)
+
+
+def test_disks_go_with_their_instance_only_if_they_are_to(rest):
+    data = {"initializeParams": {"diskSizeGb": "20"}}
+    rest.insert(disks=[boot_disk(), data, {"type": "SCRATCH", "autoDelete": True}])
+    assert rest.names("disks") == ["a", "a-1"]
+    with pytest.raises(Refused, match="already being used") as caught:
+        rest.delete(f"zones/{ZONE}/disks/a-1")
+    assert caught.value.reason == "resourceInUseByAnotherResource"
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+    assert rest.names("disks") == ["a-1"]
+    assert rest.emulator.leftovers() == [f"disk a-1 in my-project/{ZONE} exists"]
+    # A disk of that name is attached, not made anew.
+    rest.insert(disks=[boot_disk(), {"initializeParams": {"diskName": "a-1"}, "autoDelete": True}])
+    shown = rest.instance("a")["disks"][1]
+    assert shown["source"].endswith("/disks/a-1") and shown["diskSizeGb"] == "20"
+    with pytest.raises(Refused, match="already being used"):
+        rest.insert(name="b", disks=[boot_disk(diskName="a-1")])
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+    assert not rest.emulator.leftovers()
+
+
+def test_metadata_and_labels_change_with_the_right_fingerprint_only(rest):
+    rest.insert(labels={"x": "y"})
+    path = f"zones/{ZONE}/instances/a"
+    stale = rest.instance("a")
+    items = [{"key": "k", "value": "v"}]
+    fingerprint = stale["metadata"]["fingerprint"]
+    rest.wait(rest.post(f"{path}/setMetadata", {"fingerprint": fingerprint, "items": items}))
+    body = {"labels": {"z": "w"}, "labelFingerprint": stale["labelFingerprint"]}
+    rest.wait(rest.post(f"{path}/setLabels", body))
+    shown = rest.instance("a")
+    assert shown["metadata"]["items"] == items and shown["labels"] == {"z": "w"}
+    for method, late in (
+        ("setMetadata", {"fingerprint": fingerprint, "items": []}),
+        ("setLabels", body),
+    ):
+        with pytest.raises(Refused) as caught:
+            rest.post(f"{path}/{method}", late)
+        assert (caught.value.status, caught.value.reason) == (412, "conditionNotMet")
+    assert rest.instance("a") == shown
+    rest.wait(rest.delete(path))
+
+
+@pytest.fixture
+def kind():
+    return ObservedKind()
+
+
+@pytest.fixture
+def observed(kind, discovery):
+    """A REST client of an emulator whose machines can be looked at, with the instance a."""
+    with ComputeEmulator(kind, timings=Timings(stopping=7)) as emulator:
+        rest = Rest(emulator)
+        rest.insert(metadata={"items": [{"key": "enable-guest-attributes", "value": "TRUE"}]})
+        yield rest
+        if rest.names():
+            rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+        assert not emulator.leftovers()
+
+
+def test_stop_start_and_reset_move_the_machine(observed, kind):
+    path = f"zones/{ZONE}/instances/a"
+    address = observed.instance("a")["networkInterfaces"][0]["networkIP"]
+    observed.wait(observed.post(f"{path}/stop"))
+    assert observed.instance("a")["status"] == "TERMINATED"
+    with pytest.raises(Refused, match="not ready"):
+        observed.post(f"{path}/reset")
+    observed.wait(observed.post(f"{path}/start"))
+    observed.wait(observed.post(f"{path}/reset"))
+    shown = observed.instance("a")
+    assert shown["status"] == "RUNNING"
+    assert shown["networkInterfaces"][0]["networkIP"] == address
+    assert kind.machines["a"].deeds == ["boot", "stop 7", "boot", "kill", "boot"]
+
+
+def test_a_guest_that_powers_off_is_terminated_and_one_that_reboots_runs(observed, kind):
+    kind.machines["a"].on_exit("reboot")
+    until(lambda: kind.machines["a"].deeds == ["boot", "kill", "boot"])
+    assert observed.instance("a")["status"] == "RUNNING"
+    kind.machines["a"].on_exit("poweroff")
+    until(lambda: observed.instance("a")["status"] == "TERMINATED")
+    assert observed.instance("a")["lastStopTimestamp"]
+
+
+def test_serial_output_by_offset(observed, kind):
+    path = f"zones/{ZONE}/instances/a/serialPort"
+    kind.machines["a"].record.serial.write(b"hello\nworld\n")
+    whole = observed.get(path)
+    assert (whole["contents"], whole["start"], whole["next"]) == ("hello\nworld\n", "0", "12")
+    assert observed.get(path, start=6)["contents"] == "world\n"
+    kind.machines["a"].record.serial.write(b"x" * (1024 * 1024))
+    assert observed.get(path, start=6)["start"] == "12"
+    assert observed.get(path, port=2)["contents"] == ""
+    with pytest.raises(Refused, match="range"):
+        observed.get(path, port=5)
+
+
+def test_guest_attributes(observed, kind):
+    path = f"zones/{ZONE}/instances/a/getGuestAttributes"
+    with pytest.raises(Refused) as caught:
+        observed.get(path, queryPath="dask-gce/")
+    assert caught.value.reason == "notFound"
+    kind.machines["a"].record.guest_attributes["dask-gce"] = {"phase": "running", "port": "8786"}
+    found = observed.get(path, queryPath="dask-gce/")
+    assert found["queryPath"] == "dask-gce/"
+    assert found["queryValue"]["items"] == [
+        {"namespace": "dask-gce", "key": "phase", "value": "running"},
+        {"namespace": "dask-gce", "key": "port", "value": "8786"},
+    ]
+    one = observed.get(path, variableKey="dask-gce/phase")
+    assert one["variableValue"] == "running"
+    with pytest.raises(Refused):
+        observed.get(path, queryPath="other/")
+
+
+def test_guest_attributes_must_be_enabled(rest):
+    rest.insert()
+    with pytest.raises(Refused) as caught:
+        rest.get(f"zones/{ZONE}/instances/a/getGuestAttributes", queryPath="dask-gce/")
+    assert caught.value.status == 412
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+
+
+@pytest.mark.parametrize("action", ["DELETE", "STOP"])
+def test_the_longest_run_time_ends_an_instance(action, discovery):
+    scheduling = {"maxRunDuration": {"seconds": "30"}, "instanceTerminationAction": action}
+    with ComputeEmulator("paper", timings=Timings(run_duration_scale=0.01)) as emulator:
+        rest = Rest(emulator)
+        rest.insert(scheduling=scheduling)
+        limit = rest.instance("a")["resourceStatus"]["scheduling"]["terminationTimestamp"]
+        assert limit > rest.instance("a")["lastStartTimestamp"]
+        if action == "DELETE":
+            until(lambda: not emulator.leftovers())
+            assert not rest.names()
+        else:
+            until(lambda: rest.instance("a")["status"] == "TERMINATED")
+            # It counts from each start anew.
+            rest.wait(rest.post(f"zones/{ZONE}/instances/a/start"))
+            until(lambda: rest.instance("a")["status"] == "TERMINATED")
+
+
+def test_a_preempted_instance_is_told_and_taken(kind, discovery):
+    with ComputeEmulator(kind) as emulator:
+        rest = Rest(emulator)
+        rest.insert(**spot(instanceTerminationAction="DELETE"))
+        assert rest.instance("a")["scheduling"]["preemptible"] is True
+        emulator.preempt("a")
+        until(lambda: not rest.names())
+        assert kind.machines["a"].record.preempted
+        operations = rest.get(f"zones/{ZONE}/operations")["items"]
+        assert {one["operationType"] for one in operations} >= {"compute.instances.preempted"}
+        with pytest.raises(LookupError):
+            emulator.preempt("a")
+
+
+def test_deleting_during_creation_ends_both(discovery):
+    with ComputeEmulator("paper", timings=Timings(provisioning=30)) as emulator:
+        rest = Rest(emulator)
+        creation = rest.post(f"zones/{ZONE}/instances", instance())
+        rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+        assert rest.wait(creation)["error"]["errors"][0]["code"] == "RESOURCE_NOT_FOUND"
+        assert not emulator.leftovers()
+
+
+def test_two_deletions_end_together(rest):
+    rest.insert()
+    path = f"zones/{ZONE}/instances/a"
+    first, second = rest.delete(path), rest.delete(path)
+    assert "error" not in rest.wait(first) and "error" not in rest.wait(second)
+
+
+def test_a_protected_instance_is_not_deleted(rest):
+    rest.insert(deletionProtection=True)
+    with pytest.raises(Refused, match="protected"):
+        rest.delete(f"zones/{ZONE}/instances/a")
+    assert rest.instance("a")["status"] == "RUNNING"
+
+
+def test_an_instance_whose_machine_cannot_boot_goes_away(discovery, caplog):
+    with ComputeEmulator(ObservedKind(broken=True)) as emulator:
+        rest = Rest(emulator)
+        done = rest.insert()
+        assert done["error"]["errors"][0]["code"] == "INTERNAL_ERROR"
+        assert not emulator.leftovers()
+    assert "no such device" in caplog.text
