@@ -1,5 +1,4 @@
-"""Calls to Compute Engine with their repeats: on threads for the event loop, or on the calling
-thread.
+"""Calls to Compute Engine with their repeats, for the event loop and for threads without one.
 
 It owns the pool of threads, the queue before it, and the repeating by the rules of `policy`. What
 is asked is left to `compute`, the single exchange to `library`.
@@ -41,11 +40,23 @@ class Clock:
     """How time passes; a test can make it pass faster."""
 
     def monotonic(self) -> float:
-        """Return seconds that never go back."""
+        """Return seconds that never go back.
+
+        Returns
+        -------
+        float
+            Seconds since some moment.
+        """
         return time.monotonic()
 
     def time(self) -> float:
-        """Return seconds since the epoch."""
+        """Return the wall clock.
+
+        Returns
+        -------
+        float
+            Seconds since the epoch.
+        """
         return time.time()
 
     async def sleep(self, seconds: float) -> None:
@@ -295,7 +306,7 @@ class Caller:
             if sent.mask:
                 return 0.0
         pause = self._policy.delay(failure, attempt, now=self.clock.time())
-        if pause is None or not call.repeatable or not deadline.allows(pause + SHORTEST_ATTEMPT):
+        if pause is None or not deadline.allows(pause + SHORTEST_ATTEMPT):
             raise failure_error(failure, call.place) from error.__cause__
         return pause
 

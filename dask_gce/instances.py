@@ -23,7 +23,15 @@ __all__ = ["InstanceVerbs", "merge_scopes"]
 
 
 class InstanceVerbs(Verbs):
-    """The verbs of `Compute` for instances."""
+    """The verbs of `Compute` for instances.
+
+    Parameters
+    ----------
+    project : str
+        Project ID.
+    caller : Caller
+        Makes the calls.
+    """
 
     async def insert_instance(
         self, zone: str, body: Mapping[str, Any], request_id: str | None = None

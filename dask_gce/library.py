@@ -44,6 +44,8 @@ _QUOTE_LENGTH = 1000
 class Call:
     """A request to Compute Engine, as data.
 
+    Every call may be sent twice: it reads, or it carries a ``requestId``.
+
     Parameters
     ----------
     service : str
@@ -62,8 +64,6 @@ class Call:
         The request's field that holds the body.
     mask : str
         A field mask for the answer; empty for all of it.
-    repeatable : bool
-        Whether the call may be sent twice.
     long_poll : bool
         Whether an answer that does not come in time only means "not yet".
     """
@@ -76,7 +76,6 @@ class Call:
     body: Mapping[str, Any] | None = None
     body_field: str = ""
     mask: str = ""
-    repeatable: bool = True
     long_poll: bool = False
 
 

@@ -75,6 +75,7 @@ class ScriptedAPI:
 
     def __init__(self, script: Callable[[Request], Answer]) -> None:
         self.requests: list[Request] = []
+        self.connections = 0
         self.most_at_once = 0
         self._at_once = 0
         self._sockets: set[socket.socket] = set()
@@ -88,6 +89,8 @@ class ScriptedAPI:
 
             def setup(self) -> None:
                 super().setup()
+                with lock:
+                    api.connections += 1
                 api._sockets.add(self.connection)
 
             def finish(self) -> None:

@@ -504,11 +504,47 @@ async def test_a_wait_ends_at_its_deadline() -> None:
 
 async def test_a_wait_that_is_held_long_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "WAIT_SLICE", 0.1)
-    answers = [operation(delay=0.3), operation(status="DONE")]
-    answers[0] = Answer(answers[0].json, delay=0.3)
-    async with scripted(lambda request: answers.pop(0), clock=FastClock()) as (compute, api):
+    answers = [Answer(operation().json, delay=0.3), operation(status="DONE")]
+    clock = FastClock()
+    policy = RetryPolicy(first=100.0, draw=lambda: 1.0)
+    async with scripted(lambda request: answers.pop(0), clock=clock, policy=policy) as (
+        compute,
+        api,
+    ):
         assert (await compute.wait_operation(RUNNING, 60)).done
     assert len(api.requests) == 2
+    # That is no failure, so there is no backoff.
+    assert sum(clock.slept) < operations.WAIT_FLOOR
+
+
+async def test_the_operations_of_the_instances_tell_why_a_bulk_insert_failed() -> None:
+    vague = {"code": "VM_MIN_COUNT_NOT_REACHED", "message": "Requested minimum count of 4 VMs"}
+    quota = {"code": "QUOTA_EXCEEDED", "message": "Quota 'CPUS' exceeded"}
+    failed = operation(
+        operationType="bulkInsert",
+        operationGroupId="g",
+        status="DONE",
+        error={"errors": [vague]},
+    )
+    child = operation(
+        "operation-2",
+        "DONE",
+        operationGroupId="g",
+        error={"errors": [quota]},
+        httpErrorStatusCode=403,
+    )
+    stranger = operation("operation-3", "DONE", operationGroupId="gg", error={"errors": [vague]})
+    listed = Answer({"items": [failed.json, child.json, stranger.json]})
+
+    def script(request: Request) -> Answer:
+        return failed if request.path.endswith("/wait") else listed
+
+    async with scripted(script) as (compute, api):
+        with pytest.raises(errors.OperationError, match="Quota 'CPUS' exceeded") as info:
+            await compute.wait_operation(RUNNING, 10)
+    assert info.value.code == "QUOTA_EXCEEDED"
+    assert info.value.errors == (vague, quota)
+    assert api.requests[1].query == {"filter": 'operationGroupId eq ".*\\bg\\b.*"'}
 
 
 async def test_waits_leave_threads_for_other_calls() -> None:
@@ -556,7 +592,10 @@ async def test_the_loop_goes_on_and_the_pool_is_bounded() -> None:
         await asyncio.gather(*(compute.get_project() for _ in range(100)))
         took = time.monotonic() - began
         heart.cancel()
-    assert len(api.requests) == 100
+        assert len(api.requests) == 100
+        for _ in range(2):
+            await asyncio.gather(*(compute.get_project() for _ in range(16)))
+    assert api.connections <= 16  # all of them are kept and used again
     assert 8 <= api.most_at_once <= 16
     assert took < 2.5  # one after the other they take five seconds
     assert max(gaps) < 0.25
@@ -626,7 +665,18 @@ async def test_close_waits_for_what_is_under_way_and_leaves_nothing() -> None:
         assert ours()
         assert connections()
         insert.cancel()
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.005)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
         await compute.close()
+        ticking.cancel()
+        assert ticks > 5  # closing does not hold the loop
         assert ended.is_set()
         assert ours() == []
         assert connections() == []
