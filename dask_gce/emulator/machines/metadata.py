@@ -60,7 +60,9 @@ class MetadataServer:
         """Listen on a free port of the machine's address."""
         if self._runner is not None:
             return
-        runner = web.ServerRunner(web.Server(self._handle, access_log=None))
+        # Requests that wait for a change would hold the end for the default of a minute; the time
+        # is not 0, which aiohttp takes for "without limit".
+        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=0.01)
         await runner.setup()
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -77,9 +79,6 @@ class MetadataServer:
         """Stop listening and end every request. May be called twice."""
         runner, self._runner, self.port = self._runner, None, 0
         if runner is not None:
-            if runner.server is not None:
-                # Waiting requests would hold the clean-up for a minute.
-                await runner.server.shutdown(0)
             await runner.cleanup()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
