@@ -8,8 +8,6 @@ lives, and that everything is gone afterwards, whichever way it ends. How one ma
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import getpass
 import logging
 import math
 import operator
@@ -17,7 +15,6 @@ import weakref
 from collections.abc import Generator, Mapping
 from typing import Any
 
-import dask
 from dask.utils import parse_timedelta
 from distributed.core import Status
 from distributed.deploy.adaptive import Adaptive
@@ -25,20 +22,17 @@ from distributed.deploy.cluster import Cluster
 from distributed.deploy.spec import SpecCluster
 
 from dask_gce import names
-from dask_gce.blueprint import Blueprint, MachineShape
+from dask_gce.blueprint import Blueprint
 from dask_gce.compute import Compute
-from dask_gce.credentials import discover_project, load_credentials
-from dask_gce.errors import GCEError, InstanceLost, NotFound, SettingsError
+from dask_gce.errors import GCEError, SettingsError
 from dask_gce.fleet import Fleet
+from dask_gce.preparation import prepare
 from dask_gce.scheduler import GCEScheduler
 from dask_gce.settings import Settings
-from dask_gce.trust import establish_trust
+from dask_gce.watcher import Watcher
 from dask_gce.worker import GCEWorker
 
 logger = logging.getLogger(__name__)
-
-#: Seconds between looks while machines are on their way, and when all is quiet.
-BUSY_TICK, QUIET_TICK = 1.0, 15.0
 
 #: Adaptive defaults for machines that take a minute to boot. Dask's own are made for processes
 #: that start in a second: it would give a VM three seconds to prove that it is needed.
@@ -131,13 +125,15 @@ class GCECluster(SpecCluster):
         )
         #: What went wrong with machines of this cluster so far, oldest first.
         self.failures: list[GCEError] = []
+        self._failures_before = 0
         self._compute: Compute | None = None
         self._fleet: Fleet | None = None
         self._blueprint: Blueprint | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._disturbed = asyncio.Event()
-        self._unregistered: dict[str, float] = {}
+        self._watcher = Watcher(
+            workers=lambda: self.workers, registered=self._registered, drop=self._drop
+        )
         self._quiet = quiet
         self._scheduler_name = ""
         # SpecCluster makes its lock when it starts, but needs it to close what never started.
@@ -154,7 +150,7 @@ class GCECluster(SpecCluster):
             )
         except BaseException:
             # Ctrl-C in a constructor leaves nobody who could call close().
-            if hasattr(self, "status"):
+            if not asynchronous and hasattr(self, "status"):
                 self.close()
             raise
 
@@ -181,7 +177,7 @@ class GCECluster(SpecCluster):
     async def _start_once(self) -> None:
         self.quiet = self._quiet
         try:
-            await self._prepare()
+            fleet = await self._prepare()
             await super()._start()
         except RuntimeError as error:
             # SpecCluster has closed the cluster and wrapped what happened in a RuntimeError.
@@ -191,8 +187,7 @@ class GCECluster(SpecCluster):
         except GCEError:
             await self._close()
             raise
-        if self._fleet is not None:
-            self._watching = asyncio.ensure_future(self._watch(self._fleet))
+        self._watching = asyncio.ensure_future(self._watcher.run(fleet))
         self.scale(self.settings.n_workers)
 
     def __await__(self) -> Generator[Any, None, GCECluster]:
@@ -203,63 +198,31 @@ class GCECluster(SpecCluster):
 
         return started().__await__()
 
-    async def _prepare(self) -> None:
-        """Find out all that machines are made of; nothing is created here."""
-        settings = self.settings
-        credentials = await asyncio.to_thread(load_credentials, settings)
-        project = await asyncio.to_thread(discover_project, settings)
-        self._compute = Compute(project, endpoint=settings.api_endpoint, credentials=credentials)
-        trust = await asyncio.to_thread(establish_trust, settings.security, self.name)
-        self.security = trust.client
-        zone, shape = await self._choose_zone(self._compute)
-        self._blueprint = Blueprint(
-            settings=settings,
-            project=project,
-            zone=zone,
-            cluster=self.name,
-            worker_shape=shape,
-            owner=await asyncio.to_thread(_owner),
-            tls=trust.machines,
-        )
-        self._scheduler_name = names.instance_name(self.name, "scheduler")
+    async def _prepare(self) -> Fleet:
+        """Find out what the machines are made of; nothing is created here."""
+        preparation = await prepare(self.settings, self.name)
+        self._compute, self._blueprint = preparation.compute, preparation.blueprint
+        self.security = preparation.security
         cluster = weakref.ref(self)
-        self._fleet = Fleet(
+        fleet = self._fleet = Fleet(
             self._compute,
             self.name,
-            zone,
+            self._blueprint.zone,
             delete_at_exit=self.shutdown_on_close,
             on_exit=lambda: _abandon(cluster()),
         )
-        parts = {"fleet": self._fleet, "blueprint": self._blueprint}
+        self._scheduler_name = names.instance_name(self.name, "scheduler")
+        parts = {"fleet": fleet, "blueprint": self._blueprint}
         self.scheduler_spec = {
             "cls": GCEScheduler,
             "options": {**parts, "name": self._scheduler_name},
         }
         self.new_spec = {"cls": GCEWorker, "options": parts}
         self._log(
-            f"Starting the scheduler of {self.name}: {settings.scheduler_machine_type} "
-            f"in {zone}, project {project}"
+            f"Starting the scheduler of {self.name}: {self.settings.scheduler_machine_type} "
+            f"in {self._blueprint.zone}, project {self._blueprint.project}"
         )
-
-    async def _choose_zone(self, compute: Compute) -> tuple[str, MachineShape]:
-        """Return the first zone that offers the machine types, and the workers' shape."""
-        settings = self.settings
-        missing: NotFound | None = None
-        for zone in settings.zone:
-            try:
-                await compute.get_machine_type(zone, settings.scheduler_machine_type)
-                shape = await compute.get_machine_type(zone, settings.worker_machine_type)
-            except NotFound as error:
-                missing = error
-            else:
-                return zone, MachineShape.parse(shape)
-        raise SettingsError(
-            f"None of the zones {', '.join(settings.zone)} offers "
-            f"{settings.scheduler_machine_type} and {settings.worker_machine_type}: {missing}\n"
-            f"See which zones do: gcloud compute machine-types list "
-            f"--filter=name={settings.worker_machine_type}",
-            key="zone",
-        ) from missing
+        return fleet
 
     # -- while it runs ----------------------------------------------------------------------------
 
@@ -277,7 +240,7 @@ class GCECluster(SpecCluster):
             self._correct_state_waiting = None
             await self._remove_workers(set(self.workers) - set(self.worker_spec))
             await self._add_workers(set(self.worker_spec) - set(self.workers))
-        self._disturbed.set()
+        self._watcher.disturb()
 
     async def _remove_workers(self, surplus: set[str]) -> None:
         if not surplus:
@@ -315,61 +278,21 @@ class GCECluster(SpecCluster):
         # Soon, not now: this may be called while the lock is held.
         asyncio.get_running_loop().call_soon(self._correct_state)
 
-    async def _watch(self, fleet: Fleet) -> None:
-        """Compare what Compute Engine and the scheduler say of the workers, and act on it."""
-        while True:
-            self._disturbed.clear()
-            tick = BUSY_TICK if fleet.waiting or self._unregistered else QUIET_TICK
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._disturbed.wait(), tick)
-            try:
-                await fleet.look()
-            except GCEError as error:
-                logger.info("Compute Engine did not tell how the instances are: %s", error)
-                continue
-            registered = self._registered()
-            for name in registered:
-                fleet.mark_ready(name)
-            for failure in await fleet.check(only=list(self.workers)):
-                self._drop(failure.name, failure)
-            self._notice_lost(fleet, registered)
-            await asyncio.sleep(0.1)
-
-    def _notice_lost(self, fleet: Fleet, registered: set[str]) -> None:
-        """Drop workers that the scheduler has lost for longer than Dask's own setting allows."""
-        now = asyncio.get_running_loop().time()
-        gone = {
-            name for name in self.workers if name not in registered and name not in fleet.waiting
-        }
-        self._unregistered = {name: self._unregistered.get(name, now) for name in gone}
-        patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
-        for name, since in self._unregistered.items():
-            if now - since > patience:
-                self._drop(
-                    name,
-                    InstanceLost(
-                        f"The worker {name} left the scheduler {patience:g} s ago and did not come "
-                        f"back. Its instance in zone {fleet.zone} is deleted.",
-                        name=name,
-                        zone=fleet.zone,
-                    ),
-                )
-
     def _registered(self) -> set[str]:
         return {str(worker["name"]) for worker in self.scheduler_info["workers"].values()}
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
         # Not SpecCluster's, which would close a lost worker but leave it in the plan.
         Cluster._update_worker_status(self, op, msg)
-        self._disturbed.set()
+        self._watcher.disturb()
 
     async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
         loop = asyncio.get_running_loop()
         seconds = parse_timedelta(timeout) if timeout else None
         deadline = math.inf if seconds is None else loop.time() + seconds
-        known = len(self.failures)
         while (count := len(self.scheduler_info["workers"])) < n_workers:
-            if self.failures[known:] and len(self.worker_spec) < n_workers:
+            # Nobody asks for a failed worker again until the next scale().
+            if len(self.failures) > self._failures_before and len(self.worker_spec) < n_workers:
                 raise self.failures[-1]
             if loop.time() > deadline:
                 raise asyncio.TimeoutError(
@@ -403,6 +326,7 @@ class GCECluster(SpecCluster):
         SettingsError
             If the number is not a whole number from zero on.
         """
+        self._failures_before = len(self.failures)
         return super().scale(_whole_number(n), memory=memory, cores=cores)
 
     def _threads_per_worker(self) -> int:
@@ -516,10 +440,3 @@ def _whole_number(n: Any) -> int:
             f"scale(n={n!r}): the number of workers is a whole number from 0 on.", key="n"
         )
     return number
-
-
-def _owner() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no entry in the password database, as in some containers
-        return ""

@@ -9,13 +9,10 @@ workers is told by its callers.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 
 from dask_gce import names
 from dask_gce.compute import Compute
@@ -28,9 +25,9 @@ from dask_gce.errors import (
     ServerFault,
     StartTimeout,
 )
-from dask_gce.instance import Instance, InstanceSpec, build_insert, parse_instance
-from dask_gce.operation import Operation
-from dask_gce.startup import PHASE_KEY, PHASE_NAMESPACE
+from dask_gce.exit import at_exit, not_at_exit
+from dask_gce.instance import InstanceSpec, build_insert, parse_instance
+from dask_gce.member import Member
 
 logger = logging.getLogger(__name__)
 
@@ -38,56 +35,11 @@ logger = logging.getLogger(__name__)
 #: without a limit the cost of looking would grow with the number of workers.
 PHASES_PER_LOOK = 8
 
-#: Lines of the serial console that an error carries.
-TAIL_LINES = 25
+#: Seconds after which a list that lacks an instance is believed: lists lag behind inserts.
+SETTLING = 1.0
 
 #: Seconds the interpreter's exit may take to delete what is left.
 EXIT_TIMEOUT = 60
-
-
-@dataclass
-class Member:
-    """One instance of the fleet, from the moment it is decided until it is gone.
-
-    Parameters
-    ----------
-    spec : InstanceSpec
-        What was asked for.
-    timeout : float
-        Seconds it may take until it is ready.
-    request_id : str
-        Makes the insert safe to repeat.
-    inserted : float
-        When it was asked for, on the monotonic clock.
-    call : asyncio.Task or None
-        The insert's call. It is never cancelled: it may create something all the same.
-    operation : Operation or None
-        The insert's operation, once accepted.
-    instance : Instance or None
-        What the last look saw of it.
-    phase : str
-        The last boot phase it reported.
-    asked : int
-        How often its boot phase was asked for.
-    ready : bool
-        Whether it has been ready once.
-    """
-
-    spec: InstanceSpec
-    timeout: float
-    request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    inserted: float = field(default_factory=time.monotonic)
-    call: asyncio.Task[Operation] | None = None
-    operation: Operation | None = None
-    instance: Instance | None = None
-    phase: str = ""
-    asked: int = 0
-    ready: bool = False
-
-    @property
-    def name(self) -> str:
-        """The instance's name."""
-        return self.spec.name
 
 
 class Fleet:
@@ -123,7 +75,7 @@ class Fleet:
         self.on_exit = on_exit
         self._label = names.label_filter(names.cluster_labels(cluster))
         if delete_at_exit:
-            _remember(self)
+            at_exit(self, self._end)
 
     async def insert(self, spec: InstanceSpec, timeout: float) -> Member:
         """Ask for an instance; returns when Compute Engine has accepted the request.
@@ -216,59 +168,31 @@ class Fleet:
         # The longest silent first, a few at a time.
         waiting.sort(key=lambda member: (member.asked, member.inserted))
         for member in waiting[:PHASES_PER_LOOK]:
-            member.asked += 1
-            await self._read_phase(member)
+            await member.read_phase(self.compute)
             if member.phase.startswith("failed"):
-                failures.append(await self._failure(InstanceError, member, member.phase))
+                failures.append(await member.failure(InstanceError, member.phase, self.compute))
         return failures
 
     async def _judge(self, member: Member) -> InstanceError | None:
         waited = time.monotonic() - member.inserted
         if member.instance is not None and member.instance.ended:
-            status = member.instance.status
-            return await self._failure(InstanceLost, member, f"it is {status}")
+            what = f"it is {member.instance.status}"
+            return await member.failure(InstanceLost, what, self.compute)
         if member.instance is None and member.operation is not None:
             try:
-                done = await self.compute.get_operation(member.operation)
+                operation = await self.compute.get_operation(member.operation)
             except OperationError as error:
-                failure = await self._failure(InstanceError, member, error.message)
+                failure = await member.failure(InstanceError, error.message, self.compute)
                 failure.__cause__ = error
                 return failure
-            if done.done and waited > 1:
-                return await self._failure(InstanceLost, member, "it no longer exists")
+            except GCEError:
+                return None  # unknown is not gone
+            if operation.done and waited > SETTLING:
+                return await member.failure(InstanceLost, "it no longer exists", self.compute)
         if not member.ready and waited > member.timeout:
-            return await self._failure(
-                StartTimeout, member, f"it was not ready within {member.timeout:g} s"
-            )
+            what = f"it was not ready within {member.timeout:g} s"
+            return await member.failure(StartTimeout, what, self.compute)
         return None
-
-    async def _read_phase(self, member: Member) -> None:
-        with contextlib.suppress(GCEError):
-            attributes = await self.compute.get_guest_attributes(
-                member.spec.zone, member.name, f"{PHASE_NAMESPACE}/"
-            )
-            member.phase = attributes.get(PHASE_KEY, member.phase)
-
-    async def _failure(self, cls: type[InstanceError], member: Member, what: str) -> InstanceError:
-        """Make an error that tells all there is to know of a machine."""
-        tail = ""
-        if member.instance is not None:
-            await self._read_phase(member)
-            with contextlib.suppress(GCEError):
-                text, _ = await self.compute.get_serial_port_output(member.spec.zone, member.name)
-                tail = "\n".join(text.splitlines()[-TAIL_LINES:])
-        spec = member.spec
-        role = spec.labels.get(names.ROLE_LABEL, "instance")
-        lines = [
-            f"The {role} {member.name} (project {spec.project}, zone {spec.zone}) failed: {what}.",
-            f"Last boot phase: {member.phase or 'none reported'}.",
-            f"Next step: {_next_step(member)}",
-        ]
-        if tail:
-            lines.append(f"Its serial console ends with:\n{tail}")
-        return cls(
-            "\n".join(lines), name=member.name, zone=spec.zone, phase=member.phase, serial_tail=tail
-        )
 
     async def delete(self, name: str) -> None:
         """Delete an instance and forget it. One that is gone already is no error.
@@ -325,7 +249,7 @@ class Fleet:
                 f"{' '.join(sorted(name for name, _ in left))} --zone {self.zone} "
                 f"--project {self.compute.project}"
             ) from left[0][1]
-        _forget(self)
+        not_at_exit(self)
 
     def delete_now(self) -> None:
         """Delete every instance on the calling thread, without an event loop.
@@ -351,50 +275,9 @@ class Fleet:
                 )
             else:
                 self.members.pop(name, None)
-        _forget(self)
+        not_at_exit(self)
 
-
-def _next_step(member: Member) -> str:
-    image = "docker pull" in member.phase
-    if image:
-        return "check container_image, and that the instance may reach and read its registry."
-    if member.phase.startswith("failed"):
-        return "read the end of the serial console below for what Dask said."
-    if member.phase == "running":
-        return (
-            "Dask runs but cannot be reached: check the firewall rules of the network, and "
-            "whether this computer reaches the address (see external_ip)."
-        )
-    if member.phase == "":
-        return (
-            "the startup script has not reported: check that the source_image has Google's guest "
-            "agent, curl and docker, and that guest attributes are allowed."
-        )
-    return "read the serial console, or give it more time with start_timeout."
-
-
-# Fleets that still have, or may still have, instances. Strong references on purpose: a cluster that
-# was garbage collected without close() still has machines that cost money.
-_unfinished: dict[int, Fleet] = {}
-_registered = False
-
-
-def _remember(fleet: Fleet) -> None:
-    global _registered  # noqa: PLW0603
-    _unfinished[id(fleet)] = fleet
-    if not _registered:
-        # Not at import: atexit runs last in, first out, and this has to come before distributed's
-        # own hook, which would wait for loops and executors that no longer work.
-        atexit.register(_delete_unfinished)
-        _registered = True
-
-
-def _forget(fleet: Fleet) -> None:
-    _unfinished.pop(id(fleet), None)
-
-
-def _delete_unfinished() -> None:
-    for fleet in list(_unfinished.values()):
-        fleet.delete_now()
-        if fleet.on_exit is not None:
-            fleet.on_exit()
+    def _end(self) -> None:
+        self.delete_now()
+        if self.on_exit is not None:
+            self.on_exit()

@@ -9,7 +9,8 @@ from distributed.core import Status
 
 from dask_gce.blueprint import Blueprint
 from dask_gce.errors import GCEError
-from dask_gce.fleet import Fleet, Member
+from dask_gce.fleet import Fleet
+from dask_gce.member import Member
 from dask_gce.process import GCEProcess
 
 #: Seconds between looks at a booting scheduler: quick at first, since the local Compute Engine and

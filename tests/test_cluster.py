@@ -73,12 +73,14 @@ def test_computes_over_tls_and_leaves_nothing(process_emulator, settings):
 
 
 async def test_asynchronous(process_emulator, settings):
-    async with GCECluster(n_workers=1, asynchronous=True, **settings) as cluster:
-        async with Client(cluster, asynchronous=True) as client:
-            assert await client.submit(lambda x: x + 1, 1) == 2
-            logs = await cluster.get_logs()
-            assert "Scheduler" in logs
-            assert any("tls://127." in name for name in logs)
+    async with (
+        GCECluster(n_workers=1, asynchronous=True, **settings) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        assert await client.submit(lambda x: x + 1, 1) == 2
+        logs = await cluster.get_logs()
+        assert "Scheduler" in logs
+        assert any("tls://127." in name for name in logs)
     assert cluster.status.name == "closed"
     await asyncio.to_thread(wait_until, lambda: not process_emulator.leftovers())
 
@@ -231,8 +233,9 @@ def test_closed_while_starting(process_emulator, settings):
     async def main():
         cluster = GCECluster(n_workers=1, asynchronous=True, **settings)
         starting = asyncio.ensure_future(cluster._start())
-        while not process_emulator.requests["compute.instances.insert"]:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(
+            wait_until, lambda: process_emulator.requests["compute.instances.insert"]
+        )
         began = time.monotonic()
         await cluster.close()
         assert time.monotonic() - began < 5
@@ -259,7 +262,7 @@ def test_a_wrong_keyword_costs_no_call(process_emulator, settings):
 
 
 def test_zones_are_tried_in_order(process_emulator, settings):
-    with pytest.raises(SettingsError, match="None of the zones") as caught:
+    with pytest.raises(SettingsError, match="none offers z9-standard-1") as caught:
         GCECluster(zone=["us-central1-a"], **{**settings, "machine_type": "z9-standard-1"})
     assert caught.value.key == "zone"
     assert not process_emulator.requests["compute.instances.insert"]
@@ -276,3 +279,21 @@ def test_a_worker_that_vanishes_leaves_the_plan(process_emulator, settings):
         cluster.scale(1)
         client.wait_for_workers(1)
         assert cluster.plan != {name}
+
+
+def test_a_name_that_is_taken_is_refused(process_emulator, settings):
+    """Closing the second cluster would delete the first one's machines."""
+    with GCECluster(name="grid", **settings) as cluster:
+        assert cluster.name == "grid"
+        assert all(name.startswith("grid-") for name in instances(process_emulator))
+        with pytest.raises(SettingsError, match="a cluster of this name has 1 instances"):
+            GCECluster(name="grid", **settings)
+        assert len(instances(process_emulator)) == 1
+
+
+async def test_what_is_closed_stays_closed(process_emulator, settings):
+    cluster = GCECluster(asynchronous=True, **settings)
+    await cluster.close()
+    with pytest.raises(GCEError, match="is closed; make a new one"):
+        await cluster
+    assert not process_emulator.requests

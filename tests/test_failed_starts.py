@@ -76,6 +76,9 @@ def test_worker_that_fails(process_emulator, settings):
         assert caught.value.phase.startswith("failed")
         assert caught.value in cluster.failures
         assert not cluster.plan
+        # Asked again after the fact: the failure, and no endless wait for a worker nobody asks for.
+        with pytest.raises(InstanceError):
+            cluster.wait_for_workers(1)
     assert_all_gone(process_emulator)
 
 
