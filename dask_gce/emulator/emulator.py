@@ -213,7 +213,8 @@ class ComputeEmulator:
                 server.application(),
                 access_log=None,
                 handler_cancellation=True,
-                shutdown_timeout=0.0,
+                # Zero would wait for ever for those who wait for an operation.
+                shutdown_timeout=0.05,
             )
             await self._runner.setup()
             await web.SockSite(self._runner, listener, backlog=1024).start()

@@ -1,0 +1,224 @@
+"""The emulator as an object and as a program: beginning, ending, leaving nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+
+import pytest
+from rest import ZONE, Refused, Rest, instance
+
+from dask_gce.emulator import ComputeEmulator, Timings
+from dask_gce.emulator.machines.paper import PaperKind
+
+
+def test_it_lives_in_a_thread_of_its_own():
+    before = threading.active_count()
+    emulator = ComputeEmulator("paper")
+    with pytest.raises(RuntimeError, match="not open"):
+        assert emulator.endpoint
+    with emulator:
+        assert threading.active_count() == before + 1
+        rest = Rest(emulator)
+        rest.insert()
+        assert [one["name"] for one in emulator.instances()] == ["a"]
+        assert emulator.leftovers()[0] == f"instance a in my-project/{ZONE} is RUNNING"
+        address = emulator.endpoint.removeprefix("http://").split(":")
+    assert threading.active_count() == before
+    assert not emulator.leftovers()
+    with pytest.raises(ConnectionRefusedError), closing(socket.socket()) as probe:
+        probe.connect((address[0], int(address[1])))
+
+
+async def test_it_lives_in_the_current_loop():
+    before = threading.active_count()
+    async with ComputeEmulator("paper") as emulator:
+        await asyncio.to_thread(Rest(emulator).insert)
+        assert [one["status"] for one in emulator.instances()] == ["RUNNING"]
+        assert len(emulator.leftovers()) == 3
+    assert not emulator.leftovers()
+    # The default executor's thread is asyncio's own.
+    assert threading.active_count() <= before + 1
+
+
+def test_it_listens_on_loopback_only(emulator):
+    assert emulator.endpoint.startswith("http://127.0.0.1:")
+    addresses = {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None)}
+    port = int(emulator.endpoint.rsplit(":", 1)[1])
+    for address in addresses - {"127.0.0.1", "::1"}:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with closing(socket.socket(family)) as probe, pytest.raises(OSError, match=r".+"):
+            probe.connect((address, port))
+
+
+def test_an_error_inside_still_cleans_up():
+    with pytest.raises(KeyboardInterrupt), ComputeEmulator("paper") as emulator:
+        Rest(emulator).insert()
+        raise KeyboardInterrupt
+    assert not emulator.leftovers()
+
+
+def test_closing_ends_what_goes_on():
+    timings = Timings(provisioning=60)
+    outcome = []
+    with ComputeEmulator("paper", timings=timings) as emulator:
+        rest = Rest(emulator)
+        operation = rest.post(f"zones/{ZONE}/instances", instance())
+
+        def wait():
+            try:
+                rest.wait(operation)
+            except OSError as error:
+                outcome.append(error)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        while not emulator.requests["compute.zoneOperations.wait"]:
+            time.sleep(0.005)
+        assert any("insert" in one for one in emulator.leftovers())
+        began = time.monotonic()
+    waiting.join()
+    assert time.monotonic() - began < 5
+    assert len(outcome) == 1
+    assert not emulator.leftovers()
+
+
+def test_a_port_that_is_taken_is_an_error_that_leaves_nothing(emulator):
+    port = int(emulator.endpoint.rsplit(":", 1)[1])
+    with pytest.raises(OSError, match="in use"), ComputeEmulator("paper", port=port):
+        pass
+
+
+def test_a_kind_that_cannot_start_leaves_nothing():
+    class Broken(PaperKind):
+        closed = 0
+
+        async def start(self):
+            raise OSError("no such device")
+
+        async def close(self):
+            type(self).closed += 1
+
+    with pytest.raises(OSError, match="no such device"), ComputeEmulator(Broken()):
+        pass
+    assert Broken.closed
+
+
+def test_unknown_machines_are_named():
+    with pytest.raises(ValueError, match="process, paper"), ComputeEmulator("steam"):
+        pass
+
+
+def test_timings_are_not_negative():
+    with pytest.raises(ValueError, match="staging"):
+        Timings(staging=-1)
+
+
+def started(arguments, address):
+    program = subprocess.Popen(
+        [sys.executable, "-m", "dask_gce.emulator", "--machines", "paper", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 20
+    while not address.exists():
+        assert program.poll() is None, program.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return program
+
+
+class Remote:
+    """An emulator that runs elsewhere, for the REST client."""
+
+    def __init__(self, endpoint):
+        self.endpoint = endpoint
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_program_prints_its_address_and_ends_on_request(tmp_path, number):
+    address = tmp_path / "address"
+    with started(["--address-file", str(address)], address) as program:
+        endpoint = address.read_text().strip()
+        assert program.stdout.readline().strip() == endpoint
+        Rest(Remote(endpoint)).insert()
+        program.send_signal(number)
+        out, error = program.communicate(timeout=20)
+    assert (program.returncode, out, error) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_program_makes_a_token_that_only_its_user_may_read(tmp_path):
+    address = tmp_path / "address"
+    with started(["--address-file", str(address), "--token"], address) as program:
+        token = tmp_path / "address.token"
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        rest = Rest(Remote(address.read_text().strip()))
+        with pytest.raises(Refused) as caught:
+            rest.get("")
+        assert caught.value.status == 401
+        headers = {"Authorization": f"Bearer {token.read_text().strip()}"}
+        assert rest.call("GET", "", headers=headers)["name"] == "my-project"
+        program.terminate()
+        out, error = program.communicate(timeout=20)
+        assert token.name not in out and error == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_program_reads_a_token_from_a_private_file_only(tmp_path):
+    address, token = tmp_path / "address", tmp_path / "token"
+    token.write_text("s3cret\n")
+    token.chmod(0o600)
+    arguments = ["--address-file", str(address), "--token-file", str(token)]
+    with started(arguments, address) as program:
+        rest = Rest(Remote(address.read_text().strip()))
+        assert rest.raw("GET", "/compute/v1/projects/my-project")[0] == 401
+        headers = {"Authorization": "Bearer s3cret"}
+        assert rest.raw("GET", "/compute/v1/projects/my-project", headers=headers)[0] == 200
+        program.terminate()
+        program.communicate(timeout=20)
+    assert token.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--token"], "--address-file"),
+        (["--token-file", "{open}"], "chmod 600"),
+        (["--token-file", "{empty}"], "no token"),
+        (["--token-file", "{absent}"], "No such file"),
+        (["--machines", "steam"], "invalid choice"),
+        (["--port", "many"], "invalid int"),
+    ],
+)
+def test_the_program_refuses_senseless_options(tmp_path, capsys, arguments, word):
+    from dask_gce.emulator.__main__ import main
+
+    for name, text in (("open", "s3cret"), ("empty", "")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o644 if name == "open" else 0o600)
+    filled = [
+        one.format(**{name: tmp_path / name for name in ("open", "empty", "absent")})
+        for one in arguments
+    ]
+    with pytest.raises(SystemExit) as caught:
+        main(filled)
+    assert caught.value.code == 2
+    assert word in capsys.readouterr().err
+
+
+def test_the_program_says_why_it_cannot_listen(emulator, capsys):
+    from dask_gce.emulator.__main__ import main
+
+    port = emulator.endpoint.rsplit(":", 1)[1]
+    # Its signal handlers need the main thread, which a test has.
+    assert main(["--machines", "paper", "--port", port]) == 1
+    assert "in use" in capsys.readouterr().err
