@@ -219,8 +219,12 @@ class Caller:
         Raises
         ------
         GCEError
-            The error of `failures` for the last attempt.
+            The error of `failures` for the last attempt; TransportError when there was no time for
+            a first.
         """
+        if deadline.expired:
+            # A thousand deletes must not take a second each after the time is up.
+            raise TransportError(f"No time was left to {call.place}; nothing was sent.")
         attempt = 0
         while True:
             sent = self._masked(call)

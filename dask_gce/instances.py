@@ -21,6 +21,9 @@ from dask_gce.policy import Deadline
 
 __all__ = ["InstanceVerbs", "merge_scopes"]
 
+#: What lists ask of each instance. Without a mask they carry all metadata and startup scripts.
+_READ = ",".join(INSTANCE_FIELDS)
+
 
 class InstanceVerbs(Verbs):
     """The verbs of `Compute` for instances.
@@ -140,8 +143,8 @@ class InstanceVerbs(Verbs):
         filter : str
             An AIP-160 filter, for example ``labels.dask-gce-cluster = x``; empty for all.
         fields : str or None
-            A field mask of one page, for example ``"items(name,status)"``; None for all fields,
-            which include up to 512 KiB of metadata an instance.
+            A field mask of one page, for example ``"items(name,status)"``; None for what
+            `instance` reads; ``"*"`` for all, which may be 512 KiB of metadata an instance.
 
         Returns
         -------
@@ -161,7 +164,8 @@ class InstanceVerbs(Verbs):
         filter : str
             An AIP-160 filter; empty for all.
         fields : str or None
-            A field mask of one instance, for example ``"name,status"``; None for all fields.
+            A field mask of one instance, for example ``"name,status"``; None for what `instance`
+            reads; ``"*"`` for all.
 
         Returns
         -------
@@ -170,7 +174,8 @@ class InstanceVerbs(Verbs):
         unreachable : frozenset of str
             Zones that did not answer. What they hold is unknown, not gone.
         """
-        mask = f"items/*/instances({fields}),items/*/warning,unreachables" if fields else ""
+        wanted = fields or _READ
+        mask = f"items/*/instances({wanted}),items/*/warning,unreachables,nextPageToken"
         request = {"project": self.project}
         if filter:
             request["filter"] = filter
@@ -181,7 +186,7 @@ class InstanceVerbs(Verbs):
             "AggregatedListInstancesRequest",
             place,
             request,
-            mask=_paged(mask),
+            mask="" if fields == "*" else mask,
         )
         return merge_scopes([page async for page in self._pages(call)])
 
@@ -297,7 +302,7 @@ class InstanceVerbs(Verbs):
         deadline : float
             When to give up, on the clock of :func:`time.monotonic`.
         fields : str or None
-            A field mask of one page; None for what `instance` reads.
+            A field mask, as for `list_instances`.
 
         Returns
         -------
@@ -305,8 +310,7 @@ class InstanceVerbs(Verbs):
             ``compute#instance`` resources, from all pages.
         """
         until = Deadline(deadline, self._caller.clock.monotonic)
-        mask = fields or f"items({','.join(INSTANCE_FIELDS)})"
-        pages = self._pages_now(self._list_call(zone, filter, mask), until)
+        pages = self._pages_now(self._list_call(zone, filter, fields), until)
         return [item for page in pages for item in page.get("items", ())]
 
     def delete_instance_now(self, zone: str, name: str, deadline: float) -> bool:
@@ -357,13 +361,16 @@ class InstanceVerbs(Verbs):
         if filter:
             request["filter"] = filter
         place = Place("list instances", self.project, zone)
-        mask = _paged(fields)
+        mask = _page_mask(fields)
         return Call("Instances", "list", "ListInstancesRequest", place, request, mask=mask)
 
 
-def _paged(mask: str | None) -> str:
-    """Return a mask that keeps the token of the next page as well."""
-    return f"{mask},nextPageToken" if mask and "nextPageToken" not in mask else mask or ""
+def _page_mask(fields: str | None) -> str:
+    """Return the mask for a page of a list, which always keeps the token of the next page."""
+    mask = fields or f"items({_READ})"
+    if mask == "*":
+        return ""
+    return mask if "nextPageToken" in mask else f"{mask},nextPageToken"
 
 
 def _key(zone: str, name: str) -> str:

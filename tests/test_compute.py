@@ -305,13 +305,20 @@ async def test_version_mask_and_request_id_are_sent() -> None:
         await compute.aggregated_list_instances("", "name")
         await compute.insert_instance("z", {"name": "i"}, request_id)
         await compute.insert_instance("z", {"name": "i"})
-    listed, everywhere, given, made = api.requests
+        await compute.list_instances("z")
+        await compute.list_instances("z", fields="*")
+        await compute.aggregated_list_instances(fields="*")
+    listed, everywhere, given, made, usual, *unmasked = api.requests
     assert listed.headers["x-goog-fieldmask"] == "items(name,status),nextPageToken"
     assert listed.query == {"filter": "labels.a = b"}
     assert everywhere.headers["x-goog-fieldmask"] == (
         "items/*/instances(name),items/*/warning,unreachables,nextPageToken"
     )
     assert everywhere.query == {}
+    # Without being asked, a list does not carry the metadata of its instances.
+    assert usual.headers["x-goog-fieldmask"].startswith("items(name,status,")
+    assert "metadata" not in usual.headers["x-goog-fieldmask"]
+    assert [request.headers.get("x-goog-fieldmask") for request in unmasked] == [None, None]
     assert {request.headers["x-goog-api-version"] for request in api.requests} == {"2026-09-01"}
     assert all("dask-gce/" in request.headers["x-goog-api-client"] for request in api.requests)
     assert given.query["requestId"] == request_id
@@ -713,6 +720,9 @@ def test_the_synchronous_verbs_repeat_and_give_up_in_time() -> None:
         with pytest.raises(errors.ServerFault):
             compute.delete_instance_now("z", "i", clock.monotonic() + 1)
         assert len(answers) == 1  # no time for a second attempt
+        with pytest.raises(errors.TransportError, match="No time was left to delete instance i"):
+            compute.delete_instance_now("z", "i", clock.monotonic())
+        assert len(answers) == 1
         compute.close_now()
 
 
@@ -723,7 +733,7 @@ def run_python(code: str, *arguments: str) -> str:
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "PYTHONWARNINGS": "error::ResourceWarning"},
+        env={**os.environ, "PYTHONWARNINGS": "error::ResourceWarning,ignore::FutureWarning"},
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
