@@ -18,7 +18,7 @@ import dask
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from distributed import Client, Nanny, Scheduler, Worker
+from distributed import Client, Scheduler, Worker
 from distributed.comm import connect
 
 from dask_gce.tls import CLOCK_SKEW, DEFAULT_LIFETIME, ClusterCertificates, Leaf, Role
@@ -320,30 +320,34 @@ def scheduler_of(certificates: ClusterCertificates) -> Scheduler:
     )
 
 
-async def test_dask_computes_between_all_roles(certificates):
-    security = certificates.security
+def worker_of(certificates: ClusterCertificates, scheduler: Scheduler) -> Worker:
+    return Worker(
+        scheduler.address,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        security=certificates.security("worker"),
+    )
+
+
+@pytest.fixture
+def scratch_space(tmp_path):
+    with dask.config.set({"temporary-directory": str(tmp_path)}):
+        yield
+
+
+async def test_dask_computes_between_all_roles(certificates, scratch_space):
     async with scheduler_of(certificates) as scheduler:
         assert scheduler.address.startswith("tls://")
         async with (
-            Worker(
-                scheduler.address,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                security=security("worker"),
-            ) as first,
-            Nanny(
-                scheduler.address,
-                host="127.0.0.1",
-                nthreads=1,
-                worker_port=0,
-                dashboard_address="127.0.0.1:0",
-                security=security("worker"),
-            ) as second,
-            Client(scheduler.address, security=security("client"), asynchronous=True) as client,
+            worker_of(certificates, scheduler) as first,
+            worker_of(certificates, scheduler) as second,
+            Client(
+                scheduler.address, security=certificates.security("client"), asynchronous=True
+            ) as client,
         ):
             # The sum runs on one worker and fetches from the other; the client fetches directly.
             there = client.submit(int, 1, workers=[first.address])
-            here = client.submit(int, 2, workers=[second.worker_address])
+            here = client.submit(int, 2, workers=[second.address])
             total = client.submit(sum, [there, here], workers=[first.address])
             assert await client.gather(total, direct=True) == 3
 
