@@ -329,13 +329,14 @@ def worker_of(certificates: ClusterCertificates, scheduler: Scheduler) -> Worker
     )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def scratch_space(tmp_path):
+    """Let Dask write where pytest cleans up."""
     with dask.config.set({"temporary-directory": str(tmp_path)}):
         yield
 
 
-async def test_dask_computes_between_all_roles(certificates, scratch_space):
+async def test_dask_computes_between_all_roles(certificates):
     async with scheduler_of(certificates) as scheduler:
         assert scheduler.address.startswith("tls://")
         async with (
