@@ -258,6 +258,21 @@ async def test_the_environment_is_clean_and_the_folders_are_its_own(monkeypatch)
     assert mode == "700"
 
 
+async def test_the_guest_inherits_nothing_but_its_three_streams(kind):
+    text = await run_script(kind, "python3 -c 'import os; print(sorted(os.listdir(\"/dev/fd\")))'")
+    # The fourth is the one that listing opens.
+    assert text == "['0', '1', '2', '3']"
+
+
+async def test_a_machine_whose_folders_were_removed_boots_again(kind):
+    machine = new_machine(kind, make_record("m", "rm -rf $HOME $TMPDIR; echo gone"))
+    for _ in range(2):
+        await machine.boot()
+        await until_said(machine, "startup-script: gone")
+        await machine.kill()
+        machine.record.serial = type(machine.record.serial)()
+
+
 async def test_each_machine_has_an_address_and_names_of_its_own(kind):
     first = new_machine(kind, make_record("first"))
     await first.boot()
@@ -268,6 +283,9 @@ async def test_each_machine_has_an_address_and_names_of_its_own(kind):
         'listener = socket.create_server(("", 0))\n'
         "client = socket.create_connection(listener.getsockname())\n"
         "print(listener.getsockname()[0], client.getsockname()[0], listener.accept()[1][0])\n"
+        "datagrams = socket.socket(type=socket.SOCK_DGRAM)\n"
+        "datagrams.connect((\"first\", 9))\n"
+        "print(*datagrams.getsockname()[:1], *datagrams.getpeername())\n"
         "print(socket.has_ipv6, socket.getaddrinfo(None, 1, flags=socket.AI_PASSIVE)[0][4][0])'"
     )
     machine = new_machine(kind, make_record("second", script))
@@ -281,6 +299,7 @@ async def test_each_machine_has_an_address_and_names_of_its_own(kind):
         theirs,
         f"second {full} {theirs}",
         f"{mine} {mine} {mine}",
+        f"{mine} {theirs} 9",
         "False 0.0.0.0",
     ]
 

@@ -1,4 +1,4 @@
-"""The stand-ins for host commands: they record, answer like the real ones, and pass on every byte."""
+"""The stand-ins for host commands: they record, answer like the real ones, pass on every byte."""
 
 from __future__ import annotations
 

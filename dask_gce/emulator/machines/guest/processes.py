@@ -17,6 +17,9 @@ __all__ = ["become_subreaper", "children", "descendants", "kill_all", "reap"]
 
 PR_SET_CHILD_SUBREAPER = 36
 
+#: Seconds after which a process that the kernel does not let die is given up.
+KILL_LIMIT = 10.0
+
 
 def become_subreaper() -> None:
     """Become the parent of every orphan below this process, where the system can do that.
@@ -153,9 +156,8 @@ def kill_all(spare: frozenset[int] = frozenset()) -> None:
         Children that are left alone, with all that is below them.
     """
     me, pause = os.getpid(), 0.0005
-    while True:
-        if _reap_others(spare):
-            return
+    deadline = time.monotonic() + KILL_LIMIT
+    while not _reap_others(spare) and time.monotonic() < deadline:
         # Only what is not below a spared child: that may be forking this very moment.
         for child in children(me):
             if child not in spare:

@@ -78,6 +78,8 @@ class Supervisor:
         header, descriptors, _, _ = socket.recv_fds(self._control, 4, 2)
         if not header:
             return False
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # what a message carries would reach the guest
         while len(header) < 4:
             header += self._control.recv(4 - len(header))
         (size,) = struct.unpack("!I", header)
@@ -132,7 +134,8 @@ class Supervisor:
         if pid in self._machines:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            while pid in self._machines:
+            deadline = time.monotonic() + END_GRACE
+            while pid in self._machines and time.monotonic() < deadline:
                 self._collect()
                 time.sleep(0.001)
         kill_all(frozenset(self._machines))
@@ -167,6 +170,8 @@ def _become_machine(
             if plan.uid is not None:
                 _enter_namespace(ready, mapped)
             os.umask(0o022)
+            for name in ("home", "tmp"):  # the last boot may have removed them
+                os.makedirs(f"{plan.disk}/{name}", mode=0o700, exist_ok=True)  # noqa: PTH103
             os.chdir(f"{plan.disk}/home")
             if sys.platform == "linux" and os.geteuid() == 0:
                 sandbox.drop_capabilities()

@@ -89,6 +89,13 @@ def _install(machine: _Machine) -> None:
         def bind(self, address: Any, /) -> None:
             super().bind(self._own(address))
 
+        def getsockname(self) -> Any:
+            name = super().getsockname()
+            if self.family == _socket.AF_INET and not name[0].startswith(("127.", "0.")):
+                # What leaves the host has the host's address; the guest knows of its own only.
+                return (machine.address, *name[1:])
+            return name
+
         def listen(self, *backlog: int) -> None:
             if self.family == _socket.AF_INET and self.getsockname()[1] == 0:
                 super().bind((machine.address, 0))
@@ -114,11 +121,11 @@ def _install(machine: _Machine) -> None:
             host, port = machine.destination(*address[:2])
             if (
                 machine.address != "127.0.0.1"
-                and self.type == _socket.SOCK_STREAM
+                and self.type in (_socket.SOCK_STREAM, _socket.SOCK_DGRAM)
                 and str(host).startswith("127.")
                 and self.getsockname() == ("0.0.0.0", 0)  # noqa: S104 # that is: not bound yet
             ):
-                if sys.platform == "linux":
+                if sys.platform == "linux" and self.type == _socket.SOCK_STREAM:
                     # Else every connection would need a port of its own, whatever its peer.
                     self.setsockopt(_socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
                 super().bind((machine.address, 0))
