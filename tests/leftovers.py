@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import os
 import threading
 import time
@@ -101,6 +102,9 @@ class Snapshot:
             )
             if not found or time.monotonic() > deadline:
                 break
+            # What only a caught error's traceback still held is no leftover. Whatever should have
+            # been closed and was not warns when it is collected, and warnings are errors here.
+            gc.collect()
             # What a test ended may need a moment to be gone: nothing tells when a socket is.
             time.sleep(0.02)
         found += _changes("environment variable", self._environment, _environment())
