@@ -240,7 +240,7 @@ class Fleet:
         with contextlib.suppress(GCEError):
             listed = await self.compute.list_instances(self.zone, self._label)
             for instance in map(parse_instance, listed):
-                if instance.status != "STOPPING" and instance.name not in dict(left):
+                if instance.name not in known:
                     await self.compute.delete_instance(self.zone, instance.name)
         if left:
             raise GCEError(
