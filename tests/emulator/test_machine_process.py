@@ -179,12 +179,24 @@ async def test_the_guest_can_press_its_own_power_button(kind, command, how):
     machine = new_machine(kind, record, exits)
     await machine.boot()
     await until(lambda: exits)
-    assert exits == [how]
+    assert exits == [how], console(machine)
     assert machine.pid is None
     assert "shutdown-script: in order" in console(machine)
     await machine.stop(1)
     await machine.kill()
     assert exits == [how]
+
+
+async def test_many_guests_may_reboot_at_the_same_moment(kind):
+    guests = []
+    for number in range(40):
+        exits = Exits()
+        record = make_record(f"m{number}", "reboot; sleep 1000", shutdown_script="echo in order")
+        guests.append((new_machine(kind, record, exits), exits))
+    await asyncio.gather(*(machine.boot() for machine, _ in guests))
+    await until(lambda: all(exits for _, exits in guests))
+    for machine, exits in guests:
+        assert exits == ["reboot"], console(machine)
 
 
 async def test_verbs_that_were_asked_for_are_no_exit_of_the_guest(kind):
@@ -284,7 +296,7 @@ async def test_each_machine_has_an_address_and_names_of_its_own(kind):
         "client = socket.create_connection(listener.getsockname())\n"
         "print(listener.getsockname()[0], client.getsockname()[0], listener.accept()[1][0])\n"
         "datagrams = socket.socket(type=socket.SOCK_DGRAM)\n"
-        "datagrams.connect((\"first\", 9))\n"
+        'datagrams.connect(("first", 9))\n'
         "print(*datagrams.getsockname()[:1], *datagrams.getpeername())\n"
         "print(socket.has_ipv6, socket.getaddrinfo(None, 1, flags=socket.AI_PASSIVE)[0][4][0])'"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -73,11 +74,23 @@ def make_record() -> InstanceRecord:
 @pytest.fixture
 async def guest() -> AsyncIterator[Guest]:
     record = make_record()
-    server = MetadataServer(record, "127.0.0.1", "ya29.test")
+    server = MetadataServer(record, "127.0.0.1", "ya29.test", [os.geteuid()])
     await server.start()
     async with aiohttp.ClientSession() as session:
         yield Guest(session, server, record)
     await server.close()
+    await server.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who asks")
+async def test_other_users_of_the_host_get_no_answer():
+    server = MetadataServer(make_record(), "127.0.0.1", "t", [os.geteuid() + 1])
+    await server.start()
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{server.port}/computeMetadata/v1/instance/id"
+        async with session.get(url, headers=FLAVOR) as response:
+            assert response.status == 403
+            assert "8675309" not in await response.text()
     await server.close()
 
 
@@ -193,7 +206,7 @@ async def test_waiting_ends_with_a_change_of_what_is_watched_only(guest):
 
 
 async def test_closing_ends_those_who_wait():
-    server = MetadataServer(make_record(), "127.0.0.1", "t")
+    server = MetadataServer(make_record(), "127.0.0.1", "t", [os.geteuid()])
     await server.start()
     url = f"http://127.0.0.1:{server.port}/computeMetadata/v1/instance/?wait_for_change=true"
     async with aiohttp.ClientSession() as session:

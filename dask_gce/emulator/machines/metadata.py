@@ -15,11 +15,13 @@ import json
 import re
 import socket
 import time
+from collections.abc import Collection
 from typing import Any
 
 from aiohttp import web
 
 from dask_gce.emulator.machines import metadata_tree as tree
+from dask_gce.emulator.machines.peers import socket_owner
 from dask_gce.emulator.record import InstanceRecord
 
 __all__ = ["MetadataServer"]
@@ -47,12 +49,17 @@ class MetadataServer:
         The internal address of its machine, on which the server listens.
     access_token : str
         The token that its service account gets.
+    users : collection of int
+        The users of the host who are answered, where the system tells who asks.
     """
 
-    def __init__(self, record: InstanceRecord, address: str, access_token: str) -> None:
+    def __init__(
+        self, record: InstanceRecord, address: str, access_token: str, users: Collection[int]
+    ) -> None:
         self._record = record
         self._address = address
         self._access_token = access_token
+        self._users = users
         self._runner: web.ServerRunner | None = None
         self.port = 0
 
@@ -90,6 +97,8 @@ class MetadataServer:
         return response
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
+        if not self._is_for(request):
+            return _error(403, "Only this machine's guest is answered here.")
         if "X-Forwarded-For" in request.headers:
             return _error(403, "Requests with an X-Forwarded-For header are refused.")
         segments = [segment for segment in request.path.split("/") if segment]
@@ -112,6 +121,15 @@ class MetadataServer:
         if path[:2] == ["instance", "service-accounts"] and path[3:] in (["token"], ["identity"]):
             return self._credential(request, path[2], path[3])
         return await self._look(request, path)
+
+    def _is_for(self, request: web.BaseRequest) -> bool:
+        transport = request.transport
+        if transport is None:
+            return False
+        owner = socket_owner(
+            transport.get_extra_info("peername")[:2], transport.get_extra_info("sockname")[:2]
+        )
+        return owner is None or owner in self._users
 
     def _tree(self) -> Any:
         return tree.build_tree(self._record, self._address)

@@ -83,6 +83,12 @@ class ProcessKind(MachineKind):
         return self._fence
 
     @property
+    def users(self) -> tuple[int, ...]:
+        """The host's users who may see the machines' metadata: the emulator's and the guests'."""
+        own = os.geteuid()
+        return (own,) if self._fence.uid is None else (own, self._fence.uid)
+
+    @property
     def layout(self) -> Layout:
         """The machines' files; there after :meth:`start`."""
         return _started(self._layout)

@@ -208,8 +208,8 @@ class Init:
         bool
             Whether there may be more at once.
         """
-        if self._paused:
-            return False
+        if self._paused or self._outputs.get(output.descriptor) is not output:
+            return False  # another event of the same round has closed it
         try:
             data = os.read(output.descriptor, 65536)
         except BlockingIOError:
