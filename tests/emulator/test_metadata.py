@@ -303,6 +303,7 @@ async def test_googles_own_library_gets_its_credentials_here(guest, tmp_path):
         env={
             "PATH": "",
             "HOME": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join(sys.path),
             "GCE_METADATA_HOST": server,
             "GCE_METADATA_IP": server,
             "GCE_METADATA_ROOT": server,

@@ -176,7 +176,7 @@ def tell(host: Host, *words: str, program: str = TELL) -> tuple[list[str], dict[
 anything = st.binary(max_size=200).filter(lambda data: b"\0" not in data)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(
     arguments=st.lists(anything, max_size=5),
     values=st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), max_size=5),

@@ -80,6 +80,10 @@ class Layout:
             stand_in.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', "utf-8")
             stand_in.chmod(0o755)
 
+        if not (Path(sys.executable).parent / "python").exists():
+            # Every image with a Python in it has this name; some distributions do not.
+            (self.folder / "bin" / "python").symlink_to(sys.executable)
+
     def write_hosts(self, names: Mapping[str, Iterable[str]]) -> None:
         """Replace the name table in one step.
 
