@@ -26,40 +26,6 @@ from dask_gce import demo
 from dask_gce.cli import gce
 
 
-def test_search_finds_what_it_finds_without_dask():
-    written = io.StringIO()
-    outcome = demo.run(2, console=Console(file=written, width=200))
-
-    images, digits = load_digits(return_X_y=True)
-    train, test, train_digits, test_digits = train_test_split(
-        images, digits, test_size=0.3, random_state=0
-    )
-    parameters = {
-        "C": [1e-4, 1, 1e4],
-        "gamma": [1e-3, 1, 1e3],
-        "class_weight": [None, "balanced"],
-    }
-    search = GridSearchCV(SVC(kernel="rbf"), parameters, cv=3).fit(train, train_digits)
-    assert outcome.best_parameters == search.best_params_
-    assert outcome.accuracy == search.score(test, test_digits)
-    assert outcome.shortcomings() == []
-
-    assert outcome.fits.total() == demo.FITS
-    assert len(outcome.fits) == 2
-    text = written.getvalue()
-    for expected in (
-        *outcome.fits,
-        *outcome.seconds,
-        "Dashboard: http://127.",
-        "tls://127.",
-        f"{demo.FITS} of {demo.FITS} fits, 2 workers",
-        f"Best parameters: C={search.best_params_['C']}",
-        f"Test accuracy: {outcome.accuracy:.4f}",
-    ):
-        assert expected in text
-    assert text.splitlines()[-1] == "nothing left behind"
-
-
 def perfect() -> demo.Outcome:
     return demo.Outcome(
         2, best_parameters={"C": 1}, accuracy=0.9, fits=Counter(a=demo.FITS - 1, b=1)
@@ -163,8 +129,23 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def test_kept_cluster_shows_its_dashboard_until_interrupted(tmp_path):
-    with running(tmp_path, "--workers", "1", "--keep") as process:
+def without_dask() -> tuple[dict[str, object], float]:
+    """Return the best parameters and the accuracy of the same search in this process."""
+    images, digits = load_digits(return_X_y=True)
+    train, test, train_digits, test_digits = train_test_split(
+        images, digits, test_size=0.3, random_state=0
+    )
+    parameters = {
+        "C": [1e-4, 1, 1e4],
+        "gamma": [1e-3, 1, 1e3],
+        "class_weight": [None, "balanced"],
+    }
+    search = GridSearchCV(SVC(kernel="rbf"), parameters, cv=3).fit(train, train_digits)
+    return search.best_params_, search.score(test, test_digits)
+
+
+def test_demo_finds_what_the_search_finds_without_dask_and_ends_when_interrupted(tmp_path):
+    with running(tmp_path, "--workers", "2", "--keep") as process:
         read = read_until(process, "The cluster runs on.")
         address = re.search(r"Dashboard: http://(127[\d.]+):(\d+)(/\S+)", read)
         assert address, read
@@ -175,8 +156,20 @@ def test_kept_cluster_shows_its_dashboard_until_interrupted(tmp_path):
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read() if process.stdout else ""
         assert process.wait(30) == 0, rest
+
+    best, accuracy = without_dask()
+    named = ", ".join(f"{name}={best[name]}" for name in sorted(best))
+    assert f"Best parameters: {named}\n" in read
+    assert f"Test accuracy: {accuracy:.4f}\n" in read
+    fits = re.findall(r"Took part: dask-\w+-worker-\w+, (\d+) fits\n", read)
+    assert len(fits) == 2
+    assert sum(map(int, fits)) == demo.FITS
+    for phase in ("Data", "Local Compute Engine", "Scheduler", "Workers", "Search"):
+        assert re.search(rf"^{phase}: .*, [\d.]+ s$", read, re.MULTILINE), phase
+    assert "tls://127." in read
     assert rest.splitlines()[-1] == "nothing left behind"
     assert processes_of(tmp_path) == []
+    assert not list(tmp_path.glob("dask-gce-demo-*"))
 
 
 def test_terminated_demo_takes_its_machines_with_it(tmp_path):
