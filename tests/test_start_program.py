@@ -60,7 +60,7 @@ class Guest:
             "metadata": {"items": items},
         }
         record = InstanceRecord("p", 1, "us-east1-b", resource)
-        server = MetadataServer(record, "127.0.0.1", "token")
+        server = MetadataServer(record, "127.0.0.1", "token", users=[os.getuid()])
         await server.start()
         try:
             process = await asyncio.create_subprocess_exec(
