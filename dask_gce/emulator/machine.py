@@ -37,7 +37,13 @@ class Machine(ABC):
 
     @abstractmethod
     async def boot(self) -> None:
-        """Power on. Returns once the guest runs; its startup script goes on by itself."""
+        """Power on. Returns once the guest runs; its startup script goes on by itself.
+
+        Raises
+        ------
+        RuntimeError
+            The machine cannot be made here, or was discarded.
+        """
 
     @abstractmethod
     async def stop(self, grace: float) -> None:

@@ -156,6 +156,19 @@ async def test_a_guest_can_signal_only_its_own_machine(sleeper):
     assert sleeper.poll() is None
 
 
+@needs_root
+async def test_shared_memory_of_killed_guests_is_removed():
+    script = "echo x > /dev/shm/dask-gce-fence-test && echo made; sleep 1000"
+    async with started_kind() as kind:
+        if kind.fence.uid is None:
+            pytest.skip("without user namespaces nobody knows whose it is")
+        machine = new_machine(kind, make_record("m", script))
+        await machine.boot()
+        await until_said(machine, "startup-script: made")
+        assert present("/dev/shm/dask-gce-fence-test")
+    assert not present("/dev/shm/dask-gce-fence-test")
+
+
 async def test_what_a_program_needs_it_may_write():
     script = (
         "echo > /dev/null; echo > /dev/tty; echo one > $HOME/one; mv $HOME/one $TMPDIR/two\n"

@@ -50,6 +50,7 @@ class Supervisor:
         self._control = control
         self._folder = folder
         self._machines: set[int] = set()
+        self._uid: int | None = None
         self._life, self._life_end = os.pipe()
 
     def run(self) -> None:
@@ -104,6 +105,7 @@ class Supervisor:
         return True
 
     def _boot(self, plan: Plan, control: int, console: int) -> dict[str, Any]:
+        self._uid = plan.uid
         ready, ready_end = os.pipe()
         mapped, mapped_end = os.pipe()
         pid = os.fork()
@@ -155,6 +157,8 @@ class Supervisor:
             time.sleep(0.002)
         kill_all()
         remove_tree(self._folder)
+        if self._uid is not None:
+            _remove_shared_memory(self._uid)
 
 
 def _become_machine(
@@ -189,6 +193,15 @@ def _become_machine(
         # The emulator shows this on the machine's serial console.
         sys.excepthook(*sys.exc_info())
         os._exit(1)
+
+
+def _remove_shared_memory(uid: int) -> None:
+    """Remove what killed guests left in ``/dev/shm``, where their user ID is nobody else's."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir("/dev/shm"):  # noqa: S108 # the system's own folder
+            with contextlib.suppress(OSError):
+                if entry.stat(follow_symlinks=False).st_uid == uid:
+                    os.unlink(entry.path)  # noqa: PTH108 # the guests' modules go without pathlib
 
 
 def _enter_namespace(ready: int, mapped: int) -> None:
