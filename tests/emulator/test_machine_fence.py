@@ -169,6 +169,24 @@ async def test_shared_memory_of_killed_guests_is_removed():
     assert not present("/dev/shm/dask-gce-fence-test")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="semaphores are no files elsewhere")
+async def test_semaphores_of_killed_guests_are_removed():
+    script = (
+        "exec python3 -c 'import multiprocessing, time\n"
+        'lock = multiprocessing.get_context("spawn").Lock()\n'
+        "print(lock._semlock.name, flush=True)\n"
+        "time.sleep(1000)'"
+    )
+    async with started_kind() as kind:
+        machine = new_machine(kind, make_record("m", script))
+        await machine.boot()
+        await until_said(machine, "/mp-")
+        semaphore = "/dev/shm/sem." + script_output(machine).removeprefix("/")
+        assert present(semaphore)
+        await machine.kill()
+        assert not present(semaphore)
+
+
 async def test_what_a_program_needs_it_may_write():
     script = (
         "echo > /dev/null; echo > /dev/tty; echo one > $HOME/one; mv $HOME/one $TMPDIR/two\n"

@@ -1,9 +1,9 @@
 """A stand-in for ``docker``: the verbs, and what it answers.
 
 Owns images and messages; the options of ``docker run`` are :mod:`docker_options`, and running a
-command as a container is :mod:`containers`. There is no image and no container engine behind it: an
-image exists when its name matches one of the emulator's patterns, and a container is the command
-itself, in an environment as clean as a container's.
+command as a container is :mod:`container_runs`. There is no image and no container engine behind
+it: an image exists when its name matches one of the emulator's patterns, and a container is the
+command itself, in an environment as clean as a container's.
 
 Source of options and words: https://docs.docker.com/reference/cli/docker/
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from . import containers
+from .container_runs import run_attached, run_detached
 from .docker_options import DockerError, RunOptions, parse_run
 
 __all__ = ["docker"]
@@ -74,8 +75,8 @@ def _run(words: list[str], *, start: bool = True) -> int:
     except containers.ContainerError as refusal:
         raise DockerError(f"Error response from daemon: {refusal}", 125) from refusal
     if "--detach" in parsed.flags:
-        return containers.run_detached(container)
-    return containers.run_attached(container, stdin="--interactive" in parsed.flags)
+        return run_detached(container)
+    return run_attached(container, stdin="--interactive" in parsed.flags)
 
 
 def _environment(parsed: RunOptions) -> dict[str, str]:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from .containers import keepers
 from .files import remove_tree
-from .processes import become_subreaper, descendants, kill_all, reap
+from .processes import become_subreaper, descendants, kill_all, let_trackers_finish, reap
 from .scripts import run_script
 
 __all__ = ["Init", "Plan"]
@@ -332,6 +332,7 @@ class Init:
         self._killed = True
 
     def _end(self) -> NoReturn:
+        let_trackers_finish()
         kill_all()
         for output in tuple(self._outputs.values()):
             while self.read_output(output):

@@ -13,12 +13,15 @@ import subprocess
 import sys
 import time
 
-__all__ = ["become_subreaper", "children", "descendants", "kill_all", "reap"]
+__all__ = ["become_subreaper", "children", "descendants", "kill_all", "let_trackers_finish", "reap"]
 
 PR_SET_CHILD_SUBREAPER = 36
 
 #: Seconds after which a process that the kernel does not let die is given up.
 KILL_LIMIT = 10.0
+
+#: Seconds that resource trackers have to remove what the processes they served have left.
+TRACKER_LIMIT = 0.5
 
 
 def become_subreaper() -> None:
@@ -166,6 +169,36 @@ def kill_all(spare: frozenset[int] = frozenset()) -> None:
                         os.kill(pid, signal.SIGKILL)
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
+
+
+def let_trackers_finish() -> None:
+    """Kill everything below this process but Python's resource trackers, and let those end.
+
+    A tracker outlives the processes that it serves by a moment, in which it removes the semaphores
+    that they left in ``/dev/shm``: on the host, where a power cut would not leave them.
+    """
+    if sys.platform != "linux":
+        return
+    deadline = time.monotonic() + TRACKER_LIMIT
+    while time.monotonic() < deadline:
+        below = descendants(os.getpid())
+        trackers = {pid for pid in below if _is_tracker(pid)}
+        if not trackers:
+            return
+        for pid in below:
+            if pid not in trackers:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+        reap()
+        time.sleep(0.001)
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 # start-up time
+            return b"multiprocessing.resource_tracker" in file.read()
+    except OSError:
+        return False
 
 
 def _reap_others(spare: frozenset[int]) -> bool:
