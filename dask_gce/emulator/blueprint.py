@@ -10,25 +10,18 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dask_gce.emulator.attachments import AttachedPlan, plan_disks
 from dask_gce.emulator.attributes import (
     check_labels,
     check_metadata,
     check_service_accounts,
     check_tags,
 )
-from dask_gce.emulator.catalog import images, machine_types
+from dask_gce.emulator.catalog import machine_types
 from dask_gce.emulator.catalog.machine_types import MachineType
 from dask_gce.emulator.catalog.places import region_of
-from dask_gce.emulator.disks import (
-    DISK_TYPES,
-    DiskPlan,
-    check_disk_type,
-    check_fit,
-    check_size,
-    default_disk_type,
-)
-from dask_gce.emulator.errors import bad_request, invalid, not_found, required
-from dask_gce.emulator.links import check_name, fingerprint, last_segment, path_of
+from dask_gce.emulator.errors import invalid, required
+from dask_gce.emulator.links import fingerprint, last_segment, path_of
 from dask_gce.emulator.networks import find_network, find_subnetwork
 from dask_gce.emulator.scheduling import check_scheduling
 
@@ -55,25 +48,6 @@ _VERBATIM = (
     "shieldedInstanceConfig",
     "workloadIdentityConfig",
 )
-
-
-@dataclass(frozen=True)
-class AttachedPlan:
-    """How one disk hangs on the instance.
-
-    Parameters
-    ----------
-    shown : dict
-        The ``attachedDisk`` as the instance shows it, still without its source.
-    existing : str or None
-        The name of a disk that exists already.
-    new : DiskPlan or None
-        The disk to be made; None for an existing one and for local SSD.
-    """
-
-    shown: Resource
-    existing: str | None = None
-    new: DiskPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +141,7 @@ def draw(cloud: Cloud, project: Project, zone: str, body: Resource, *, bulk: boo
         machine_type,
         shared,
         _interfaces(cloud, project, zone, body.get("networkInterfaces", []), field),
-        _disks(
+        plan_disks(
             cloud,
             project,
             zone,
@@ -254,110 +228,3 @@ def _interfaces(
             ]
         shown.append(made)
     return shown
-
-
-def _disks(
-    cloud: Cloud,
-    project: Project,
-    zone: str,
-    asked: list[Resource],
-    *,
-    machine_type: MachineType,
-    field: str,
-    bulk: bool,
-) -> list[AttachedPlan]:
-    if not asked:
-        raise invalid(f"{field}.disks", "", "No disks are specified.")
-    # Without a word about it, the first disk is the one to boot from.
-    boots = [disk.get("boot", False) for disk in asked]
-    if not any(boots):
-        raise invalid(f"{field}.disks", "", "Boot disk must be specified.")
-    if sum(boots) > 1 or not boots[0]:
-        raise invalid(f"{field}.disks", "", "Boot disk must be the first disk and the only one.")
-    return [
-        _disk(
-            cloud,
-            project,
-            zone,
-            disk,
-            index=index,
-            machine_type=machine_type,
-            field=f"{field}.disks[{index}]",
-            bulk=bulk,
-        )
-        for index, disk in enumerate(asked)
-    ]
-
-
-def _disk(
-    cloud: Cloud,
-    project: Project,
-    zone: str,
-    disk: Resource,
-    *,
-    index: int,
-    machine_type: MachineType,
-    field: str,
-    bulk: bool,
-) -> AttachedPlan:
-    scratch = disk.get("type") == "SCRATCH"
-    shown: Resource = {
-        "kind": "compute#attachedDisk",
-        "type": "SCRATCH" if scratch else "PERSISTENT",
-        "mode": disk.get("mode", "READ_WRITE"),
-        "deviceName": disk.get("deviceName", f"persistent-disk-{index}"),
-        "index": index,
-        "boot": disk.get("boot", False),
-        "autoDelete": disk.get("autoDelete", False) or scratch,
-        "interface": disk.get("interface", "NVME" if scratch else "SCSI"),
-    }
-    if "source" in disk:
-        match = re.fullmatch(
-            rf"(?:{re.escape(project.path)}/)?zones/{zone}/disks/([^/]+)", path_of(disk["source"])
-        )
-        if match is None:
-            raise invalid(f"{field}.source", disk["source"], "The URL is malformed.")
-        if match[1] not in project.disks.get(zone, {}):
-            raise not_found(f"{project.path}/zones/{zone}/disks/{match[1]}")
-        return AttachedPlan(shown, existing=match[1])
-    params = disk.get("initializeParams", {})
-    where = f"{field}.initializeParams"
-    image = None
-    if "sourceImage" in params:
-        image = images.from_link(project.id, params["sourceImage"], f"{where}.sourceImage")
-        if image.architecture != machine_type.architecture:
-            raise invalid(
-                f"{where}.sourceImage",
-                params["sourceImage"],
-                f"The image's architecture {image.architecture} does not match that of machine"
-                f" type {machine_type.name}, {machine_type.architecture}.",
-            )
-    elif shown["boot"]:
-        raise invalid(f"{where}.sourceImage", "", "A boot disk needs an image.")
-    if scratch:
-        shown["diskSizeGb"] = str(DISK_TYPES["local-ssd"][1])
-        return AttachedPlan(shown)
-    disk_type = default_disk_type(machine_type.family)
-    if "diskType" in params:
-        disk_type = check_disk_type(
-            project, zone, params["diskType"], f"{where}.diskType", bare=bulk
-        )
-        if disk_type == "local-ssd":
-            raise bad_request("Local SSD disks must be of type SCRATCH.")
-        check_fit(machine_type, disk_type)
-    size = check_size(
-        params.get("diskSizeGb", disk.get("diskSizeGb")), image, f"{where}.diskSizeGb"
-    )
-    name = params.get("diskName")
-    if name is not None:
-        check_name(name, f"{where}.diskName")
-    shown["diskSizeGb"] = str(size)
-    if image:
-        shown["licenses"] = [cloud.url(image.license_path)]
-        shown["guestOsFeatures"] = image.guest_features
-        shown["architecture"] = image.architecture
-    labels = check_labels(params.get("labels", {}), f"{where}.labels")
-    return AttachedPlan(
-        shown,
-        new=DiskPlan(name, size, disk_type, image, labels, params.get("description", "")),
-    )

@@ -125,7 +125,18 @@ class Cloud:
         return self.projects[project_id]
 
     def url(self, path: str) -> str:
-        """Return the full link of a path such as ``projects/p/global/networks/default``."""
+        """Return the full link of a resource.
+
+        Parameters
+        ----------
+        path : str
+            Its path, such as ``projects/p/global/networks/default``.
+
+        Returns
+        -------
+        str
+            The link.
+        """
         return f"{self.base_url}/{path}"
 
     def begin(
@@ -166,7 +177,13 @@ class Cloud:
         )
 
     def leftovers(self) -> list[str]:
-        """Return a sentence for each instance, disk and running operation that exists."""
+        """Describe what exists or goes on.
+
+        Returns
+        -------
+        list of str
+            A sentence for each instance, disk and running operation.
+        """
         found = []
         for project in self.projects.values():
             for zone, instances in project.instances.items():

@@ -38,6 +38,16 @@ _MOST_GB = 65_536
 def default_disk_type(family: str) -> str:
     """Return the disk type that a machine family takes when none is asked for.
 
+    Parameters
+    ----------
+    family : str
+        The family, for example ``c4``.
+
+    Returns
+    -------
+    str
+        The name of the disk type.
+
     Examples
     --------
     >>> default_disk_type("c4"), default_disk_type("c3"), default_disk_type("n1")
@@ -123,7 +133,15 @@ def check_size(asked: str | None, image: images.Image | None, field: str) -> int
 
 
 def check_fit(machine_type: MachineType, disk_type: str) -> None:
-    """Refuse a disk type that a machine type cannot use."""
+    """Refuse a disk type that a machine type cannot use.
+
+    Parameters
+    ----------
+    machine_type : MachineType
+        The machine type.
+    disk_type : str
+        The name of the disk type.
+    """
     if disk_type.startswith("pd-") and machine_type.family in HYPERDISK_ONLY:
         raise bad_request(
             f"{disk_type} disk type cannot be used by {machine_type.name} machine type."
@@ -227,7 +245,15 @@ def attach(disk: Resource, user: str) -> None:
 
 
 def detach(disk: Resource, user: str) -> None:
-    """Note that an instance uses a disk no more."""
+    """Note that an instance uses a disk no more.
+
+    Parameters
+    ----------
+    disk : dict
+        The disk.
+    user : str
+        The instance's link.
+    """
     users = [one for one in disk.get("users", ()) if one != user]
     disk.pop("users", None)
     if users:

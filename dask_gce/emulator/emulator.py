@@ -60,9 +60,9 @@ class ComputeEmulator:
 
     Examples
     --------
-    >>> with ComputeEmulator("paper") as emulator:  # doctest: +SKIP
-    ...     print(emulator.endpoint)
-    http://127.0.0.1:41327
+    >>> with ComputeEmulator("paper") as emulator:
+    ...     print(emulator.endpoint)  # doctest: +ELLIPSIS
+    http://127.0.0.1:...
     """
 
     default_observers: ClassVar[list[Observer]] = []
@@ -145,7 +145,13 @@ class ComputeEmulator:
         return self._ask(look)
 
     def instances(self) -> list[dict[str, Any]]:
-        """Return the resources of all instances, of all projects and zones, by name."""
+        """Return all instances.
+
+        Returns
+        -------
+        list of dict
+            Their resources, of all projects and zones, by name.
+        """
 
         def look() -> list[dict[str, Any]]:
             found = [

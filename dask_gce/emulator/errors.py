@@ -105,17 +105,52 @@ def envelope(error: APIError) -> dict[str, Any]:
 
 
 def not_found(path: str) -> APIError:
-    """Return the refusal for a resource that does not exist, by its path from ``projects/`` on."""
+    """Return the refusal for a resource that does not exist.
+
+    Parameters
+    ----------
+    path : str
+        Its path from ``projects/`` on.
+
+    Returns
+    -------
+    APIError
+        The refusal.
+    """
     return APIError(404, "notFound", f"The resource '{path}' was not found")
 
 
 def already_exists(path: str) -> APIError:
-    """Return the refusal for a name that is taken."""
+    """Return the refusal for a name that is taken.
+
+    Parameters
+    ----------
+    path : str
+        The path from ``projects/`` on.
+
+    Returns
+    -------
+    APIError
+        The refusal.
+    """
     return APIError(409, "alreadyExists", f"The resource '{path}' already exists")
 
 
 def in_use(path: str, user: str) -> APIError:
-    """Return the refusal to delete a resource that another one uses."""
+    """Return the refusal to delete a resource that another one uses.
+
+    Parameters
+    ----------
+    path : str
+        Its path from ``projects/`` on.
+    user : str
+        The path of the other one.
+
+    Returns
+    -------
+    APIError
+        The refusal.
+    """
     message = (
         f"The {path.split('/')[-2].rstrip('s')} resource '{path}' is already being used by '{user}'"
     )
@@ -145,20 +180,64 @@ def invalid(field: str, value: object, explanation: str) -> APIError:
 
 
 def required(field: str) -> APIError:
-    """Return the refusal for a field that must be given and is not."""
+    """Return the refusal for a field that must be given and is not.
+
+    Parameters
+    ----------
+    field : str
+        The path of the field, for example ``"resource.name"``.
+
+    Returns
+    -------
+    APIError
+        The refusal.
+    """
     return APIError(400, "required", f"Required field '{field}' not specified")
 
 
 def bad_request(message: str) -> APIError:
-    """Return the refusal for a request whose form is wrong."""
+    """Return the refusal for a request whose form is wrong.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, as a sentence.
+
+    Returns
+    -------
+    APIError
+        The refusal.
+    """
     return APIError(400, "badRequest", message)
 
 
 def not_ready(path: str) -> APIError:
-    """Return the refusal for a resource that is busy with something else."""
+    """Return the refusal for a resource that is busy with something else.
+
+    Parameters
+    ----------
+    path : str
+        Its path from ``projects/`` on.
+
+    Returns
+    -------
+    APIError
+        The refusal.
+    """
     return APIError(400, "resourceNotReady", f"The resource '{path}' is not ready")
 
 
 def condition_not_met(message: str) -> APIError:
-    """Return the refusal for a fingerprint that is out of date."""
+    """Return the refusal for a fingerprint that is out of date.
+
+    Parameters
+    ----------
+    message : str
+        Google's sentence.
+
+    Returns
+    -------
+    APIError
+        The refusal.
+    """
     return APIError(412, "conditionNotMet", message)

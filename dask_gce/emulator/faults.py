@@ -76,7 +76,13 @@ class Faults:
         self._left: list[list[Any]] = []
 
     def add(self, *faults: Fault) -> None:
-        """Append faults to the script."""
+        """Append faults to the script.
+
+        Parameters
+        ----------
+        *faults : Fault
+            What is to go wrong.
+        """
         with self._lock:
             self._left += [[fault, fault.times] for fault in faults]
 
@@ -86,7 +92,13 @@ class Faults:
             self._left.clear()
 
     def unused(self) -> list[Fault]:
-        """Return the faults that did not happen as often as they should have."""
+        """Return what has not gone wrong yet.
+
+        Returns
+        -------
+        list of Fault
+            The faults that did not happen as often as they should have.
+        """
         with self._lock:
             return [fault for fault, left in self._left if left]
 

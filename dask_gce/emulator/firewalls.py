@@ -29,9 +29,21 @@ _PROTOCOLS = frozenset({"ah", "all", "esp", "icmp", "ipip", "sctp", "tcp", "udp"
 
 
 def default_firewalls(base_url: str, project_id: str) -> dict[str, Resource]:
-    """Return the firewall rules of a new project, by name.
+    """Return the firewall rules of a new project.
 
     They are those of https://cloud.google.com/firewall/docs/firewalls#more_rules_default_vpc.
+
+    Parameters
+    ----------
+    base_url : str
+        The address of the API up to and with ``/compute/v1``.
+    project_id : str
+        Project ID.
+
+    Returns
+    -------
+    dict
+        The rules, by name.
     """
     rules: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "default-allow-icmp": ("0.0.0.0/0", [{"IPProtocol": "icmp"}]),

@@ -203,7 +203,13 @@ class Instance:
         self._show("RUNNING")
 
     async def start(self, operation: Operation) -> None:
-        """Boot it again; the work of `instances.start`."""
+        """Boot it again; the work of `instances.start`.
+
+        Parameters
+        ----------
+        operation : Operation
+            The operation that does it.
+        """
         async with self._transition:
             if self.status == "RUNNING":
                 return
@@ -212,20 +218,38 @@ class Instance:
             await self._boot()
 
     async def stop(self, operation: Operation) -> None:
-        """Shut it down; the work of `instances.stop`."""
+        """Shut it down; the work of `instances.stop`.
+
+        Parameters
+        ----------
+        operation : Operation
+            The operation that does it.
+        """
         async with self._transition:
             if self.status != "TERMINATED" and not self._ending:
                 await self._power_off()
 
     async def reset(self, operation: Operation) -> None:
-        """Cut the power and boot at once; the work of `instances.reset`."""
+        """Cut the power and boot at once; the work of `instances.reset`.
+
+        Parameters
+        ----------
+        operation : Operation
+            The operation that does it.
+        """
         async with self._transition:
             if self.status == "RUNNING" and not self._ending:
                 await self.machine.kill()
                 await self._boot()
 
     async def delete(self, operation: Operation) -> None:
-        """Shut it down and remove it with its disks; the work of `instances.delete`."""
+        """Shut it down and remove it with its disks; the work of `instances.delete`.
+
+        Parameters
+        ----------
+        operation : Operation
+            The operation that does it.
+        """
         if self._leaving.is_set():
             await self._gone.wait()
             return
@@ -240,13 +264,25 @@ class Instance:
             await self._vanish()
 
     async def preempt(self, operation: Operation) -> None:
-        """Take it away as Compute Engine takes a Spot instance; the guest is told first."""
+        """Take it away as Compute Engine takes a Spot instance; the guest is told first.
+
+        Parameters
+        ----------
+        operation : Operation
+            The operation that does it.
+        """
         self.record.preempted = True
         self.record.touch()
         await self.end(operation)
 
     async def end(self, operation: Operation) -> None:
-        """Do what ``instanceTerminationAction`` says: delete or stop it."""
+        """Do what ``instanceTerminationAction`` says: delete or stop it.
+
+        Parameters
+        ----------
+        operation : Operation
+            The operation that does it.
+        """
         if self.resource["scheduling"].get("instanceTerminationAction") == "DELETE":
             await self.delete(operation)
         else:

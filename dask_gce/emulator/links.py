@@ -81,28 +81,78 @@ def path_of(link: str) -> str:
 
 
 def last_segment(link: str) -> str:
-    """Return the resource name at the end of a link or path."""
+    """Return the resource name at the end of a link or path.
+
+    Parameters
+    ----------
+    link : str
+        The link.
+
+    Returns
+    -------
+    str
+        The name.
+    """
     return link.rstrip("/").rsplit("/", 1)[-1]
 
 
 def now(delay: float = 0.0) -> str:
-    """Return the time, so many seconds from now, as Google writes it: RFC 3339, milliseconds."""
+    """Return a time as Google writes it: RFC 3339, milliseconds.
+
+    Parameters
+    ----------
+    delay : float
+        Seconds from now.
+
+    Returns
+    -------
+    str
+        The time.
+    """
     moment = datetime.now(timezone.utc) + timedelta(seconds=delay)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def new_id() -> str:
-    """Return a fresh resource ID: an unsigned 64-bit integer in decimal, as JSON carries it."""
+    """Return a fresh resource ID.
+
+    Returns
+    -------
+    str
+        An unsigned 64-bit integer in decimal, as JSON carries it.
+    """
     return str(secrets.randbits(62) | 1 << 62)
 
 
 def number_of(text: str) -> int:
-    """Return a stable 12-digit number for a text, as projects have one."""
+    """Return a stable 12-digit number for a text, as projects have one.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+
+    Returns
+    -------
+    int
+        Its number.
+    """
     digest = hashlib.sha256(text.encode()).digest()
     return 100_000_000_000 + int.from_bytes(digest[:8], "big") % 900_000_000_000
 
 
 def fingerprint(value: Any) -> str:
-    """Return a fingerprint of a JSON value: eight bytes in URL-safe base64, as in the API."""
+    """Return a fingerprint of a JSON value.
+
+    Parameters
+    ----------
+    value : object
+        The value.
+
+    Returns
+    -------
+    str
+        Eight bytes in URL-safe base64, as in the API.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:8]).decode()

@@ -47,7 +47,13 @@ class Machine(ABC):
 
     @abstractmethod
     async def stop(self, grace: float) -> None:
-        """Press the power button: the guest may end in order for `grace` seconds, then dies."""
+        """Press the power button.
+
+        Parameters
+        ----------
+        grace : float
+            Seconds the guest may take to end in order, before it is killed.
+        """
 
     @abstractmethod
     async def kill(self) -> None:
@@ -74,16 +80,66 @@ class MachineKind(ABC):
 
     @abstractmethod
     def allocate(self, record: InstanceRecord, requested: str | None = None) -> str:
-        """Return an internal IPv4 address; ValueError if the requested one cannot be had."""
+        """Return an internal IPv4 address for an instance.
+
+        Parameters
+        ----------
+        record : InstanceRecord
+            The instance.
+        requested : str or None
+            The address that is wanted; None takes any.
+
+        Returns
+        -------
+        str
+            The address.
+
+        Raises
+        ------
+        ValueError
+            The requested address cannot be had, or none is left.
+        """
 
     @abstractmethod
     def external_address(self, internal: str) -> str:
-        """Return the external address through which an internal one is reached."""
+        """Return the external address through which an internal one is reached.
+
+        Parameters
+        ----------
+        internal : str
+            An address that this kind allocated.
+
+        Returns
+        -------
+        str
+            The external address.
+        """
 
     @abstractmethod
     def create(self, record: InstanceRecord, address: str, on_exit: GuestExit) -> Machine:
-        """Make a machine, powered off."""
+        """Make a machine, powered off.
+
+        Parameters
+        ----------
+        record : InstanceRecord
+            The instance.
+        address : str
+            Its internal address.
+        on_exit : callable
+            Told when the guest ends by itself; from any thread.
+
+        Returns
+        -------
+        Machine
+            The machine.
+        """
 
     @abstractmethod
     def leftovers(self) -> list[str]:
-        """Describe whatever still exists: processes, folders, sockets. Empty when all is gone."""
+        """Describe whatever still exists: processes, folders, sockets.
+
+        Returns
+        -------
+        list of str
+            A sentence each; empty when all is gone.
+        """

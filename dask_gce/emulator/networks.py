@@ -101,12 +101,40 @@ def make_subnetwork(
 
 
 def default_network(base_url: str, project_id: str) -> dict[str, Resource]:
-    """Return the networks of a new project, by name."""
+    """Return the networks of a new project.
+
+    Parameters
+    ----------
+    base_url : str
+        The address of the API up to and with ``/compute/v1``.
+    project_id : str
+        Project ID.
+
+    Returns
+    -------
+    dict
+        The networks, by name.
+    """
     return {"default": make_network(base_url, project_id, "default", auto=True)}
 
 
 def auto_subnetworks(base_url: str, project_id: str, network: str) -> dict[str, Resource]:
-    """Return the subnetworks of an auto mode network, by region."""
+    """Return the subnetworks of an auto mode network.
+
+    Parameters
+    ----------
+    base_url : str
+        The address of the API up to and with ``/compute/v1``.
+    project_id : str
+        Project ID.
+    network : str
+        The name of the network.
+
+    Returns
+    -------
+    dict
+        The subnetworks, by region.
+    """
     return {
         region: make_subnetwork(
             base_url, project_id, region, name=network, network=network, cidr=cidr
@@ -116,7 +144,20 @@ def auto_subnetworks(base_url: str, project_id: str, network: str) -> dict[str, 
 
 
 def default_subnetworks(base_url: str, project_id: str) -> dict[str, dict[str, Resource]]:
-    """Return the subnetworks of a new project, by region and name."""
+    """Return the subnetworks of a new project.
+
+    Parameters
+    ----------
+    base_url : str
+        The address of the API up to and with ``/compute/v1``.
+    project_id : str
+        Project ID.
+
+    Returns
+    -------
+    dict
+        The subnetworks, by region and name.
+    """
     found = auto_subnetworks(base_url, project_id, "default")
     return {region: {"default": subnetwork} for region, subnetwork in found.items()}
 

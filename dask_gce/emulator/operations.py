@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from dask_gce.emulator.errors import OPERATION_STATUS, OperationFailed, not_found
@@ -70,7 +70,13 @@ class Operation:
         return True
 
     def finish(self, errors: list[dict[str, Any]] | None = None) -> None:
-        """Mark it as done, with errors if there are any."""
+        """Mark it as done, with errors if there are any.
+
+        Parameters
+        ----------
+        errors : list of dict or None
+            What ``operation.error.errors`` is to show; none when all went well.
+        """
         if errors:
             status, message = OPERATION_STATUS.get(str(errors[0].get("code")), (400, "BAD REQUEST"))
             self.resource["error"] = {"errors": errors}
@@ -174,8 +180,14 @@ class Operations:
             # Also when `work` broke or the emulator closes: nobody may wait for ever.
             operation.finish(errors)
 
-    def spawn(self, coroutine: Any) -> None:
-        """Run a coroutine as a task that this object owns."""
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine as a task that this object owns.
+
+        Parameters
+        ----------
+        coroutine : coroutine
+            What the task does.
+        """
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._reap)
@@ -186,11 +198,35 @@ class Operations:
             logger.error("A local Compute Engine operation broke", exc_info=task.exception())
 
     def log(self, project: str, scope: str) -> dict[str, Operation]:
-        """Return the operations of a project in a scope such as ``zones/us-central1-a``."""
+        """Return the operations of a project in a scope.
+
+        Parameters
+        ----------
+        project : str
+            Project ID.
+        scope : str
+            ``global``, ``regions/R`` or ``zones/Z``.
+
+        Returns
+        -------
+        dict
+            The operations, by name.
+        """
         return self._logs.get((project, scope), {})
 
     def scopes(self, project: str) -> Iterator[str]:
-        """Yield the scopes in which a project has operations."""
+        """Yield the scopes in which a project has operations.
+
+        Parameters
+        ----------
+        project : str
+            Project ID.
+
+        Yields
+        ------
+        str
+            ``global``, ``regions/R`` or ``zones/Z``.
+        """
         for owner, scope in self._logs:
             if owner == project:
                 yield scope
@@ -226,7 +262,13 @@ class Operations:
         raise not_found(f"projects/{project}/{scope}/operations/{name}")
 
     def running(self) -> list[Operation]:
-        """Return the operations that are not done."""
+        """Return what goes on.
+
+        Returns
+        -------
+        list of Operation
+            The operations that are not done.
+        """
         return [one for log in self._logs.values() for one in log.values() if not one.done]
 
     async def close(self) -> None:

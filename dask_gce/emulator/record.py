@@ -15,7 +15,13 @@ SERIAL_BUFFER_SIZE = 1024 * 1024
 
 
 class SerialConsole:
-    """The last mebibyte of a machine's serial port, addressed by absolute byte offset."""
+    """The last of a machine's serial port output, addressed by absolute byte offset.
+
+    Parameters
+    ----------
+    size : int
+        How many bytes are kept.
+    """
 
     def __init__(self, size: int = SERIAL_BUFFER_SIZE) -> None:
         self._size = size
@@ -23,7 +29,13 @@ class SerialConsole:
         self._start = 0
 
     def write(self, data: bytes) -> None:
-        """Append output, forgetting the oldest bytes beyond the buffer's size."""
+        """Append output, forgetting the oldest bytes beyond the buffer's size.
+
+        Parameters
+        ----------
+        data : bytes
+            The output.
+        """
         self._data += data
         surplus = len(self._data) - self._size
         if surplus > 0:
@@ -68,6 +80,16 @@ class InstanceRecord:
         Zone name.
     resource : dict
         The ``compute#instance`` resource in API JSON, as ``instances.get`` answers it.
+    guest_attributes : dict
+        What the guest published: namespace -> key -> value.
+    serial : SerialConsole
+        Its first serial port.
+    preempted : bool
+        Whether Compute Engine is taking it away.
+    maintenance_event : str
+        What the host is about to do to it, in the metadata server's words.
+    version : int
+        How often it has changed.
     """
 
     project: str

@@ -114,7 +114,24 @@ class Call:
         return self.route.template.format(**self.params)
 
     def begin(self, operation_type: str, target: str, work: Work, **extra: Any) -> Operation:
-        """Begin an operation where the request acts; see :meth:`Cloud.begin`."""
+        """Begin an operation where the request acts.
+
+        Parameters
+        ----------
+        operation_type : str
+            Google's word for it, for example ``insert``.
+        target : str
+            The path of the resource it works on, below the scope.
+        work : callable
+            What it does.
+        **extra
+            As for :meth:`Cloud.begin`.
+
+        Returns
+        -------
+        Operation
+            The operation, still PENDING.
+        """
         return self.cloud.begin(self.project, self.scope, operation_type, target, work, **extra)
 
 

@@ -59,7 +59,13 @@ class Server:
         self._latency = latency
 
     def application(self) -> web.Application:
-        """Return the aiohttp application."""
+        """Make the application that aiohttp runs.
+
+        Returns
+        -------
+        aiohttp.web.Application
+            The application.
+        """
         application = web.Application(client_max_size=_LARGEST_BODY)
         application.router.add_route("*", "/{path:.*}", self._answer)
         return application

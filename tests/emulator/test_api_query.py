@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from rest import PROJECT, ZONE, Refused, Rest
 
 from dask_gce.emulator.errors import APIError
+from dask_gce.emulator.filters import parse_filter
 from dask_gce.emulator.partial import apply_mask, parse_mask
-from dask_gce.emulator.query import parse_filter
 
 INSTANCE = {
     "name": "dask-3f9a-worker-7c2e",

@@ -98,7 +98,18 @@ class Image:
         return f"projects/{self.project}/global/licenses/{self.family}"
 
     def resource(self, base_url: str) -> dict[str, Any]:
-        """Return it as ``images.get`` answers; `base_url` goes up to and with ``/compute/v1``."""
+        """Return it as ``images.get`` answers.
+
+        Parameters
+        ----------
+        base_url : str
+            The address of the API up to and with ``/compute/v1``.
+
+        Returns
+        -------
+        dict
+            The ``compute#image`` resource.
+        """
         return {
             "kind": "compute#image",
             "id": str(number_of(f"image {self.name}")),

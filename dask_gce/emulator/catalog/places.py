@@ -104,7 +104,22 @@ def check_region(project: str, region: str) -> str:
 
 
 def zone_resource(base_url: str, project: str, zone: str) -> dict[str, Any]:
-    """Return a zone as ``zones.get`` answers it; `base_url` goes up to and with ``/compute/v1``."""
+    """Return a zone as ``zones.get`` answers it.
+
+    Parameters
+    ----------
+    base_url : str
+        The address of the API up to and with ``/compute/v1``.
+    project : str
+        Project ID.
+    zone : str
+        Zone name.
+
+    Returns
+    -------
+    dict
+        The ``compute#zone`` resource.
+    """
     region = region_of(project, zone)
     return {
         "kind": "compute#zone",
