@@ -52,7 +52,7 @@ def _iptables(words: list[str]) -> int:
         import json
 
         rule = [word for word in words if word not in ("-C", "--check")]
-        with open(f"{machine.disk()}/calls", encoding="utf-8") as calls:  # noqa: PTH123 # start-up
+        with open(f"{machine.disk()}/calls", encoding="utf-8") as calls:
             for line in calls:
                 call = json.loads(line)
                 if call["command"] in ("iptables", "ip6tables") and rule == [
@@ -70,7 +70,7 @@ def _iptables(words: list[str]) -> int:
 
 def _mount(words: list[str]) -> int:
     if not words:
-        with open("/proc/mounts", encoding="utf-8") as mounts:  # noqa: PTH123 # start-up
+        with open("/proc/mounts", encoding="utf-8") as mounts:
             sys.stdout.write(mounts.read())
     return 0
 
@@ -95,7 +95,7 @@ def _sysctl(words: list[str]) -> int:
         if not assigned:
             path = "/proc/sys/" + name.replace(".", "/")
             try:
-                with open(path, encoding="utf-8") as setting:  # noqa: PTH123 # start-up
+                with open(path, encoding="utf-8") as setting:
                     value = setting.read().strip()
             except OSError:
                 print(f"sysctl: cannot stat {path}: No such file or directory", file=sys.stderr)
@@ -158,7 +158,7 @@ def _shutdown(words: list[str]) -> int:
     pending = f"{machine.disk()}/run/shutdown.pid"
     if "-c" in words:
         try:
-            with open(pending, encoding="ascii") as file:  # noqa: PTH123 # start-up
+            with open(pending, encoding="ascii") as file:
                 os.kill(int(file.read()), signal.SIGTERM)
         except (OSError, ValueError):
             return 1
@@ -174,7 +174,7 @@ def _shutdown(words: list[str]) -> int:
         return 0
     if os.fork() == 0:
         os.setsid()
-        with open(pending, "w", encoding="ascii") as file:  # noqa: PTH123 # start-up
+        with open(pending, "w", encoding="ascii") as file:
             file.write(str(os.getpid()))
         for descriptor in range(3):
             os.dup2(os.open("/dev/null", os.O_RDWR), descriptor)

@@ -148,7 +148,7 @@ def _start(container: Container, refusal: int, *, stdin: bool) -> NoReturn:
         os.setpgid(0, 0)
         if not stdin:
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-        os.makedirs(container.folder, exist_ok=True)  # noqa: PTH103 # as docker does
+        os.makedirs(container.folder, exist_ok=True)
         os.chdir(container.folder)
         os.execvpe(container.command[0], container.command, container.environment)  # noqa: S606
     except OSError as error:

@@ -89,7 +89,7 @@ class Container:
 
     def _read(self, name: str) -> str | None:
         try:
-            with open(f"{self.path}/{name}", encoding="ascii") as file:  # noqa: PTH123 # start-up
+            with open(f"{self.path}/{name}", encoding="ascii") as file:
                 return file.read()
         except FileNotFoundError:
             return None
@@ -105,9 +105,9 @@ class Container:
             The value.
         """
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            with open(f"{self.path}/{name}.new", "w", encoding="ascii") as file:  # noqa: PTH123
+            with open(f"{self.path}/{name}.new", "w", encoding="ascii") as file:
                 file.write(str(value))
-            os.replace(f"{self.path}/{name}.new", f"{self.path}/{name}")  # noqa: PTH105
+            os.replace(f"{self.path}/{name}.new", f"{self.path}/{name}")
 
     def running(self) -> bool:
         """Tell whether it runs."""
@@ -136,7 +136,7 @@ class Container:
     def log(self) -> bytes | None:
         """Return its output; None for an attached container, whose output is not kept."""
         try:
-            with open(f"{self.path}/log", "rb") as file:  # noqa: PTH123 # start-up
+            with open(f"{self.path}/log", "rb") as file:
                 return file.read()
         except FileNotFoundError:
             return None
@@ -241,7 +241,7 @@ def everything() -> list[Container]:
         for entry in os.scandir(_root()):
             with (
                 contextlib.suppress(FileNotFoundError),
-                open(f"{entry.path}/config", encoding="ascii") as file,  # noqa: PTH123 # start-up
+                open(f"{entry.path}/config", encoding="ascii") as file,
             ):
                 found.append((entry.stat().st_mtime, Container(**json.load(file))))
     return [container for _, container in sorted(found, key=lambda pair: pair[0])]
@@ -265,7 +265,7 @@ def keepers(disk: str) -> list[int]:
         for entry in os.scandir(f"{disk}/run/docker"):
             with (
                 contextlib.suppress(FileNotFoundError),
-                open(f"{entry.path}/keeper", encoding="ascii") as file,  # noqa: PTH123 # start-up
+                open(f"{entry.path}/keeper", encoding="ascii") as file,
             ):
                 found.append(int(file.read()))
     return found
@@ -361,7 +361,7 @@ def create(
     if "PYTHONPATH" in environment:
         clean["PYTHONPATH"] = f"{os.environ['LOCAL_GCE_SITE']}:{environment['PYTHONPATH']}"
     container = Container(identity, name, image, command, clean, folder or home, restart, transient)
-    os.makedirs(container.path, mode=0o700)  # noqa: PTH103 # start-up
+    os.makedirs(container.path, mode=0o700)
     container.write("config", json.dumps(asdict(container)))
     return container
 
@@ -373,14 +373,14 @@ def _check_volume(volume: str) -> None:
         raise ContainerError(
             f"volume {volume}: the local Compute Engine has no named volumes; mount a folder"
         )
-    if source != target and not (os.path.exists(target) and os.path.samefile(source, target)):  # noqa: PTH110, PTH121
+    if source != target and not (os.path.exists(target) and os.path.samefile(source, target)):
         raise ContainerError(
             f"volume {volume}: the local Compute Engine runs containers without a file system of "
             "their own, so that a path in the container must be the same as on the machine"
         )
     if not os.path.lexists(source):
         try:
-            os.makedirs(source)  # noqa: PTH103 # as docker does
+            os.makedirs(source)
         except OSError as error:
             raise ContainerError(
                 f"error while creating mount source path '{source}': {error.strerror}"

@@ -37,7 +37,7 @@ def image_error(image: str) -> str | None:
     str or None
         The sentence; None for an image that exists.
     """
-    with open(f"{os.environ['LOCAL_GCE_BIN']}/.images", encoding="utf-8") as file:  # noqa: PTH123
+    with open(f"{os.environ['LOCAL_GCE_BIN']}/.images", encoding="utf-8") as file:
         patterns = json.load(file)
     tagged = image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
     if any(fnmatch.fnmatchcase(name, one) for one in patterns for name in (image, tagged)):
@@ -83,7 +83,7 @@ def _environment(parsed: RunOptions) -> dict[str, str]:
     given: dict[str, str] = {}
     for path in parsed.options.get("--env-file", []):
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 lines = file.read().split("\n")
         except OSError as error:
             raise DockerError(f"open {path}: {str(error.strerror).lower()}", 125) from error

@@ -27,7 +27,7 @@ def remove_tree(folder: str) -> None:
     for parent, names, _ in os.walk(folder):
         for name in names:
             path = f"{parent}/{name}"
-            if not os.path.islink(path):  # noqa: PTH114 # the guests' modules go without pathlib
+            if not os.path.islink(path):
                 with contextlib.suppress(OSError):
-                    os.chmod(path, 0o700)  # noqa: PTH101 # as above
+                    os.chmod(path, 0o700)
     shutil.rmtree(folder, ignore_errors=True)

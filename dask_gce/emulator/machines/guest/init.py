@@ -131,7 +131,7 @@ class Init:
         self._control.setblocking(False)
         run = f"{self._plan.disk}/run"
         remove_tree(run)  # /run does not outlive a boot
-        os.mkdir(run, 0o755)  # noqa: PTH102 # pathlib is not worth its start-up time here
+        os.mkdir(run, 0o755)
         os.mkfifo(f"{run}/power", 0o600)
         os.mkfifo(f"{run}/log", 0o600)
         # Opened for both, so that the end of the last writer is not the end of the file.
@@ -265,7 +265,7 @@ class Init:
                         while self.read_output(output):
                             pass
                         self._write(output.lines(b"", last=True))
-                existed = os.path.exists(f"{folder}/{key}")  # noqa: PTH110 # pathlib costs start-up
+                existed = os.path.exists(f"{folder}/{key}")
                 remove_tree(folder)
                 code = os.waitstatus_to_exitcode(status)
                 if existed or code:

@@ -57,7 +57,7 @@ def address() -> str:
 def table() -> dict[str, str]:
     """Return the name table: the address of every name."""
     names = {}
-    with open(_variable("LOCAL_GCE_HOSTS"), encoding="utf-8") as hosts:  # noqa: PTH123 # start-up
+    with open(_variable("LOCAL_GCE_HOSTS"), encoding="utf-8") as hosts:
         for line in hosts:
             known, *aliases = line.split()
             names.update(dict.fromkeys(aliases, known))

@@ -85,12 +85,12 @@ def _children(parent: int) -> list[int] | None:
         return None
     below: list[int] = []
     try:
-        for thread in os.listdir(f"/proc/{parent}/task"):  # noqa: PTH208 # pathlib costs start-up time
-            with open(f"/proc/{parent}/task/{thread}/children", "rb") as file:  # noqa: PTH123
+        for thread in os.listdir(f"/proc/{parent}/task"):
+            with open(f"/proc/{parent}/task/{thread}/children", "rb") as file:
                 below += map(int, file.read().split())
     except FileNotFoundError:
         # Either the process or thread has ended, or the kernel was built without the file.
-        return None if os.path.exists(f"/proc/{parent}") else []  # noqa: PTH110 # start-up time
+        return None if os.path.exists(f"/proc/{parent}") else []
     except ProcessLookupError:
         return []
     return below
@@ -100,7 +100,7 @@ def _is_dead(pid: int) -> bool:
     if sys.platform != "linux":
         return False  # the kernel keeps no list there, so that nobody asks
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 # start-up time
+        with open(f"/proc/{pid}/stat", "rb") as stat:
             # The command, in parentheses, may hold anything, also spaces and parentheses.
             return stat.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
     except (FileNotFoundError, ProcessLookupError):
@@ -112,10 +112,10 @@ def _table() -> list[tuple[int, int, str]]:
     rows: list[list[bytes]]
     if sys.platform == "linux":
         rows = []
-        for name in os.listdir("/proc"):  # noqa: PTH208 # start-up time
+        for name in os.listdir("/proc"):
             if name.isdigit():
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    with open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123 # start-up time
+                    with open(f"/proc/{name}/stat", "rb") as stat:
                         fields = stat.read().rpartition(b")")[2].split()
                     rows.append([name.encode(), fields[1], fields[0]])
     else:
@@ -195,7 +195,7 @@ def let_trackers_finish() -> None:
 
 def _is_tracker(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 # start-up time
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
             return b"multiprocessing.resource_tracker" in file.read()
     except OSError:
         return False

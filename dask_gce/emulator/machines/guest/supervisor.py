@@ -175,7 +175,7 @@ def _become_machine(
                 _enter_namespace(ready, mapped)
             os.umask(0o022)
             for name in ("home", "tmp"):  # the last boot may have removed them
-                os.makedirs(f"{plan.disk}/{name}", mode=0o700, exist_ok=True)  # noqa: PTH103
+                os.makedirs(f"{plan.disk}/{name}", mode=0o700, exist_ok=True)
             os.chdir(f"{plan.disk}/home")
             if sys.platform == "linux" and os.geteuid() == 0:
                 sandbox.drop_capabilities()
@@ -201,7 +201,7 @@ def _remove_shared_memory(uid: int) -> None:
         for entry in os.scandir("/dev/shm"):  # noqa: S108 # the system's own folder
             with contextlib.suppress(OSError):
                 if entry.stat(follow_symlinks=False).st_uid == uid:
-                    os.unlink(entry.path)  # noqa: PTH108 # the guests' modules go without pathlib
+                    os.unlink(entry.path)
 
 
 def _enter_namespace(ready: int, mapped: int) -> None:
@@ -243,7 +243,7 @@ def _write_maps(pid: int, uid: int | None) -> None:
     # The second line makes files of the real root visible as somebody's, so that the capability to
     # read applies to them; without the others that is all that the guest can do with them.
     for kind in ("uid", "gid"):
-        with open(f"/proc/{pid}/{kind}_map", "w", encoding="ascii") as file:  # noqa: PTH123 # start-up
+        with open(f"/proc/{pid}/{kind}_map", "w", encoding="ascii") as file:
             file.write(f"0 {uid} 1\n65533 0 1\n")
 
 

@@ -35,10 +35,10 @@ class _Machine:
     def names(self) -> dict[str, str]:
         """Return the address of every name, read again when the table was replaced."""
         try:
-            status = os.stat(self._hosts)  # noqa: PTH116 # every interpreter of a guest pays for pathlib
+            status = os.stat(self._hosts)
             seen = status.st_ino, status.st_mtime_ns
             if seen != self._seen:
-                with open(self._hosts, encoding="utf-8") as table:  # noqa: PTH123 # as above
+                with open(self._hosts, encoding="utf-8") as table:
                     rows = [line.split() for line in table]
                 self._names = {name: row[0] for row in rows for name in row[1:]}
                 self._seen = seen
@@ -166,8 +166,8 @@ def _install(machine: _Machine) -> None:
 
 def _run_next() -> None:
     """Run the sitecustomize that this one hides, as Debian and some tools have one."""
-    here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 # start-up time
-    others = [path for path in sys.path if os.path.abspath(path or ".") != here]  # noqa: PTH100
+    here = os.path.dirname(os.path.abspath(__file__))
+    others = [path for path in sys.path if os.path.abspath(path or ".") != here]
     hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
     if hidden is not None and hidden.loader is not None:
         loader: Any = hidden.loader
