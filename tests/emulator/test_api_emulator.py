@@ -90,6 +90,16 @@ def test_closing_ends_what_goes_on():
     assert not emulator.leftovers()
 
 
+async def test_closing_leaves_no_task_in_the_current_loop():
+    timings = Timings(provisioning=60)
+    before = asyncio.all_tasks()
+    async with ComputeEmulator("paper", timings=timings) as emulator:
+        await asyncio.to_thread(Rest(emulator).post, f"zones/{ZONE}/instances", instance())
+        assert asyncio.all_tasks() > before
+    assert asyncio.all_tasks() == before
+    assert not emulator.leftovers()
+
+
 def test_a_port_that_is_taken_is_an_error_that_leaves_nothing(emulator):
     port = int(emulator.endpoint.rsplit(":", 1)[1])
     with pytest.raises(OSError, match="in use"), ComputeEmulator("paper", port=port):

@@ -353,6 +353,17 @@ def test_the_longest_run_time_ends_an_instance(action, discovery):
             until(lambda: rest.instance("a")["status"] == "TERMINATED")
 
 
+def test_the_longest_run_time_does_not_count_while_an_instance_is_off(discovery):
+    scheduling = {"maxRunDuration": {"seconds": "30"}, "instanceTerminationAction": "DELETE"}
+    with ComputeEmulator("paper", timings=Timings(run_duration_scale=0.02)) as emulator:
+        rest = Rest(emulator)
+        rest.insert(scheduling=scheduling)
+        rest.wait(rest.post(f"zones/{ZONE}/instances/a/stop"))
+        assert rest.instance("a")["resourceStatus"]["scheduling"] == {}
+        time.sleep(0.7)
+        assert rest.instance("a")["status"] == "TERMINATED"
+
+
 def test_a_preempted_instance_is_told_and_taken(kind, discovery):
     with ComputeEmulator(kind) as emulator:
         rest = Rest(emulator)
