@@ -1,11 +1,9 @@
 """The demonstration: a grid search on a cluster of local machines, from nothing to nothing.
 
-Owns what is searched, what is reported while it runs, and the verdict at the end. It uses the
-cluster and the local Compute Engine as any user would, and it alone decides that their work was
-good: a result that is missing, a worker that did nothing, anything left behind is a shortcoming.
-
-The search is the one with which many people meet the limits of their own computer: scikit-learn's
-handwritten digits, a support vector machine, three parameters.
+Owns what is reported while it runs, and the verdict at the end; what is searched is in
+`grid_search`. It uses the cluster and the local Compute Engine as any user would, and it alone
+decides that their work was good: a result that is missing, a worker that did nothing, anything left
+behind is a shortcoming.
 """
 
 from __future__ import annotations
@@ -32,23 +30,16 @@ from rich.console import Console
 from dask_gce.cluster import GCECluster
 from dask_gce.emulator import ComputeEmulator, Timings
 from dask_gce.errors import GCEError
+from dask_gce.grid_search import FITS, Digits, build_search, load_digits
 
 if TYPE_CHECKING:
     from sklearn.model_selection import GridSearchCV
 
-__all__ = ["Digits", "Outcome", "build_search", "load_digits", "run"]
+__all__ = ["Outcome", "run"]
 
 PROJECT = "local-project"
 ZONE = "us-central1-a"
 MACHINE_TYPE = "e2-standard-2"
-
-PARAMETERS: dict[str, list[Any]] = {
-    "C": [1e-4, 1, 1e4],
-    "gamma": [1e-3, 1, 1e3],
-    "class_weight": [None, "balanced"],
-}
-FOLDS = 3
-FITS = FOLDS * 3 * 3 * 2
 
 #: Local machines boot in a second. The cluster's own defaults are made for a minute.
 EAGER = {"interval": "250 ms", "wait_count": 40, "target_duration": "250 ms"}
@@ -59,22 +50,6 @@ TIMINGS = Timings(stopping=1.0)
 
 #: Seconds until the cluster must have all its workers, and until the last instance must be gone.
 DEADLINE = 60.0
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Handwritten digits, divided once and for all.
-
-    Parameters
-    ----------
-    train : tuple of numpy.ndarray
-        Pixels and digits to search with.
-    test : tuple of numpy.ndarray
-        Pixels and digits held out, 30 % of all.
-    """
-
-    train: tuple[Any, Any]
-    test: tuple[Any, Any]
 
 
 @dataclass
@@ -150,37 +125,6 @@ class _Report:
         self.console.print(f"{title}: {last or 'done'}, {self.seconds[title]:.1f} s")
 
 
-def load_digits() -> Digits:
-    """Return scikit-learn's digits, 30 % of them held out, always the same ones.
-
-    Returns
-    -------
-    Digits
-        Training and test data.
-    """
-    from sklearn import datasets
-    from sklearn.model_selection import train_test_split
-
-    images, digits = datasets.load_digits(return_X_y=True)
-    parts = train_test_split(images, digits, test_size=0.3, random_state=0)
-    return Digits(train=(parts[0], parts[2]), test=(parts[1], parts[3]))
-
-
-def build_search() -> GridSearchCV:
-    """Return the grid search, not yet fitted.
-
-    Returns
-    -------
-    sklearn.model_selection.GridSearchCV
-        The search; with or without Dask it finds the same.
-    """
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.svm import SVC
-
-    # All fits at once, for Dask to distribute: joblib counts the workers only at the start.
-    return GridSearchCV(SVC(kernel="rbf"), PARAMETERS, cv=FOLDS, pre_dispatch="all")
-
-
 def run(workers: int = 2, *, keep: bool = False, console: Console | None = None) -> Outcome:
     """Boot a local Compute Engine and a cluster, search, and remove everything again.
 
@@ -233,9 +177,9 @@ def run(workers: int = 2, *, keep: bool = False, console: Console | None = None)
 
         with report.phase("Workers") as tell:
             cluster.adapt(minimum=0, maximum=workers, **EAGER)
-            _demand_workers(client, workers, tell)
+            _demand_workers(cluster, client, workers, tell)
         with report.phase("Search") as tell:
-            outcome.fits = _fit(search, digits, client, tell)
+            outcome.fits = _fit(search, digits, cluster, client, tell)
         outcome.best_parameters = search.best_params_
         outcome.accuracy = search.score(*digits.test)
         _tell_result(console, outcome)
@@ -255,13 +199,15 @@ def run(workers: int = 2, *, keep: bool = False, console: Console | None = None)
     return outcome
 
 
-def _demand_workers(client: Client, workers: int, tell: Callable[[str], None]) -> None:
+def _demand_workers(
+    cluster: GCECluster, client: Client, workers: int, tell: Callable[[str], None]
+) -> None:
     """Give the cluster a reason to grow, and wait until it has."""
     deadline = time.monotonic() + DEADLINE
     # More than one worker would get done in the time it takes the others to boot.
     futures = client.map(_warm_up, range(100 * workers), pure=False)
     try:
-        while (count := len(client.scheduler_info(n_workers=-1)["workers"])) < workers:
+        while (count := len(cluster.scheduler_info["workers"])) < workers:
             tell(f"{count} of {workers}")
             if time.monotonic() > deadline:
                 raise GCEError(
@@ -281,7 +227,11 @@ def _warm_up(_: int) -> None:
 
 
 def _fit(
-    search: GridSearchCV, digits: Digits, client: Client, tell: Callable[[str], None]
+    search: GridSearchCV,
+    digits: Digits,
+    cluster: GCECluster,
+    client: Client,
+    tell: Callable[[str], None],
 ) -> Counter[str]:
     """Run the search on the cluster; return the number of fits by worker name."""
     import joblib
@@ -293,7 +243,7 @@ def _fit(
 
     def count() -> None:
         fits.clear()
-        fits.update(_count_fits(client, start))
+        fits.update(_count_fits(cluster, client, start))
         tell(f"{fits.total()} of {FITS} fits, {len(fits)} workers")
 
     def watch() -> None:
@@ -312,11 +262,11 @@ def _fit(
     return fits
 
 
-def _count_fits(client: Client, start: float) -> Counter[str]:
+def _count_fits(cluster: GCECluster, client: Client, start: float) -> Counter[str]:
     """Read from the scheduler's record which worker did how many fits since a moment."""
     names = {
         address: str(worker["name"])
-        for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
+        for address, worker in cluster.scheduler_info["workers"].items()
     }
     fits: Counter[str] = Counter()
     for task in client.get_task_stream(start=start):

@@ -24,12 +24,11 @@ from sklearn.svm import SVC
 
 from dask_gce import demo
 from dask_gce.cli import gce
+from dask_gce.grid_search import FITS
 
 
 def perfect() -> demo.Outcome:
-    return demo.Outcome(
-        2, best_parameters={"C": 1}, accuracy=0.9, fits=Counter(a=demo.FITS - 1, b=1)
-    )
+    return demo.Outcome(2, best_parameters={"C": 1}, accuracy=0.9, fits=Counter(a=FITS - 1, b=1))
 
 
 def test_nothing_falls_short_of_perfect():
@@ -40,8 +39,8 @@ def test_nothing_falls_short_of_perfect():
     ("field", "value", "sentence"),
     [
         ("best_parameters", {}, "The search found no parameters."),
-        ("fits", Counter(a=1, b=1), f"Workers did 2 of {demo.FITS} fits."),
-        ("fits", Counter(a=demo.FITS), "1 of 2 workers took part."),
+        ("fits", Counter(a=1, b=1), f"Workers did 2 of {FITS} fits."),
+        ("fits", Counter(a=FITS), "1 of 2 workers took part."),
         ("leftovers", ["process 7"], "Left behind: process 7"),
     ],
 )
@@ -163,7 +162,7 @@ def test_demo_finds_what_the_search_finds_without_dask_and_ends_when_interrupted
     assert f"Test accuracy: {accuracy:.4f}\n" in read
     fits = re.findall(r"Took part: dask-\w+-worker-\w+, (\d+) fits\n", read)
     assert len(fits) == 2
-    assert sum(map(int, fits)) == demo.FITS
+    assert sum(map(int, fits)) == FITS
     for phase in ("Data", "Local Compute Engine", "Scheduler", "Workers", "Search"):
         assert re.search(rf"^{phase}: .*, [\d.]+ s$", read, re.MULTILINE), phase
     assert "tls://127." in read
