@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -177,7 +178,7 @@ def test_every_default_has_a_comment_and_a_hyphenated_key() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    documented = re.findall(r"^    ([a-z_]+) : ", Settings.__doc__ or "", re.MULTILINE)
+    documented = re.findall(r"^([a-z_]+) : ", inspect.getdoc(Settings) or "", re.MULTILINE)
     assert documented == [field.name for field in dataclasses.fields(Settings)]
 
 
