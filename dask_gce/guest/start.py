@@ -4,6 +4,8 @@ Everything comes from the metadata server and is data: the environment, the Dask
 certificates. What Dask needs as files is written to a private temporary folder.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -24,13 +26,13 @@ SERVER = "http://{}/computeMetadata/v1/instance/".format(
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def metadata(path, default=None):
+def metadata(path: str, default: str | None = None) -> str:
     """Return a metadata value, or the default when there is none."""
     request = urllib.request.Request(SERVER + path, headers={"Metadata-Flavor": "Google"})  # noqa: S310
     for attempt in range(6):
         try:
             with NO_PROXY.open(request, timeout=10) as answer:
-                return answer.read().decode()
+                return str(answer.read(), "utf-8")
         except urllib.error.HTTPError as error:
             if error.code == 404 and default is not None:
                 return default
@@ -43,7 +45,7 @@ def metadata(path, default=None):
     raise AssertionError("unreachable")
 
 
-def phase(text):
+def phase(text: str) -> None:
     """Say how far the boot has come, on the serial console and as a guest attribute."""
     print("dask-gce phase:", text, flush=True)
     request = urllib.request.Request(  # noqa: S310
@@ -57,7 +59,7 @@ def phase(text):
         NO_PROXY.open(request, timeout=10).close()
 
 
-def reachable(host, port):
+def reachable(host: str, port: int) -> bool:
     """Tell whether something listens there."""
     try:
         socket.create_connection((host, port), timeout=3).close()
@@ -66,7 +68,7 @@ def reachable(host, port):
     return True
 
 
-def wait_for_scheduler(host, port, deadline):
+def wait_for_scheduler(host: str, port: int, deadline: float) -> None:
     """Wait for the scheduler's port: a Nanny that finds none gives up after 30 s."""
     while not reachable(host, port):
         if time.monotonic() > deadline:
@@ -75,14 +77,14 @@ def wait_for_scheduler(host, port, deadline):
         time.sleep(0.25)
 
 
-def write_private(path, text):
+def write_private(path: Path, text: str) -> None:
     """Write a file that only this user can read."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def security(role, folder):
+def security(role: str, folder: Path) -> dict[str, object] | None:
     """Return the keywords of distributed's Security for this role, or None without TLS."""
     ca = metadata("attributes/dask-gce-tls-ca", default="")
     if not ca:
@@ -97,7 +99,7 @@ def security(role, folder):
     }
 
 
-def announce(role, host, port, process):
+def announce(role: str, host: str, port: int, process: subprocess.Popen[bytes]) -> None:
     """Publish the phase `running` once Dask runs; for the scheduler, once its port answers."""
     if role == "scheduler":
         while not reachable(host, port):
@@ -107,7 +109,7 @@ def announce(role, host, port, process):
     phase("running")
 
 
-def main():
+def main() -> None:
     """Prepare what Dask needs, run it, and pass on its exit status."""
     role = metadata("attributes/dask-gce-role")
     address = metadata("network-interfaces/0/ip")
