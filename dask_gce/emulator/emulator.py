@@ -7,6 +7,7 @@ answers comes from `server` and what lies below.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import socket
 import threading
@@ -25,6 +26,8 @@ from dask_gce.emulator.server import Server
 from dask_gce.emulator.timings import Timings
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class ComputeEmulator:
@@ -91,6 +94,7 @@ class ComputeEmulator:
         self._kind: MachineKind | None = None
         self._cloud: Cloud | None = None
         self._runner: web.AppRunner | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -191,6 +195,20 @@ class ComputeEmulator:
         self._ask(begin)
 
     async def _open(self) -> None:
+        self._opening = asyncio.current_task()
+        try:
+            await self._build()
+        except BaseException:
+            # Also when interrupted: nothing of a half-opened emulator may stay.
+            try:
+                await self._close()
+            except Exception:
+                logger.exception("What was begun of a local Compute Engine could not be closed")
+            raise
+        finally:
+            self._opening = None
+
+    async def _build(self) -> None:
         access_token = secrets.token_urlsafe(32)
         kind = self._machines
         if isinstance(kind, str):
@@ -225,15 +243,32 @@ class ComputeEmulator:
             await self._runner.setup()
             await web.SockSite(self._runner, listener, backlog=1024).start()
             self._cloud = cloud
-        except BaseException:
-            # Also when interrupted: nothing of a half-opened emulator may stay.
-            await self._close()
-            raise
         finally:
             if self._cloud is None:
                 listener.close()
 
     async def _close(self) -> None:
+        """Close to the end, cancelled or not: machines are being ended."""
+        closing = asyncio.ensure_future(self._tear_down())
+        cancelled: asyncio.CancelledError | None = None
+        while not closing.done():
+            try:
+                await asyncio.wait([closing])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        closing.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _abandon(self) -> None:
+        """Close, wherever the opening has got to."""
+        if self._opening is not None:
+            self._opening.cancel()
+            # It undoes itself; two closings at once would trip over each other.
+            await asyncio.wait([self._opening])
+        await self._close()
+
+    async def _tear_down(self) -> None:
         cloud, self._cloud = self._cloud, None
         runner, self._runner = self._runner, None
         try:
@@ -265,7 +300,10 @@ class ComputeEmulator:
         try:
             asyncio.run_coroutine_threadsafe(self._open(), loop).result()
         except BaseException:
-            self._leave()
+            try:
+                self._leave()
+            except Exception:
+                logger.exception("What was begun of a local Compute Engine could not be closed")
             raise
         return self
 
@@ -282,7 +320,7 @@ class ComputeEmulator:
         loop, thread = self._loop, self._thread
         if loop is None or thread is None:
             return
-        closing = asyncio.run_coroutine_threadsafe(self._close(), loop)
+        closing = asyncio.run_coroutine_threadsafe(self._abandon(), loop)
         interrupt: BaseException | None = None
         while not closing.done():
             try:

@@ -121,6 +121,68 @@ def test_a_kind_that_cannot_start_leaves_nothing():
     assert Broken.closed
 
 
+class Slow(PaperKind):
+    """Takes its time to start and to close, and writes down when; interrupts whoever opens it."""
+
+    def __init__(self, *, interrupt=False, fails=False):
+        super().__init__()
+        self.events = []
+        self.starting, self.closing = asyncio.Event(), asyncio.Event()
+        self._interrupt = interrupt
+        self._fails = fails
+
+    async def start(self):
+        self.events.append("start")
+        self.starting.set()
+        if self._interrupt:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.02)
+            self.events.append("started")
+
+    async def close(self):
+        self.events.append("close")
+        self.closing.set()
+        await asyncio.sleep(0.02)
+        self.events.append("closed")
+        if self._fails:
+            raise OSError("no such device")
+
+
+def in_order(events):
+    """Tell whether the start ended before the first close began, and each close before the next."""
+    return (
+        events[:2] == ["start", "started"]
+        and events[2:4] == ["close", "closed"]
+        and not (set(events[4::2]) - {"close"} or set(events[5::2]) - {"closed"} or len(events) % 2)
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_interrupt_while_it_opens_ends_what_was_begun_in_order(fails):
+    kind = Slow(interrupt=True, fails=fails)
+    emulator = ComputeEmulator(kind)
+    with pytest.raises(KeyboardInterrupt), emulator:
+        pass
+    assert in_order(kind.events), kind.events
+    assert not emulator.leftovers()
+
+
+async def test_a_cancellation_while_it_opens_ends_what_was_begun_in_order():
+    kind = Slow(fails=True)
+    opening = asyncio.ensure_future(ComputeEmulator(kind).__aenter__())
+    await kind.starting.wait()
+    opening.cancel()
+    await kind.closing.wait()
+    # Impatience changes nothing.
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert in_order(kind.events), kind.events
+
+
 def test_unknown_machines_are_named():
     with pytest.raises(ValueError, match="process, paper"), ComputeEmulator("steam"):
         pass
