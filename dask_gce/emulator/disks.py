@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask_gce.emulator.catalog import images
 from dask_gce.emulator.catalog.machine_types import HYPERDISK_ONLY, MachineType
-from dask_gce.emulator.errors import bad_request, in_use, invalid, not_found
+from dask_gce.emulator.errors import bad_request, invalid, not_found
 from dask_gce.emulator.links import last_segment, new_id, now, path_of
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class DiskPlan:
 
 
 def attach(disk: Resource, user: str) -> None:
-    """Note that an instance uses a disk.
+    """Note that an instance uses a disk that no other uses.
 
     Parameters
     ----------
@@ -231,16 +231,8 @@ def attach(disk: Resource, user: str) -> None:
         The disk.
     user : str
         The instance's link.
-
-    Raises
-    ------
-    APIError
-        Another instance uses it already.
     """
-    users = disk.setdefault("users", [])
-    if users and user not in users:
-        raise in_use(path_of(disk["selfLink"]), path_of(users[0]))
-    users.append(user)
+    disk["users"] = [user]
     disk["lastAttachTimestamp"] = now()
 
 

@@ -39,6 +39,12 @@ OPERATION_STATUS = {
     "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS": (503, "SERVICE UNAVAILABLE"),
 }
 
+#: The code that an operation shows where a single call would be refused for a reason.
+OPERATION_CODE = {
+    "invalid": "INVALID_FIELD_VALUE",
+    "resourceInUseByAnotherResource": "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE",
+}
+
 
 class APIError(Exception):
     """A request is refused.

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from dask_gce.emulator.blueprint import Blueprint
 from dask_gce.emulator.disks import attach, detach
-from dask_gce.emulator.errors import OperationFailed, invalid
+from dask_gce.emulator.errors import OperationFailed, in_use, invalid
 from dask_gce.emulator.faults import Fault
-from dask_gce.emulator.links import fingerprint, last_segment, new_id, now
+from dask_gce.emulator.links import fingerprint, last_segment, new_id, now, path_of
 from dask_gce.emulator.machine import Machine
 from dask_gce.emulator.operations import Operation, Work
 from dask_gce.emulator.record import InstanceRecord
@@ -44,6 +44,11 @@ class Instance:
         What it is.
     hostname : str or None
         Its own host name, where one was asked for.
+
+    Raises
+    ------
+    APIError
+        A disk is in use, or an address cannot be had; nothing has changed then.
     """
 
     def __init__(
@@ -77,8 +82,10 @@ class Instance:
         if hostname is not None:
             self.resource["hostname"] = hostname
         self.record = InstanceRecord(project.id, project.number, zone, self.resource)
+        names = self._disk_names(blueprint)
         self.machine: Machine = self._make_machine(blueprint)
-        self.resource["disks"] = self._take_disks(blueprint)
+        # From here on nothing is refused any more.
+        self.resource["disks"] = self._take_disks(blueprint, names)
         # One transition at a time; `_leaving` makes those in progress give way to the deletion.
         self._transition = asyncio.Lock()
         self._leaving = asyncio.Event()
@@ -96,23 +103,34 @@ class Instance:
     def _ending(self) -> bool:
         return self._leaving.is_set() or self._gone.is_set()
 
-    def _take_disks(self, blueprint: Blueprint) -> list[Resource]:
-        disks = self.project.disks.setdefault(self.zone, {})
-        shown = []
+    def _disk_names(self, blueprint: Blueprint) -> list[str | None]:
+        """Return the name of each disk, None for local SSD; all of them can be had."""
+        disks = self.project.disks.get(self.zone, {})
+        names: list[str | None] = []
         for index, plan in enumerate(blueprint.disks):
-            attached = dict(plan.shown)
+            name = plan.existing
             if plan.new is not None:
                 name = plan.new.name or (self.name if index == 0 else f"{self.name}-{index}")
+            users = disks.get(name or "", {}).get("users", [])
+            if users or (name is not None and name in names):
+                path = f"{self.project.path}/zones/{self.zone}/disks/{name}"
+                raise in_use(path, path_of(users[0]) if users else self.path)
+            names.append(name)
+        return names
+
+    def _take_disks(self, blueprint: Blueprint, names: list[str | None]) -> list[Resource]:
+        disks = self.project.disks.setdefault(self.zone, {})
+        shown = []
+        for plan, name in zip(blueprint.disks, names, strict=True):
+            attached = dict(plan.shown)
+            if name is not None:
                 # A disk of that name is attached instead of made: the rule of `diskName`.
-                disk = disks.get(name) or plan.new.make(self.cloud, self.project, self.zone, name)
-            elif plan.existing is not None:
-                disk = disks[plan.existing]
-            else:
-                shown.append(attached)
-                continue
-            attach(disk, self.link)
-            attached["source"] = disk["selfLink"]
-            attached["diskSizeGb"] = disk["sizeGb"]
+                if name not in disks and plan.new is not None:
+                    plan.new.make(self.cloud, self.project, self.zone, name)
+                disk = disks[name]
+                attach(disk, self.link)
+                attached["source"] = disk["selfLink"]
+                attached["diskSizeGb"] = disk["sizeGb"]
             shown.append(attached)
         return shown
 
@@ -126,6 +144,10 @@ class Instance:
             try:
                 address = kind.allocate(self.record, wanted)
             except ValueError as error:
+                if first:
+                    # The addresses that could be had go back with their machine.
+                    machine = kind.create(self.record, first, self._guest_ended)
+                    self.cloud.operations.spawn(machine.discard())
                 raise invalid(
                     "resource.networkInterfaces.networkIP", wanted, f"{error}."
                 ) from error

@@ -167,6 +167,26 @@ def test_an_address_that_cannot_be_had_fails_alone(rest):
     assert {one["error"]["errors"][0]["code"] for one in failed} == {"INVALID_FIELD_VALUE"}
 
 
+@pytest.mark.parametrize("disk", ["new", "existing"])
+def test_a_disk_that_cannot_be_shared_goes_to_one_instance_alone(rest, disk):
+    if disk == "new":
+        disks = [boot_disk(diskName="fixed")]
+    else:
+        rest.wait(rest.post(f"zones/{ZONE}/disks", {"name": "fixed"}))
+        disks = [boot_disk(), {"source": f"zones/{ZONE}/disks/fixed", "autoDelete": True}]
+    body = {**three(1), "instanceProperties": properties(disks=disks)}
+    done = rest.wait(rest.post(PATH, body))
+    assert (status(done)["createdVmCount"], status(done)["failedToCreateVmCount"]) == (1, 2)
+    failed = [one for one in children(rest, done).values() if "error" in one]
+    assert {one["error"]["errors"][0]["code"] for one in failed} == {
+        "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE"
+    }
+    assert rest.names() == ["x"]
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/x"))
+    # Neither disks nor machines of instances that never were.
+    assert not rest.emulator.leftovers()
+
+
 def test_thousands_of_instances(rest):
     body = {
         "count": "5000",

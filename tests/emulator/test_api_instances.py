@@ -233,6 +233,30 @@ def test_disks_go_with_their_instance_only_if_they_are_to(rest):
     assert not rest.emulator.leftovers()
 
 
+def test_an_insert_whose_disk_is_in_use_leaves_nothing(rest):
+    rest.insert(name="o1", disks=[boot_disk(diskName="o2")])
+    before = rest.emulator.leftovers()
+    for disks in ([boot_disk()], [boot_disk(diskName="new"), {"source": f"zones/{ZONE}/disks/o2"}]):
+        with pytest.raises(Refused, match=r"already being used by '.*/o1'") as caught:
+            rest.insert(name="o2", disks=disks)
+        assert caught.value.reason == "resourceInUseByAnotherResource"
+    with pytest.raises(Refused, match="already being used"):
+        rest.insert(name="p", disks=[boot_disk(), {"initializeParams": {"diskName": "p"}}])
+    assert rest.emulator.leftovers() == before
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/o1"))
+    assert not rest.emulator.leftovers()
+
+
+def test_an_insert_whose_second_address_cannot_be_had_frees_the_first(rest):
+    mine = {"networkIP": "10.128.0.9"}
+    with pytest.raises(Refused, match="networkIP"):
+        rest.insert(networkInterfaces=[mine, {"networkIP": "8.8.8.8"}])
+    assert not rest.emulator.leftovers()
+    rest.insert(networkInterfaces=[mine])
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+    assert not rest.emulator.leftovers()
+
+
 def test_metadata_and_labels_change_with_the_right_fingerprint_only(rest):
     rest.insert(labels={"x": "y"})
     path = f"zones/{ZONE}/instances/a"

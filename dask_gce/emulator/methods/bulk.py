@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dask_gce.emulator.blueprint import Blueprint, draw
-from dask_gce.emulator.errors import APIError, OperationFailed, invalid, required
+from dask_gce.emulator.errors import OPERATION_CODE, APIError, OperationFailed, invalid, required
 from dask_gce.emulator.lifecycle import Instance
 from dask_gce.emulator.links import check_name
 from dask_gce.emulator.operations import Operation, Work
@@ -139,7 +139,7 @@ def _begin_child(
                 call.cloud, project, zone, name, blueprint=blueprint, hostname=hostname
             )
         except APIError as error:
-            work = _failing("INVALID_FIELD_VALUE", error.message)
+            work = _failing(OPERATION_CODE[error.reason], error.message)
         else:
             target_id = instance.resource["id"]
             work = instance.creation(call.route.method_id)

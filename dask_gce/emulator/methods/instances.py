@@ -5,21 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from dask_gce.emulator.attributes import check_labels, check_metadata
-from dask_gce.emulator.blueprint import Blueprint, draw
+from dask_gce.emulator.blueprint import draw
 from dask_gce.emulator.catalog.places import ZONES
 from dask_gce.emulator.errors import (
     APIError,
     already_exists,
     bad_request,
     condition_not_met,
-    in_use,
     invalid,
     not_found,
     not_ready,
     required,
 )
 from dask_gce.emulator.lifecycle import Instance
-from dask_gce.emulator.links import check_name, fingerprint, path_of
+from dask_gce.emulator.links import check_name, fingerprint
 from dask_gce.emulator.methods.bulk import bulk_insert
 from dask_gce.emulator.operations import Operation, Work
 from dask_gce.emulator.query import aggregate, listing
@@ -61,18 +60,8 @@ def _insert(call: Call) -> Operation:
     blueprint = draw(call.cloud, project, zone, call.body, bulk=False)
     if name in project.instances.get(zone, {}):
         raise already_exists(f"{project.path}/zones/{zone}/instances/{name}")
-    _check_disks_free(call, blueprint)
     instance = Instance(call.cloud, project, zone, name, blueprint=blueprint)
     return _begin(call, instance, "insert", instance.creation(call.route.method_id))
-
-
-def _check_disks_free(call: Call, blueprint: Blueprint) -> None:
-    disks = call.project.disks.get(call.zone, {})
-    for plan in blueprint.disks:
-        name = plan.existing or (plan.new.name if plan.new else None)
-        users = disks.get(name or "", {}).get("users")
-        if users:
-            raise in_use(path_of(disks[name or ""]["selfLink"]), path_of(users[0]))
 
 
 def _begin(call: Call, instance: Instance, operation_type: str, work: Work) -> Operation:
