@@ -224,6 +224,14 @@ class Instance:
         self._arm()
         self._show("RUNNING")
 
+    async def _boot_again(self) -> None:
+        """Boot an instance that is kept; if it cannot boot it is off, and says so."""
+        try:
+            await self._boot()
+        except BaseException:
+            self._note_off()
+            raise
+
     async def start(self, operation: Operation) -> None:
         """Boot it again; the work of `instances.start`.
 
@@ -237,7 +245,7 @@ class Instance:
                 return
             self._show("STAGING")
             await self._pass(self.cloud.timings.staging)
-            await self._boot()
+            await self._boot_again()
 
     async def stop(self, operation: Operation) -> None:
         """Shut it down; the work of `instances.stop`.
@@ -262,7 +270,7 @@ class Instance:
         async with self._transition:
             if self.status == "RUNNING" and not self._ending:
                 await self.machine.kill()
-                await self._boot()
+                await self._boot_again()
 
     async def delete(self, operation: Operation) -> None:
         """Shut it down and remove it with its disks; the work of `instances.delete`.
@@ -314,6 +322,10 @@ class Instance:
         self._disarm()
         self._show("STOPPING")
         await self.machine.stop(self.cloud.timings.stopping)
+        self._note_off()
+
+    def _note_off(self) -> None:
+        self._disarm()
         self.resource["lastStopTimestamp"] = now()
         self._show("TERMINATED")
 
@@ -343,7 +355,7 @@ class Instance:
                 return
             if how == "reboot":
                 await self.machine.kill()
-                await self._boot()
+                await self._boot_again()
             else:
                 await self._power_off()
 

@@ -320,6 +320,31 @@ def test_a_guest_that_powers_off_is_terminated_and_one_that_reboots_runs(observe
     assert observed.instance("a")["lastStopTimestamp"]
 
 
+@pytest.mark.parametrize("how", ["start", "reset", "reboot"])
+def test_an_instance_that_cannot_boot_again_is_terminated(how, kind, discovery, caplog):
+    with ComputeEmulator(kind) as emulator:
+        rest = Rest(emulator)
+        path = f"zones/{ZONE}/instances/a"
+        rest.insert(scheduling={"maxRunDuration": {"seconds": "60"}})
+        machine = kind.machines["a"]
+        if how == "start":
+            rest.wait(rest.post(f"{path}/stop"))
+        machine.broken = True
+        if how == "reboot":
+            machine.on_exit("reboot")
+        else:
+            done = rest.wait(rest.post(f"{path}/{how}"))
+            assert done["error"]["errors"][0]["code"] == "INTERNAL_ERROR"
+        until(lambda: rest.instance("a")["status"] == "TERMINATED")
+        assert not machine.powered
+        assert rest.instance("a")["resourceStatus"]["scheduling"] == {}
+        # It is as good as any that was stopped.
+        machine.broken = False
+        assert "error" not in rest.wait(rest.post(f"{path}/start"))
+        assert rest.instance("a")["status"] == "RUNNING"
+    assert "no such device" in caplog.text
+
+
 def test_serial_output_by_offset(observed, kind):
     path = f"zones/{ZONE}/instances/a/serialPort"
     kind.machines["a"].record.serial.write(b"hello\nworld\n")
