@@ -6,6 +6,8 @@ import asyncio
 import base64
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,7 +16,9 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
+from dask_gce.emulator.machines import peers
 from dask_gce.emulator.machines.metadata import VALUE_SIZE, MetadataServer
+from dask_gce.emulator.machines.peers import Peers, socket_owner
 from dask_gce.emulator.record import InstanceRecord
 
 FLAVOR = {"Metadata-Flavor": "Google"}
@@ -71,6 +75,17 @@ def make_record() -> InstanceRecord:
     return InstanceRecord("my-project", 1234, "us-central1-a", resource)
 
 
+def spell_request(server: MetadataServer, method: str, path: str, body: bytes = b"") -> bytes:
+    head = (
+        f"{method} /computeMetadata/v1/{path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+        f"Metadata-Flavor: Google\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+only_linux_tells = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who asks")
+
+
 @pytest.fixture
 async def guest() -> AsyncIterator[Guest]:
     record = make_record()
@@ -82,16 +97,116 @@ async def guest() -> AsyncIterator[Guest]:
     await server.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who asks")
-async def test_other_users_of_the_host_get_no_answer():
-    server = MetadataServer(make_record(), "127.0.0.1", "t", [os.geteuid() + 1])
+@only_linux_tells
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+async def test_other_users_of_the_host_get_no_answer(family, monkeypatch):
+    asked = []
+
+    def spy(*ends):
+        asked.append(ends)
+        return socket_owner(*ends)
+
+    monkeypatch.setattr(peers, "socket_owner", spy)
+    for users, status in (([os.geteuid() + 1], 403), ([os.geteuid()], 200)):
+        server = MetadataServer(make_record(), "127.0.0.1", "t", users)
+        await server.start()
+        host = "127.0.0.1" if family == socket.AF_INET else "::ffff:127.0.0.1"
+        try:
+            reader, writer = await asyncio.open_connection(host, server.port, family=family)
+        except OSError:
+            await server.close()
+            pytest.skip("no IPv6 here")
+        # Both requests of a connection, although the kernel is asked once.
+        for _ in range(2):
+            writer.write(spell_request(server, "GET", "instance/id"))
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert int(head.split()[1]) == status
+            size = int(head.lower().partition(b"content-length: ")[2].split()[0])
+            assert (b"8675309" in await reader.readexactly(size)) == (status == 200)
+        assert len(asked) == 1
+        asked.clear()
+        writer.close()
+        await writer.wait_closed()
+        await server.close()
+
+
+@only_linux_tells
+@pytest.mark.parametrize("lingers", [False, True])
+async def test_nobody_holds_the_other_end_of_a_closed_connection(lingers):
+    accepted: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), "127.0.0.1")
+    with socket.create_connection(server.sockets[0].getsockname()) as client:
+        ends = client.getsockname(), client.getpeername()
+        transport = (await accepted).transport
+        assert await Peers().admit(transport, [os.geteuid()])
+        assert not await Peers().admit(transport, [os.geteuid() + 1])
+        assert socket_owner(*ends) == os.geteuid()
+        if not lingers:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    # What is left of the socket says user 0, whoever it was.
+    assert socket_owner(*ends) is None
+    assert not await Peers().admit(transport, [os.geteuid(), 0])
+    assert not await Peers().admit(None, [os.geteuid(), 0])
+    transport.close()
+    server.close()
+    await server.wait_closed()
+
+
+@only_linux_tells
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_who_hangs_up_at_once_changes_nothing(method, reset):
+    # Only a guest who waits for the answer can be told from another user of the host.
+    record = make_record()
+    record.guest_attributes["dask-gce"] = {"phase": "running"}
+    server = MetadataServer(record, "127.0.0.1", "t", [os.geteuid(), 0])
     await server.start()
+    path = "instance/guest-attributes/dask-gce/phase"
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(spell_request(server, method, path, b"evil"))
+            if reset:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    # Served after them.
     async with aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{server.port}/computeMetadata/v1/instance/id"
         async with session.get(url, headers=FLAVOR) as response:
-            assert response.status == 403
-            assert "8675309" not in await response.text()
+            assert response.status == 200
     await server.close()
+    assert record.guest_attributes == {"dask-gce": {"phase": "running"}}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example.org"},
+        {"Host": "evil.example.org:80"},
+        {"Host": "127.0.0.1"},
+        {"Host": "127.0.0.1:1"},
+        {"Host": ""},
+        {"Host": "metadata.google.internal.evil.example.org"},
+        {"Origin": "http://evil.example.org"},
+        {"Origin": "null"},
+    ],
+)
+async def test_web_pages_and_foreign_hosts_are_refused(guest, headers):
+    for method, path in (
+        ("GET", "instance/attributes/startup-script"),
+        ("PUT", "instance/guest-attributes/ns/key"),
+    ):
+        url = f"/computeMetadata/v1/{path}"
+        status, text, _ = await guest.ask(url, method, headers={**FLAVOR, **headers})
+        assert status == 403
+        assert "echo" not in text
+    assert guest.record.guest_attributes == {}
+
+
+@pytest.mark.parametrize(
+    "host", ["metadata.google.internal", "metadata:80", "169.254.169.254", "Metadata"]
+)
+async def test_the_names_of_the_metadata_server_are_answered(guest, host):
+    url = "/computeMetadata/v1/instance/id"
+    assert (await guest.ask(url, headers={**FLAVOR, "Host": host}))[1] == "8675309"
 
 
 async def test_the_root_answers_anybody_so_that_it_can_be_detected(guest):

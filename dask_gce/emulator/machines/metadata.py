@@ -21,7 +21,8 @@ from typing import Any
 from aiohttp import web
 
 from dask_gce.emulator.machines import metadata_tree as tree
-from dask_gce.emulator.machines.peers import socket_owner
+from dask_gce.emulator.machines.layout import METADATA_NAMES
+from dask_gce.emulator.machines.peers import Peers
 from dask_gce.emulator.record import InstanceRecord
 
 __all__ = ["MetadataServer"]
@@ -34,6 +35,7 @@ TOKEN_LIFETIME = 3599
 #: A guest attribute's value is bounded like any metadata value, in bytes.
 VALUE_SIZE = 262_144
 
+_PORT = re.compile(r":\d+$")
 _KEY = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 _TRUE = frozenset({"true", "yes", "y", "1"})
 
@@ -60,6 +62,7 @@ class MetadataServer:
         self._address = address
         self._access_token = access_token
         self._users = users
+        self._peers = Peers()
         self._runner: web.ServerRunner | None = None
         self.port = 0
 
@@ -69,7 +72,10 @@ class MetadataServer:
             return
         # Requests that wait for a change would hold the end for the default of a minute; the time
         # is not 0, which aiohttp takes for "without limit".
-        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=0.01)
+        runner = web.ServerRunner(
+            web.Server(self._handle, access_log=None, handler_cancellation=True),
+            shutdown_timeout=0.01,
+        )
         await runner.setup()
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -97,10 +103,9 @@ class MetadataServer:
         return response
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
-        if not self._is_for(request):
-            return _error(403, "Only this machine's guest is answered here.")
-        if "X-Forwarded-For" in request.headers:
-            return _error(403, "Requests with an X-Forwarded-For header are refused.")
+        refusal = await self._refusal(request)
+        if refusal is not None:
+            return _error(403, refusal)
         segments = [segment for segment in request.path.split("/") if segment]
         if not segments:
             return _text("computeMetadata/\n")
@@ -122,14 +127,19 @@ class MetadataServer:
             return self._credential(request, path[2], path[3])
         return await self._look(request, path)
 
-    def _is_for(self, request: web.BaseRequest) -> bool:
-        transport = request.transport
-        if transport is None:
-            return False
-        owner = socket_owner(
-            transport.get_extra_info("peername")[:2], transport.get_extra_info("sockname")[:2]
-        )
-        return owner is None or owner in self._users
+    async def _refusal(self, request: web.BaseRequest) -> str | None:
+        """Return why a web page's or another user's request is not answered."""
+        # A page whose host name suddenly means this machine would still be sent by that name.
+        host = request.headers.get("Host", "").lower()
+        if host != f"{self._address}:{self.port}" and _PORT.sub("", host) not in METADATA_NAMES:
+            return "This Host is not served here."
+        if "Origin" in request.headers:
+            return "Requests of web pages are refused."
+        if not await self._peers.admit(request.transport, self._users):
+            return "Only this machine's guest is answered here."
+        if "X-Forwarded-For" in request.headers:
+            return "Requests with an X-Forwarded-For header are refused."
+        return None
 
     def _tree(self) -> Any:
         return tree.build_tree(self._record, self._address)

@@ -1,20 +1,60 @@
-"""Whose socket is at the other end of a loopback connection.
+"""Who is at the other end of a loopback connection.
 
-Owns the look into the kernel's table. A metadata server listens where every user of the host can
-connect, but answers only its guest and the emulator's user: metadata may hold keys.
+Owns the look into the kernel's tables. The emulator listens where every user of the host can
+connect, but its API boots what it is sent, and metadata may hold keys: both answer only those users
+who are entitled to it.
 
 Source: https://docs.kernel.org/networking/proc_net_tcp.html
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import Collection
 from ipaddress import IPv4Address
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
-__all__ = ["socket_owner"]
+__all__ = ["Peers", "socket_owner"]
 
 _TABLE = Path("/proc/net/tcp")
+
+#: Sockets that belong to a process. Of others, whose owner has left, the kernel may say user 0.
+_ESTABLISHED, _CLOSE_WAIT = "01", "08"
+
+
+class Peers:
+    """Tells which connections are an entitled user's, and asks the kernel once for each."""
+
+    def __init__(self) -> None:
+        self._owners: WeakKeyDictionary[asyncio.BaseTransport, int | None] = WeakKeyDictionary()
+
+    async def admit(self, transport: asyncio.BaseTransport | None, users: Collection[int]) -> bool:
+        """Tell whether a connection is to be served.
+
+        Parameters
+        ----------
+        transport : asyncio.BaseTransport or None
+            The connection; None if it has ended.
+        users : collection of int
+            The users who are entitled.
+
+        Returns
+        -------
+        bool
+            Whether it is one of theirs. True where the system does not tell whose it is; False if
+            the other end is closed, so that nobody could read an answer.
+        """
+        if transport is None:
+            return False
+        if sys.platform != "linux":
+            return True
+        if transport not in self._owners:
+            ends = [transport.get_extra_info(end)[:2] for end in ("peername", "sockname")]
+            # In a thread: the kernel needs milliseconds, and longer the more connections there are.
+            self._owners[transport] = await asyncio.to_thread(socket_owner, *ends)
+        return self._owners[transport] in users
 
 
 def socket_owner(peer: tuple[str, int], own: tuple[str, int]) -> int | None:
@@ -30,22 +70,29 @@ def socket_owner(peer: tuple[str, int], own: tuple[str, int]) -> int | None:
     Returns
     -------
     int or None
-        The user ID; None where the system does not tell (not Linux) or the other end is closed, so
-        that nobody could read an answer.
+        The user ID; None if the other end is closed.
     """
-    wanted = [_spell(*peer), _spell(*own)]
-    try:
-        table = _TABLE.read_text("ascii")
-    except OSError:
-        return None
-    for line in table.splitlines()[1:]:
-        # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid ...
-        fields = line.split(maxsplit=8)
-        if fields[1:3] == wanted:
-            return int(fields[7])
+    # A socket for both versions of IP is in the other table, with its address mapped.
+    tables = ((_TABLE, b""), (_TABLE.with_name("tcp6"), bytes(10) + b"\xff\xff"))
+    # Twice, because the table comes in pieces, between which a line may move to where we have been.
+    for _ in range(2):
+        for table, prefix in tables:
+            wanted = [_spell(prefix, *peer), _spell(prefix, *own)]
+            try:
+                lines = table.read_text("ascii").splitlines()[1:]
+            except OSError:
+                continue
+            for line in lines:
+                # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid ...
+                fields = line.split(maxsplit=8)
+                if fields[1:3] == wanted and fields[3] in (_ESTABLISHED, _CLOSE_WAIT):
+                    return int(fields[7])
     return None
 
 
-def _spell(address: str, port: int) -> str:
-    # The kernel prints the four bytes as one number of the machine's byte order.
-    return f"{int.from_bytes(IPv4Address(address).packed, sys.byteorder):08X}:{port:04X}"
+def _spell(prefix: bytes, address: str, port: int) -> str:
+    # The kernel prints every four bytes as one number of the machine's byte order.
+    packed = prefix + IPv4Address(address).packed
+    words = [packed[at : at + 4] for at in range(0, len(packed), 4)]
+    spelled = "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
+    return f"{spelled}:{port:04X}"
