@@ -125,9 +125,11 @@ def check_exchange(exchange: Exchange) -> list[str]:
         where = f"{method['id']} ({exchange.status})"
         faults += _check_query(method, exchange)
         faults += _check_request(method, exchange)
+    if exchange.defect is not None:
+        faults.append(f"the emulator broke: {exchange.defect!r}")
     if exchange.status >= 400:
         faults += _check_envelope(exchange)
-    elif method is not None:
+    elif method is not None and exchange.status:
         faults += _check_response(method, exchange)
     return [f"{where}: {fault}" for fault in faults]
 
@@ -168,12 +170,12 @@ def _check_parameter(name: str, parameter: dict[str, Any], value: str) -> list[s
 def _check_request(method: dict[str, Any], exchange: Exchange) -> list[str]:
     if not exchange.request_body:
         return ["the request has no body"] if "request" in method else []
-    if "request" not in method:
-        return [] if exchange.request in ({}, None) else ["the method takes no request body"]
     try:
         body = exchange.request
-    except ValueError:
+    except (ValueError, RecursionError):
         return ["the request is no JSON"]
+    if "request" not in method:
+        return [] if body in ({}, None) else ["the method takes no request body"]
     return list(check_value(method["request"], body, "request"))
 
 

@@ -59,8 +59,10 @@ def refusal(**changes):
         "errors": [{"message": "m", "domain": "global", "reason": "notFound"}],
         "status": "NOT_FOUND",
     }
+    defect = changes.pop("defect", None)
     error = {key: value for key, value in {**error, **changes}.items() if value is not None}
-    return exchange(status=404, response={"error": error})
+    status = 404 if defect is None else 500
+    return exchange(status=status, response={"error": error}, defect=defect)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,8 @@ def refusal(**changes):
         insert({"name": "a", "labels": {"x": "y"}, "canIpForward": True, "id": "5"}),
         insert({"disks": [{"index": 0, "initializeParams": {"diskSizeGb": "10"}}]}),
         refusal(),
+        # Dropped: nothing was answered.
+        exchange(status=0, response=None),
         exchange(
             verb="DELETE",
             path="/compute/v1/projects/p/zones/z/operations/o",
@@ -140,6 +144,8 @@ def test_good_exchanges_pass(good):
             "is no number",
         ),
         (exchange(status=500, response={"message": "x"}), "no envelope"),
+        (exchange(query={"x": "y"}, status=0, response=None), "unknown query parameter 'x'"),
+        (refusal(code=500, defect=KeyError("x")), "the emulator broke: KeyError('x')"),
         (refusal(code=400), "code is 400"),
         (refusal(message=None), "no message"),
         (refusal(status=None), "no status"),

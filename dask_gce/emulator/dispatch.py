@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,8 @@ FIRST_VERSION = "2026-09-01"
 
 _ROUTER = Router(ROUTES)
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -61,9 +64,11 @@ class Exchange:
     version : str or None
         The API version that was asked for; None is the undated v1.
     status : int
-        The answer's status.
+        The answer's status; 0 where a fault closed the connection without an answer.
     response_body : bytes
         What was answered.
+    defect : Exception or None
+        What the emulator itself broke on, where it answers 500 and no fault says so.
     """
 
     method_id: str
@@ -75,6 +80,7 @@ class Exchange:
     version: str | None
     status: int
     response_body: bytes
+    defect: Exception | None = None
 
     @cached_property
     def request(self) -> Any:
@@ -207,6 +213,9 @@ class Dispatcher:
             A fault wants the connection closed instead.
         """
         call: Call | None = None
+        defect: Exception | None = None
+        dropped: Dropped | None = None
+        answer: Any = None
         try:
             if refusal is not None:
                 raise refusal
@@ -214,11 +223,17 @@ class Dispatcher:
             status, answer = 200, await self._carry_out(call, request)
         except APIError as error:
             status, answer = error.status, envelope(error)
-        body = b""
-        if answer is None:
+        except Dropped as drop:
+            status, dropped = 0, drop
+        except Exception as error:
+            # The one place where everything is caught: whatever is wrong with the emulator, clients
+            # get an answer of Google's form, and whoever observes learns of it.
+            logger.exception("The local Compute Engine broke on %s %s", request.verb, request.path)
+            status, defect = 500, error
+            answer = envelope(APIError(500, "backendError", "Internal error. Please try again."))
+        if status == 200 and answer is None:
             status = 204
-        else:
-            body = json.dumps(answer).encode()
+        body = b"" if answer is None else json.dumps(answer).encode()
         if self._observers:
             exchange = Exchange(
                 method_id=call.route.method_id if call else "",
@@ -230,9 +245,12 @@ class Dispatcher:
                 version=call.version if call else None,
                 status=status,
                 response_body=body,
+                defect=defect,
             )
             for observer in self._observers:
                 observer(exchange)
+        if dropped is not None:
+            raise dropped
         return status, body
 
     def _call(self, request: Inbound) -> Call:
@@ -304,10 +322,13 @@ def _read_body(route: Route, body: bytes) -> dict[str, Any]:
     if route.body is None or not body:
         return {}
     try:
-        value = json.loads(body)
-    except ValueError:
+        value = json.loads(body.decode())
+        if b"\\u" in body:
+            # An escape can smuggle half a character in, which no text holds.
+            json.dumps(value, ensure_ascii=False).encode()
+        return check_body(route.body, value)
+    except (ValueError, RecursionError):
         raise APIError(400, "parseError", "Parse Error") from None
-    return check_body(route.body, value)
 
 
 def _check_request_id(text: str) -> None:

@@ -22,6 +22,9 @@ from dask_gce.emulator.errors import APIError
 Resource = Mapping[str, Any]
 Predicate = Callable[[Resource], bool]
 
+#: How deep a filter may be nested: deeper than anybody writes, and far from Python's limit.
+_DEEPEST = 50
+
 _TOKEN = re.compile(
     r"""\s*(?:
         (?P<paren>[()])
@@ -48,6 +51,7 @@ class _Parser:
         self.text = text
         self.tokens = list(self._tokenize())
         self.position = 0
+        self.depth = 0
 
     def _tokenize(self) -> Iterator[tuple[str, str]]:
         position = 0
@@ -91,6 +95,15 @@ class _Parser:
         return terms[0] if len(terms) == 1 else lambda one: any(term(one) for term in terms)
 
     def term(self) -> Predicate:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise _malformed(self.text)
+        try:
+            return self.single()
+        finally:
+            self.depth -= 1
+
+    def single(self) -> Predicate:
         kind, text = self.peek()
         if kind == "word" and text in ("NOT", "-"):
             self.take()
@@ -131,7 +144,7 @@ class _Parser:
     def regular_expression(self, path: list[str], *, wanted: bool) -> Predicate:
         try:
             pattern = re.compile(self.value())
-        except re.error:
+        except (re.error, OverflowError, RecursionError):
             raise _malformed(self.text) from None
         return lambda one: (
             wanted

@@ -66,7 +66,8 @@ def path_of(link: str) -> str:
     Returns
     -------
     str
-        The path from ``projects/``, ``zones/``, ``global/``... on.
+        The path from ``projects/``, ``zones/``, ``global/``... on; empty, which is the path of no
+        resource, where the URL is malformed.
 
     Examples
     --------
@@ -75,7 +76,10 @@ def path_of(link: str) -> str:
     >>> path_of("global/networks/n")
     'global/networks/n'
     """
-    path = urlsplit(link).path if "://" in link else link
+    try:
+        path = urlsplit(link).path if "://" in link else link
+    except ValueError:
+        return ""
     path = re.sub(r"^/*compute/(?:v1|beta|alpha)/", "", path)
     return unquote(path).strip("/")
 

@@ -15,6 +15,9 @@ from dask_gce.emulator.errors import APIError
 #: What is kept: key -> what is kept below it; an empty mask keeps everything below.
 Mask = dict[str, "Mask"]
 
+#: How deep a mask may go: deeper than any resource, and far from Python's limit.
+_DEEPEST = 50
+
 _TOKEN = re.compile(r"\s*([(),/.]|[^\s(),/.]+)\s*")
 
 
@@ -48,32 +51,32 @@ def parse_mask(text: str) -> Mask:
         raise _malformed(text)
     position = 0
 
-    def selection(into: Mask) -> None:
+    def selection(into: Mask, depth: int) -> None:
         nonlocal position
         while True:
-            path(into)
+            path(into, depth)
             if position == len(tokens) or tokens[position] != ",":
                 return
             position += 1
 
-    def path(into: Mask) -> None:
+    def path(into: Mask, depth: int) -> None:
         nonlocal position
-        if position == len(tokens) or tokens[position] in set("(),/."):
+        if depth > _DEEPEST or position == len(tokens) or tokens[position] in set("(),/."):
             raise _malformed(text)
         below = into.setdefault(tokens[position], {})
         position += 1
         if position < len(tokens) and tokens[position] in "/.":
             position += 1
-            path(below)
+            path(below, depth + 1)
         elif position < len(tokens) and tokens[position] == "(":
             position += 1
-            selection(below)
+            selection(below, depth + 1)
             if position == len(tokens) or tokens[position] != ")":
                 raise _malformed(text)
             position += 1
 
     mask: Mask = {}
-    selection(mask)
+    selection(mask, 1)
     if position != len(tokens):
         raise _malformed(text)
     return mask
