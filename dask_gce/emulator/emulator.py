@@ -34,8 +34,9 @@ class ComputeEmulator:
     """A local Compute Engine, for as long as the context lasts.
 
     Use it with ``with``, and it runs in a thread of its own, or with ``async with``, and it runs
-    in the current event loop. It listens on 127.0.0.1 only. It boots what it is sent: whoever can
-    reach it can run programs as you, so on a machine with several users give a `token`.
+    in the current event loop. It listens on 127.0.0.1 only. It boots what it is sent, so on Linux
+    it answers nobody but you and its guests. Elsewhere whoever can reach it can run programs as
+    you: on a machine with several users give a `token`.
 
     Parameters
     ----------
@@ -229,6 +230,7 @@ class ComputeEmulator:
             )
             server = Server(
                 Dispatcher(cloud, self._observers, self._count),
+                kind,
                 frozenset(f"{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")),
                 (self._token, access_token) if self._token is not None else (),
                 self.timings.latency,

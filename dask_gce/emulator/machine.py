@@ -9,7 +9,7 @@ elsewhere.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from dask_gce.emulator.record import InstanceRecord
 
@@ -69,6 +69,11 @@ class MachineKind(ABC):
 
     #: The name users type: ``--machines NAME``.
     name: str
+
+    @property
+    def users(self) -> Collection[int]:
+        """The users of the host that its guests are at the moment, beside the emulator's own."""
+        return ()
 
     @abstractmethod
     async def start(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import http
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from email import policy
@@ -21,6 +22,8 @@ from aiohttp import web
 
 from dask_gce.emulator.dispatch import Dispatcher, Dropped, Inbound
 from dask_gce.emulator.errors import APIError, bad_request
+from dask_gce.emulator.machine import MachineKind
+from dask_gce.emulator.machines.peers import Peers
 
 #: Larger than 512 KiB of metadata with every byte escaped, and than 5,000 named instances.
 _LARGEST_BODY = 8 * 1024 * 1024
@@ -38,10 +41,13 @@ class Server:
     ----------
     dispatcher : Dispatcher
         Answers the requests.
+    kind : MachineKind
+        The machines, whose guests may ask.
     hosts : frozenset of str
         The values of `Host` that are this server.
     tokens : sequence of str
-        The bearer tokens of which a request must carry one; with none, no token is asked for.
+        The bearer tokens of which a request must carry one. With none it must come from the
+        emulator's own user or from a guest, where the system tells from whom it comes.
     latency : float
         Seconds before a request is looked at.
     """
@@ -49,11 +55,14 @@ class Server:
     def __init__(
         self,
         dispatcher: Dispatcher,
+        kind: MachineKind,
         hosts: frozenset[str],
         tokens: Sequence[str],
         latency: float,
     ) -> None:
         self._dispatcher = dispatcher
+        self._kind = kind
+        self._peers = Peers()
         self._hosts = hosts
         self._tokens = [token.encode() for token in tokens]
         self._latency = latency
@@ -72,7 +81,7 @@ class Server:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(self._latency)
-        refusal = self._refusal(request)
+        refusal = await self._refusal(request)
         body = b""
         if refusal is None:
             try:
@@ -98,7 +107,7 @@ class Server:
             return web.Response(status=status)
         return web.Response(status=status, body=answer, content_type="application/json")
 
-    def _refusal(self, request: web.Request) -> APIError | None:
+    async def _refusal(self, request: web.Request) -> APIError | None:
         """Return why a web page's or another user's request is not looked at."""
         if request.headers.get("Host", "").lower() not in self._hosts:
             return APIError(403, "forbidden", "This Host is not served here.")
@@ -111,6 +120,13 @@ class Server:
             matches = [hmac.compare_digest(given, one) for one in self._tokens]
             if scheme.lower() != "bearer" or not any(matches):
                 return APIError(401, "authError", "Invalid Credentials")
+        elif not await self._peers.admit(request.transport, {os.geteuid(), *self._kind.users}):
+            return APIError(
+                403,
+                "forbidden",
+                "This local Compute Engine answers only the user who started it, because it runs "
+                "what it is sent. Start it with --token, and whoever bears the token is answered.",
+            )
         return None
 
     async def _answer_batch(self, batch: Inbound) -> web.Response:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
+import sys
 import time
 
 import pytest
 from rest import PROJECT, ZONE, Refused, Rest, instance
 
 from dask_gce.emulator import ComputeEmulator, Exchange, Fault, Timings
+from dask_gce.emulator.machines import peers
+
+only_linux_tells = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who asks")
 
 LIST = f"/compute/v1/projects/{PROJECT}/zones/{ZONE}/instances"
 
@@ -69,6 +75,54 @@ def test_a_token_is_demanded(discovery):
         assert "s3cret" not in repr(emulator)
         rest.call("GET", LIST, headers={"Authorization": "Bearer s3cret"})
         assert emulator.requests["compute.instances.list"] == 1
+
+
+@only_linux_tells
+def test_other_users_of_the_host_are_refused_unless_they_bear_the_token(monkeypatch, discovery):
+    own = os.geteuid()
+    with (
+        ComputeEmulator("paper") as emulator,
+        ComputeEmulator("paper", token="s3cret") as guarded,
+    ):
+        # To an emulator of another user it is the tests' user who is the stranger.
+        monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+        for verb, path in (("GET", LIST), ("POST", LIST), ("POST", "/batch/compute/v1")):
+            status, body, _ = Rest(emulator).raw(verb, path, body=b"{}")
+            assert status == 403
+            assert "--token" in json.loads(body)["error"]["message"]
+        assert not emulator.requests
+        headers = {"Authorization": "Bearer s3cret"}
+        assert Rest(guarded).raw("GET", LIST, headers=headers)[0] == 200
+        monkeypatch.undo()
+        assert Rest(emulator).raw("GET", LIST)[0] == 200
+    discovery.take()
+
+
+@only_linux_tells
+def test_who_asks_is_found_out_once_a_connection(emulator, monkeypatch):
+    asked = []
+    monkeypatch.setattr(peers, "socket_owner", lambda *ends: asked.append(ends) or os.geteuid())
+    connection = http.client.HTTPConnection("127.0.0.1", port(emulator))
+    for _ in range(3):
+        connection.request("GET", LIST)
+        assert connection.getresponse().read()
+    assert len(asked) == 1
+    connection.close()
+
+
+def test_guests_may_ask(process_emulator):
+    rest = Rest(process_emulator)
+    script = f"curl -s -o /dev/null -w '%{{http_code}} answered' {process_emulator.endpoint}{LIST}"
+    items = [{"key": "startup-script", "value": script}]
+    body = instance("m", metadata={"items": items})
+    rest.call("POST", f"zones/{ZONE}/instances", body)
+    deadline = time.monotonic() + 30
+    text = ""
+    while "answered" not in text and time.monotonic() < deadline:
+        time.sleep(0.02)
+        with contextlib.suppress(Refused):
+            text = rest.get(f"zones/{ZONE}/instances/m/serialPort")["contents"]
+    assert "200 answered" in text
 
 
 def test_machines_may_use_their_own_token(monkeypatch, discovery):

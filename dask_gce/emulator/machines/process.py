@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +83,9 @@ class ProcessKind(MachineKind):
         return self._fence
 
     @property
-    def users(self) -> tuple[int, ...]:
-        """The host's users who may see the machines' metadata: the emulator's and the guests'."""
-        own = os.geteuid()
-        return (own,) if self._fence.uid is None else (own, self._fence.uid)
+    def users(self) -> Collection[int]:
+        """The users of the host that its guests are, beside the emulator's own."""
+        return () if self._fence.uid is None else (self._fence.uid,)
 
     @property
     def layout(self) -> Layout:

@@ -116,7 +116,8 @@ class ProcessMachine(Machine):
         super().__init__(record, address, on_exit)
         self._kind = kind
         self._folder: Path | None = None
-        self._metadata = MetadataServer(record, address, kind.access_token, kind.users)
+        users = {os.geteuid(), *kind.users}
+        self._metadata = MetadataServer(record, address, kind.access_token, users)
         self._boot: _Boot | None = None
         self._watch: asyncio.Task[None] | None = None
         self._switch = asyncio.Lock()
