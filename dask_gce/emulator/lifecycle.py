@@ -8,7 +8,7 @@ is made of is the kind's business (`machine`).
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from dask_gce.emulator.blueprint import Blueprint
 from dask_gce.emulator.disks import attach, detach
 from dask_gce.emulator.errors import OperationFailed, in_use, invalid
 from dask_gce.emulator.faults import Fault
-from dask_gce.emulator.links import fingerprint, last_segment, new_id, now, path_of
+from dask_gce.emulator.links import fingerprint, last_segment, moment_of, new_id, now, path_of
 from dask_gce.emulator.machine import Machine
 from dask_gce.emulator.operations import Operation, Work
 from dask_gce.emulator.record import InstanceRecord
@@ -369,8 +369,8 @@ class Instance:
             end = now(seconds)
         elif "terminationTime" in scheduling:
             end = scheduling["terminationTime"]
-            moment = datetime.fromisoformat(end.replace("Z", "+00:00"))
-            seconds = max(0.0, moment.timestamp() - datetime.now().timestamp())
+            left = moment_of(end) - datetime.now(timezone.utc)
+            seconds = max(0.0, left.total_seconds())
         else:
             return
         self.resource["resourceStatus"] = {"scheduling": {"terminationTimestamp": end}}

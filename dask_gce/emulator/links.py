@@ -24,6 +24,8 @@ NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
 #: domain prefix of old projects.
 PROJECT_ID = re.compile(r"(?:[a-z][-a-z0-9.]{1,60}:)?[a-z][-a-z0-9]{4,28}[a-z0-9]")
 
+_TIME = re.compile(r"([0-9-]{10}T[0-9:]{8})(?:\.([0-9]+))?(Z|[+-][0-9]{2}:[0-9]{2})")
+
 
 def check_name(name: object, field: str = "resource.name") -> str:
     """Return a resource's name if it is well-formed.
@@ -115,6 +117,38 @@ def now(delay: float = 0.0) -> str:
     """
     moment = datetime.now(timezone.utc) + timedelta(seconds=delay)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moment_of(text: str) -> datetime:
+    """Return the time that a text means.
+
+    Parameters
+    ----------
+    text : str
+        A time in RFC 3339, with seconds and an offset; what is finer than a microsecond is cut
+        off.
+
+    Returns
+    -------
+    datetime
+        The time, with its offset.
+
+    Raises
+    ------
+    ValueError
+        It is no such time.
+
+    Examples
+    --------
+    >>> moment_of("2026-12-24T18:00:00.123456789+01:00").isoformat()
+    '2026-12-24T18:00:00.123456+01:00'
+    """
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no time in RFC 3339")
+    # `fromisoformat` understands more in each version of Python.
+    moment = datetime.strptime(match[1] + match[3], "%Y-%m-%dT%H:%M:%S%z")
+    return moment + timedelta(microseconds=int(f"{match[2] or '':0<6.6}"))
 
 
 def new_id() -> str:

@@ -7,9 +7,11 @@ https://cloud.google.com/compute/docs/instances/limit-vm-runtime.
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from dask_gce.emulator.errors import APIError, invalid
+from dask_gce.emulator.links import moment_of
 
 #: Seconds within which ``maxRunDuration`` must lie: 30 seconds to 120 days.
 RUN_DURATION = (30, 120 * 24 * 3600)
@@ -35,7 +37,7 @@ def check_scheduling(asked: dict[str, Any], field: str, *, accelerated: bool) ->
     Raises
     ------
     APIError
-        The options contradict each other.
+        The options contradict each other, or a time is malformed or out of its range.
 
     Examples
     --------
@@ -78,6 +80,8 @@ def check_scheduling(asked: dict[str, Any], field: str, *, accelerated: bool) ->
                 f"Must be between {least} and {most} seconds.",
             )
         shown["maxRunDuration"] = {"seconds": str(seconds)}
+    if "terminationTime" in asked:
+        _check_end(asked["terminationTime"], f"{field}.terminationTime")
     notice = asked.get("preemptionNoticeDuration")
     if notice is not None and (not spot or int(notice.get("seconds", "0")) not in (0, 120)):
         raise invalid(f"{field}.preemptionNoticeDuration", notice, "Must be 0 or 120 s, for Spot.")
@@ -88,6 +92,15 @@ def check_scheduling(asked: dict[str, Any], field: str, *, accelerated: bool) ->
     if spot or limited:
         shown.setdefault("instanceTerminationAction", "STOP")
     return shown
+
+
+def _check_end(end: str, field: str) -> None:
+    try:
+        moment = moment_of(end)
+    except ValueError:
+        raise invalid(field, end, "Must be a time in RFC 3339 text format.") from None
+    if moment <= datetime.now(timezone.utc):
+        raise invalid(field, end, "Must be in the future.")
 
 
 def _contradiction(message: str, field: str) -> APIError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from rest import ZONE, ObservedKind, Refused, Rest, boot_disk, instance
@@ -166,6 +167,21 @@ def spot(**fields):
         (spot(onHostMaintenance="MIGRATE"), 400, "invalid", "onHostMaintenance"),
         ({"scheduling": {"instanceTerminationAction": "DELETE"}}, 400, "invalid", "termination"),
         ({"scheduling": {"maxRunDuration": {"seconds": "29"}}}, 400, "invalid", "30"),
+        *(
+            ({"scheduling": {"terminationTime": text}}, 400, "invalid", "RFC 3339")
+            for text in (
+                "tomorrow",
+                "2999-01-01",
+                "2999-01-01T00:00:00",
+                "2999-01-01 00:00:00Z",
+                "2999-13-01T00:00:00Z",
+                "2999-01-01T24:00:00Z",
+                "2999-01-01T00:00:00+25:00",
+                "2999-01-01T00:00:00.Z",
+                "2999-W01-1T00:00:00Z",
+            )
+        ),
+        ({"scheduling": {"terminationTime": "2026-01-01T00:00:00Z"}}, 400, "invalid", "future"),
         (
             {"scheduling": {"preemptible": True, "maxRunDuration": {"seconds": "60"}}},
             400,
@@ -400,6 +416,15 @@ def test_the_longest_run_time_ends_an_instance(action, discovery):
             # It counts from each start anew.
             rest.wait(rest.post(f"zones/{ZONE}/instances/a/start"))
             until(lambda: rest.instance("a")["status"] == "TERMINATED")
+
+
+@pytest.mark.parametrize("form", ["{:%Y-%m-%dT%H:%M:%S}.{:%f}999Z", "{:%Y-%m-%dT%H:%M:%S}.5+00:00"])
+def test_the_termination_time_ends_an_instance(rest, form):
+    end = form.format(*[datetime.now(timezone.utc) + timedelta(seconds=2)] * 2)
+    rest.insert(scheduling={"terminationTime": end, "instanceTerminationAction": "DELETE"})
+    scheduling = rest.instance("a")["resourceStatus"]["scheduling"]
+    assert scheduling == {"terminationTimestamp": end}
+    until(lambda: not rest.emulator.leftovers())
 
 
 def test_the_longest_run_time_does_not_count_while_an_instance_is_off(discovery):
