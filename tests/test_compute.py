@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -183,10 +183,11 @@ async def test_a_bulk_insert_and_lists(compute: Compute) -> None:
     assert unreachable == frozenset()
 
 
+@pytest.mark.parametrize("drop", [True, "after"])
 async def test_a_repeat_after_a_broken_connection_makes_one_instance(
-    compute: Compute, paper: ComputeEmulator
+    compute: Compute, paper: ComputeEmulator, drop: bool | Literal["after"]
 ) -> None:
-    paper.faults.add(Fault("compute.instances.insert", drop=True))
+    paper.faults.add(Fault("compute.instances.insert", drop=drop))
     await compute.wait_operation(await compute.insert_instance(ZONE, instance("dask-1")), 10)
     assert paper.requests["compute.instances.insert"] == 2
     assert [item["name"] for item in paper.instances()] == ["dask-1"]

@@ -271,21 +271,25 @@ class Dispatcher:
         mask = mask or request.headers.get("x-goog-fieldmask")
         tree = parse_mask(mask) if mask else {}
         call.body = _read_body(call.route, request.body)
-        await self._suffer(call)
-        return apply_mask(tree, await self._reply(call))
+        drop = await self._suffer(call)
+        reply = await self._reply(call)
+        if drop:
+            raise Dropped
+        return apply_mask(tree, reply)
 
-    async def _suffer(self, call: Call) -> None:
-        """Let the fault of this call happen, if there is one."""
+    async def _suffer(self, call: Call) -> bool:
+        """Let the fault of this call happen; return whether to drop it when it is carried out."""
         names = [value for key, value in call.params.items() if key not in ("project", "zone")]
         name = names[-1] if names else str(call.body.get("name", ""))
         fault = self._cloud.faults.take(call.route.method_id, name, operation=False)
         if fault is None:
-            return
+            return False
         await asyncio.sleep(fault.delay)
-        if fault.drop:
+        if fault.drop is True:
             raise Dropped
         if fault.status:
             raise APIError(fault.status, fault.reason, fault.message)
+        return fault.drop == "after"
 
     async def _reply(self, call: Call) -> Any:
         request_id = call.query.get("requestId")

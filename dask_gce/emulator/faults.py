@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Fault:
     """One thing that goes wrong.
 
     With `status` the call is refused; with `operation_errors` it is accepted and its operation
-    fails; with `drop` the connection is closed without an answer; with `delay` the answer is late.
+    fails; with `drop` the connection is closed without an answer; with `delay` it happens late.
     `delay` goes together with any of the others.
 
     Parameters
@@ -33,9 +33,10 @@ class Fault:
     operation_errors : sequence of dict
         What ``operation.error.errors`` shows, each with ``code`` and ``message``.
     delay : float
-        Seconds by which the answer is late.
-    drop : bool
-        Whether the connection is closed without an answer.
+        Seconds by which the request is carried out, refused or dropped late.
+    drop : bool or "after"
+        Whether the connection is closed without an answer: True does it instead of carrying the
+        request out, ``"after"`` when it has been carried out and nobody learns of it.
     times : int
         How often it happens.
     match : callable or None
@@ -54,12 +55,14 @@ class Fault:
     message: str = "Injected fault."
     operation_errors: Sequence[Mapping[str, Any]] = ()
     delay: float = 0.0
-    drop: bool = False
+    drop: bool | Literal["after"] = False
     times: int = 1
     match: Callable[[str], bool] | None = None
 
     def __post_init__(self) -> None:
-        effects = bool(self.status) + bool(self.operation_errors) + self.drop
+        if self.drop not in (False, True, "after"):
+            raise ValueError(f"Fault.drop must be a bool or 'after', not {self.drop!r}")
+        effects = bool(self.status) + bool(self.operation_errors) + bool(self.drop)
         if effects > 1 or not (effects or self.delay):
             raise ValueError(
                 "A Fault needs a delay or exactly one of status, operation_errors and drop"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import sys
 
 import pytest
 from rest import PROJECT, ZONE, Refused, Rest, boot_disk, instance
 
-from dask_gce.emulator import ComputeEmulator
+from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.emulator.machines.paper import PaperKind
 
 INSTANCES = f"/compute/v1/projects/{PROJECT}/zones/{ZONE}/instances"
@@ -144,3 +145,21 @@ def test_a_defect_spoils_one_part_of_a_batch_only(discovery):
     assert status == 200
     assert b"HTTP/1.1 500" in answer and b"HTTP/1.1 200" in answer
     assert len(discovery.take()) == 1
+
+
+def test_a_request_can_be_carried_out_although_its_answer_is_lost(discovery):
+    seen = []
+    with ComputeEmulator("paper", observers=[seen.append]) as emulator:
+        rest = Rest(emulator)
+        emulator.faults.add(Fault("compute.instances.insert", drop="after"))
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+            rest.insert()
+        assert rest.names() == ["a"]
+    assert [(one.method_id, one.status, one.response) for one in seen[:1]] == [
+        ("compute.instances.insert", 0, None)
+    ]
+
+
+def test_a_fault_drops_before_or_after_or_not_at_all():
+    with pytest.raises(ValueError, match=r"Fault\.drop"):
+        Fault("compute.instances.insert", drop="before")
