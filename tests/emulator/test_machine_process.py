@@ -27,6 +27,7 @@ from machine_bench import (
 )
 
 from dask_gce.emulator.machines.process import ProcessKind
+from dask_gce.emulator.machines.supervision import Supervision
 
 
 def runs(process: psutil.Process) -> bool:
@@ -423,3 +424,53 @@ def test_a_machines_listener_is_on_no_other_address():
             return [ip for ip in found if ip != machine.address]
 
     assert asyncio.run(listen()) == []
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a test the time to interrupt the start of a supervisor."""
+    start = Supervision.start
+
+    def slow(supervision: Supervision) -> None:
+        time.sleep(0.1)
+        start(supervision)
+
+    monkeypatch.setattr(Supervision, "start", slow)
+
+
+async def test_an_interrupted_start_leaves_nothing(monkeypatch):
+    slowly(monkeypatch)
+    kind = ProcessKind(access_token="t")
+    start = asyncio.create_task(kind.start())
+    await asyncio.sleep(0.03)
+    # As asyncio.run does after a Ctrl-C.
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert kind.leftovers() == []
+    assert not psutil.Process().children()
+    await kind.close()
+
+
+async def test_closing_twice_at_once_and_while_it_starts_leaves_nothing(monkeypatch):
+    slowly(monkeypatch)
+    kind = ProcessKind(access_token="t")
+    start = asyncio.create_task(kind.start())
+    await asyncio.sleep(0.03)
+    first = asyncio.create_task(kind.close())
+    await asyncio.sleep(0)
+    first.cancel()  # it goes on
+    await asyncio.gather(kind.close(), kind.close())
+    assert kind.leftovers() == []
+    assert not psutil.Process().children()
+    await start
+    await asyncio.wait([first])
+
+
+async def test_a_kind_can_be_started_again():
+    kind = ProcessKind(access_token="t")
+    for _ in range(2):
+        await kind.start()
+        assert await run_script(kind, "echo up") == "up"
+        await kind.close()
+        assert kind.leftovers() == []

@@ -11,7 +11,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -71,6 +71,8 @@ class ProcessKind(MachineKind):
         self._addresses: LoopbackAddresses | None = None
         self._machines: dict[ProcessMachine, None] = {}
         self._executor: ThreadPoolExecutor | None = None
+        self._preparing: Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._layout: Layout | None = None
         self._supervision: Supervision | None = None
         self._fence = Fence(0, None)
@@ -109,8 +111,11 @@ class ProcessKind(MachineKind):
             return
         self._executor = ThreadPoolExecutor(4, thread_name_prefix="process-machines")
         self._names_lock = asyncio.Lock()
+        self._preparing = self._executor.submit(self._prepare)
+        self._closing = None
         try:
-            await self.in_thread(self._prepare)
+            # Who waits can be interrupted, the thread cannot: close() waits for it again.
+            await asyncio.wrap_future(self._preparing)
         except BaseException:
             await self.close()
             raise
@@ -126,10 +131,20 @@ class ProcessKind(MachineKind):
         self._layout.prepare(self.container_images)
 
     async def close(self) -> None:
-        """Discard every machine, end the supervisor and remove the folder. May be called twice."""
-        if self._executor is None:
-            return
+        """Discard every machine, end the supervisor and remove the folder.
+
+        May be called twice, also at once, and during :meth:`start`. It goes on if its caller is
+        interrupted.
+        """
+        if self._closing is None:
+            if self._executor is None:
+                return
+            self._closing = asyncio.create_task(self._close(self._executor))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, executor: ThreadPoolExecutor) -> None:
         try:
+            await self.in_thread(wait, [_started(self._preparing)])
             await asyncio.gather(*(machine.discard() for machine in tuple(self._machines)))
         finally:
             if self._supervision is not None:
@@ -137,7 +152,7 @@ class ProcessKind(MachineKind):
             if self._addresses is not None:
                 self._addresses.close()
                 self._addresses = None
-            executor, self._executor = self._executor, None
+            self._executor = None
             executor.shutdown()
 
     async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
