@@ -46,8 +46,8 @@ class Project:
         self.networks: dict[str, Resource] = default_network(base_url, project_id)
         self.firewalls: dict[str, Resource] = default_firewalls(base_url, project_id)
         self.subnetworks: dict[str, dict[str, Resource]] = default_subnetworks(base_url, project_id)
-        #: Operations by the request ID that began them.
-        self.requests: dict[str, Operation] = {}
+        #: By request ID, the method and path that were called and the operation that began.
+        self.requests: dict[str, tuple[str, Operation]] = {}
 
     @property
     def path(self) -> str:

@@ -293,17 +293,22 @@ class Dispatcher:
 
     async def _reply(self, call: Call) -> Any:
         request_id = call.query.get("requestId")
+        called = f"{call.route.verb} {call.path}"
         if request_id is not None:
             _check_request_id(request_id)
             earlier = call.project.requests.get(request_id)
             if earlier is not None:
-                return earlier.resource
+                if earlier[0] != called:
+                    raise invalid(
+                        "requestId", request_id, f"It is that of another call: {earlier[0]}."
+                    )
+                return earlier[1].resource
         reply = call.route.handler(call)
         if inspect.isawaitable(reply):
             reply = await reply
         if isinstance(reply, Operation):
             if request_id is not None:
-                call.project.requests[request_id] = reply
+                call.project.requests[request_id] = called, reply
             return reply.resource
         return reply
 

@@ -224,6 +224,15 @@ def test_the_same_request_id_is_the_same_operation(rest):
     rest.wait(deletion)
     # The instance is gone, and still the request is the one that deleted it.
     assert rest.delete(f"{path}/a", requestId=other)["name"] == deletion["name"]
+    # Another method, another resource of the same method: no repetition, but a mistake.
+    for call in (
+        lambda: rest.post(path, instance(), requestId=other),
+        lambda: rest.delete(f"{path}/b", requestId=other),
+    ):
+        with pytest.raises(Refused, match=f"DELETE projects/.*{path}/a") as caught:
+            call()
+        assert (caught.value.status, caught.value.reason) == (400, "invalid")
+    assert not rest.names()
     for bad in ("1234", str(uuid.UUID(int=0))):
         with pytest.raises(Refused, match="requestId"):
             rest.post(path, instance(), requestId=bad)
