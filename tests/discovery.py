@@ -11,6 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 import googleapiclient
 
 from dask_gce.emulator import Exchange
+from dask_gce.emulator.errors import APIError
+from dask_gce.emulator.partial import Mask, parse_mask
 
 
 @lru_cache(maxsize=1)
@@ -125,6 +128,7 @@ def check_exchange(exchange: Exchange) -> list[str]:
         where = f"{method['id']} ({exchange.status})"
         faults += _check_query(method, exchange)
         faults += _check_request(method, exchange)
+        faults += _check_masks(method, exchange)
     if exchange.defect is not None:
         faults.append(f"the emulator broke: {exchange.defect!r}")
     if exchange.status >= 400:
@@ -177,6 +181,30 @@ def _check_request(method: dict[str, Any], exchange: Exchange) -> list[str]:
     if "request" not in method:
         return [] if body in ({}, None) else ["the method takes no request body"]
     return list(check_value(method["request"], body, "request"))
+
+
+def _check_masks(method: dict[str, Any], exchange: Exchange) -> Iterator[str]:
+    # Compute Engine refuses a selection of what is not there; the emulator does not know the
+    # schemas of answers, and answers without it.
+    texts = [exchange.query.get("fields"), exchange.query.get("$fields")]
+    for text in filter(None, [*texts, exchange.headers.get("x-goog-fieldmask")]):
+        # What is malformed the emulator refuses by itself.
+        with suppress(APIError):
+            yield from _check_mask(method.get("response", {"type": "any"}), parse_mask(text), "")
+
+
+def _check_mask(schema: dict[str, Any], mask: Mask, path: str) -> Iterator[str]:
+    while "$ref" in schema or schema["type"] == "array":
+        schema = schema["items"] if "$ref" not in schema else document()["schemas"][schema["$ref"]]
+    fields = schema.get("properties", {})
+    for name, below in mask.items():
+        field = fields.get(name, schema.get("additionalProperties"))
+        if name == "*" and fields:
+            continue
+        if field is None:
+            yield f"invalid field selection {path}{name}"
+        else:
+            yield from _check_mask(field, below, f"{path}{name}/")
 
 
 def _check_response(method: dict[str, Any], exchange: Exchange) -> list[str]:

@@ -70,6 +70,14 @@ def refusal(**changes):
     [
         exchange(),
         exchange(query={"filter": "x", "maxResults": "5", "fields": "items(name)", "alt": "json"}),
+        exchange(query={"$fields": "*,items/*"}),
+        exchange(headers={"x-goog-fieldmask": "items.disks(source,initializeParams.labels.x),id"}),
+        exchange(
+            path="/compute/v1/projects/p/aggregated/instances",
+            method_id="compute.instances.aggregatedList",
+            query={"fields": "items/*/instances(name,scheduling),nextPageToken"},
+            response={},
+        ),
         exchange(query={"returnPartialSuccess": "True"}, version=None),
         exchange(
             path="/compute/v1/projects/p/aggregated/instances",
@@ -115,6 +123,13 @@ def test_good_exchanges_pass(good):
                 response={},
             ),
             "no boolean",
+        ),
+        (exchange(query={"fields": "items(nmae)"}), "invalid field selection items/nmae"),
+        (exchange(query={"fields": "name"}), "invalid field selection name"),
+        (exchange(query={"$fields": "kind/x"}), "invalid field selection kind/x"),
+        (
+            exchange(headers={"x-goog-fieldmask": "items.disks.sorce"}),
+            "invalid field selection items/disks/sorce",
         ),
         (exchange(request={"name": "a"}), "takes no request body"),
         (insert(None), "no body"),
