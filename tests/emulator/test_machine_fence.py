@@ -131,17 +131,11 @@ async def test_root_outside_is_nobody_there(victim, kept):
 
 
 @needs_root
-async def test_root_without_user_namespaces_is_fenced_and_warned(victim, monkeypatch):
+async def test_root_without_user_namespaces_is_refused(monkeypatch):
     monkeypatch.setattr(Supervision, "can_map", lambda self, uid: False)
-    before = look(victim)
-    async with started_kind() as kind:
-        assert kind.fence.uid is None
-        machine = new_machine(kind, make_record("m", ATTACKS.format(folder=victim)))
-        await machine.boot()
-        text = await until_said(machine, "exit status")
-    assert "warning: no user namespaces" in text
-    assert "still here" in text
-    assert look(victim) == before
+    with pytest.raises(RuntimeError, match=r"user\.max_user_namespaces.* ordinary user"):
+        async with started_kind():
+            pass
 
 
 @pytest.mark.skipif(landlock_abi() < 6, reason="the kernel's Landlock lets signals through")
@@ -214,7 +208,19 @@ async def test_without_landlock_an_ordinary_user_is_warned_and_root_is_refused(m
         monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     fence = probe_fence(lambda uid: True)
     assert fence.landlock == 0
-    assert "Landlock" in fence.warnings[0]
+    assert "whatever its user can" in fence.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("abi", "gaps"), [(1, {"signal", "empty"}), (3, {"signal"}), (5, {"signal"}), (6, set())]
+)
+def test_an_ordinary_user_is_warned_of_what_landlock_lets_through(monkeypatch, abi, gaps):
+    monkeypatch.setattr("dask_gce.emulator.machines.process.landlock_abi", lambda: abi)
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+    (warning,) = probe_fence(lambda uid: True).warnings
+    always = {"sockets", "modes and times", "shared memory"}
+    told = {word for word in (*always, "signal", "empty") if word in warning}
+    assert told == always | gaps
 
 
 async def test_the_warning_is_on_the_console(monkeypatch):
@@ -233,7 +239,7 @@ from machine_bench import *
 async def main():
     async with started_kind() as kind:
         text = await run_script(kind, sys.argv[1])
-        print(json.dumps([os.getuid(), str(kind.layout.folder), text]))
+        print(json.dumps([os.getuid(), str(kind.layout.folder), text, kind.fence.warnings]))
 
 asyncio.run(main())
 """
@@ -272,7 +278,8 @@ def test_an_ordinary_user_gets_the_same_machines(victim):
             break
     else:
         pytest.skip("nobody can run no Python here that has aiohttp")
-    script = "id -u; echo mine > $HOME/x && cat $HOME/x; echo x > $LOCAL_GCE_HOSTS || echo fenced"
+    script = "id -u; echo mine > $HOME/x && cat $HOME/x; echo x > $LOCAL_GCE_HOSTS || echo fenced\n"
+    script += "/bin/chmod 640 $LOCAL_GCE_HOSTS && echo changed a mode"
     done = subprocess.run(
         [python, "-W", "error", "-c", ORDINARY, script],
         user=NOBODY,
@@ -285,10 +292,11 @@ def test_an_ordinary_user_gets_the_same_machines(victim):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    uid, folder, text = json.loads(done.stdout)
+    uid, folder, text, warnings = json.loads(done.stdout)
     assert uid == NOBODY
     assert text.split("\n")[:2] == [str(NOBODY), "mine"]
-    assert text.endswith("fenced")
+    assert text.endswith("fenced\nchanged a mode")
+    assert "modes and times" in warnings[0]
     assert not Path(folder).exists()
     assert sorted(path.name for path in victim.iterdir()) == ["file"]
 

@@ -105,7 +105,7 @@ class ProcessKind(MachineKind):
         Raises
         ------
         RuntimeError
-            The emulator runs as root and nothing here could keep a guest off the host.
+            The emulator runs as root, and nothing here takes root's power from a guest.
         """
         if self._executor is not None:
             return
@@ -293,31 +293,53 @@ def probe_fence(can_map: Callable[[int], bool]) -> Fence:
     Raises
     ------
     RuntimeError
-        The process is root and the kernel has no Landlock.
+        The process is root, and nothing here takes root's power from a guest.
     """
     abi = landlock_abi()
     if os.geteuid() != 0:
-        return Fence(abi, None, () if abi else (_NO_LANDLOCK,))
+        return Fence(abi, None, (_gaps(abi),))
     if not abi:
-        raise RuntimeError(
-            "process machines cannot be fenced in here: the kernel has no Landlock, and as root a "
-            "startup script could change this host. Run the emulator as an ordinary user, or use "
-            "paper machines."
-        )
+        raise RuntimeError(_NO_LANDLOCK)
     uid = random.choice(UNUSED_UIDS)  # noqa: S311 # a free number, no secret
-    if can_map(uid):
-        return Fence(abi, uid)
-    return Fence(abi, None, (_NO_NAMESPACE,))
+    if not can_map(uid):
+        raise RuntimeError(_NO_NAMESPACE)
+    return Fence(abi, uid)
 
 
 _NO_LANDLOCK = (
-    "warning: the kernel has no Landlock: "
-    "only file permissions keep this machine from changing its host"
+    "process machines cannot be fenced in here: the kernel has no Landlock, and as root a startup "
+    "script could change this host. Run the emulator as an ordinary user, or use paper machines."
 )
 _NO_NAMESPACE = (
-    "warning: no user namespaces: "
-    "this machine cannot write to its host, but could change modes and times of root's files"
+    "process machines cannot be fenced in here: root may not make user namespaces (a container's "
+    "rules or the sysctl user.max_user_namespaces forbid it), and a startup script that stays root "
+    "could give orders to the services of this host through their sockets. Run the emulator as an "
+    "ordinary user, allow user namespaces, or use paper machines."
 )
+
+
+def _gaps(abi: int) -> str:
+    """Say what Landlock does not keep the guests of an ordinary user from."""
+    if not abi:
+        return (
+            "warning: the kernel has no Landlock: on the host this machine can do whatever its "
+            "user can"
+        )
+    gaps = [
+        "connecting to Unix sockets of services",
+        "changing the modes and times of its user's files",
+        "changing its user's shared memory",
+    ]
+    # https://docs.kernel.org/userspace-api/landlock.html#previous-limitations
+    if abi < 6:
+        gaps.append("signalling its user's processes")
+    if abi < 3:
+        gaps.append("emptying its user's files")
+    return (
+        "warning: on the host, this kernel's Landlock does not keep this machine from "
+        + ", ".join(gaps[:-1])
+        + f" and {gaps[-1]}"
+    )
 
 
 def _started(part: R | None) -> R:
