@@ -76,6 +76,8 @@ class Blueprint:
         The zone of all its machines.
     cluster : str
         The cluster's name.
+    identity : str
+        What tells it from other clusters of that name.
     worker_shape : MachineShape
         The workers' machine type.
     owner : str
@@ -88,6 +90,7 @@ class Blueprint:
     project: str
     zone: str
     cluster: str
+    identity: str
     worker_shape: MachineShape
     owner: str = ""
     tls: Mapping[startup.Role, startup.Tls] = field(default_factory=dict, repr=False)
@@ -108,11 +111,14 @@ class Blueprint:
     def memory(self) -> int:
         """Memory of one worker in bytes, for ``scale(memory=...)``."""
         limit = self.memory_limit
-        if isinstance(limit, float) and limit <= 1:  # a share of the machine, as Dask reads it
-            return int(limit * self.worker_shape.memory)
         if limit in (None, 0, "auto"):
             return self.worker_shape.usable_memory
-        return int(parse_bytes(limit))
+        try:
+            number = float(limit)
+        except ValueError:
+            return int(parse_bytes(limit))
+        # As distributed.worker_memory.parse_memory_limit: up to 1 is a share of the machine.
+        return int(number * self.worker_shape.memory if number <= 1 else number)
 
     @property
     def memory_limit(self) -> int | float | str | None:
@@ -223,6 +229,7 @@ class Blueprint:
             labels={
                 **settings.labels,
                 **names.cluster_labels(self.cluster, payload.role, self.owner),
+                names.ID_LABEL: self.identity,
             },
             metadata=startup.build_metadata(payload),
             service_account=settings.service_account,

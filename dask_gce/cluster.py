@@ -26,6 +26,7 @@ from dask_gce.blueprint import Blueprint
 from dask_gce.compute import Compute
 from dask_gce.errors import GCEError, SettingsError
 from dask_gce.fleet import Fleet
+from dask_gce.instance import build_insert
 from dask_gce.preparation import prepare
 from dask_gce.scheduler import GCEScheduler
 from dask_gce.settings import Settings
@@ -41,6 +42,9 @@ ADAPTIVE_DEFAULTS: Mapping[str, Any] = {
     "wait_count": 24,
     "target_duration": "3 minutes",
 }
+
+#: Seconds until a worker that the scheduler did not let go is asked to go again.
+RETIRE_AGAIN = 2.0
 
 
 class GCECluster(SpecCluster):
@@ -131,8 +135,13 @@ class GCECluster(SpecCluster):
         self._blueprint: Blueprint | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Future[Any] | None = None
+        self._lost: GCEError | None = None
+        self._kept: set[str] = set()
         self._watcher = Watcher(
-            workers=lambda: self.workers, registered=self._registered, drop=self._drop
+            workers=lambda: set(self.workers) & set(self.worker_spec),
+            registered=self._registered,
+            drop=self._drop,
         )
         self._quiet = quiet
         self._scheduler_name = ""
@@ -159,9 +168,10 @@ class GCECluster(SpecCluster):
     async def _start(self) -> None:
         if self.status == Status.running:
             return
+        ended = self.status in (Status.closing, Status.closed)
+        if ended and (self._starting is None or self._starting.done()):
+            raise GCEError(f"Cluster {self.name} is closed; make a new one.")
         if self._starting is None:
-            if self.status in (Status.closing, Status.closed):
-                raise GCEError(f"Cluster {self.name} is closed; make a new one.")
             self._starting = asyncio.ensure_future(self._start_once())
         try:
             await asyncio.shield(self._starting)
@@ -187,16 +197,26 @@ class GCECluster(SpecCluster):
         except GCEError:
             await self._close()
             raise
-        self._watching = asyncio.ensure_future(self._watcher.run(fleet))
+        self._watching = asyncio.ensure_future(self._watcher.run(fleet, self._scheduler_name))
+        self._watching.add_done_callback(_tell_why_it_ended)
         self.scale(self.settings.n_workers)
 
     def __await__(self) -> Generator[Any, None, GCECluster]:
         async def started() -> GCECluster:
+            new = self.status != Status.running
             await self._start()
-            await self._correct_state()
+            try:
+                await self._correct_state()
+            except asyncio.CancelledError:
+                if new:
+                    await asyncio.shield(asyncio.ensure_future(self._close()))
+                raise
             return self
 
         return started().__await__()
+
+    async def __aenter__(self) -> GCECluster:
+        return await self
 
     async def _prepare(self) -> Fleet:
         """Find out what the machines are made of; nothing is created here."""
@@ -208,10 +228,13 @@ class GCECluster(SpecCluster):
             self._compute,
             self.name,
             self._blueprint.zone,
+            self._blueprint.identity,
             delete_at_exit=self.shutdown_on_close,
             on_exit=lambda: _abandon(cluster()),
         )
         self._scheduler_name = names.instance_name(self.name, "scheduler")
+        # A worker that could not even be asked for is better found out before the scheduler runs.
+        build_insert(self._blueprint.worker("worker", self._blueprint.address("scheduler")))
         parts = {"fleet": fleet, "blueprint": self._blueprint}
         self.scheduler_spec = {
             "cls": GCEScheduler,
@@ -229,52 +252,89 @@ class GCECluster(SpecCluster):
     def _new_worker_name(self, worker_number: int) -> str:
         return names.instance_name(self.name, "worker")
 
+    def _correct_state(self) -> asyncio.Future[None]:
+        # Several may wait for one correction; one that is cancelled does not take it with it.
+        return asyncio.shield(super()._correct_state())
+
     async def _correct_state_internal(self) -> None:
         """Make the workers what `worker_spec` says.
 
-        Differs from SpecCluster's in three ways: workers are retired by name (it passes names where
-        addresses are expected, and retires nobody), those being started are visible at once, and
-        one that cannot be started does not keep the others from starting.
+        Differs from SpecCluster's in that workers are retired by name (it passes names where
+        addresses are expected, and retires nobody), that one whom the scheduler does not let go is
+        kept, that those being started are visible at once, and that one that cannot be started
+        does not keep the others from starting.
         """
         async with self._lock:
             self._correct_state_waiting = None
-            await self._remove_workers(set(self.workers) - set(self.worker_spec))
+            surplus = set(self.workers) - set(self.worker_spec)
+            failed = {failure.name for failure in self.failures if hasattr(failure, "name")}
+            kept = await self._retire(surplus & self._registered() - failed)
+            if kept:
+                if not kept <= self._kept:
+                    self._log(
+                        f"{len(kept)} workers hold results that fit nowhere else; their machines "
+                        "are kept until the results are released."
+                    )
+                asyncio.get_running_loop().call_later(RETIRE_AGAIN, self._retire_again)
+            self._kept = kept
+            await asyncio.gather(*map(self._remove_worker, surplus - kept))
             await self._add_workers(set(self.worker_spec) - set(self.workers))
         self._watcher.disturb()
 
-    async def _remove_workers(self, surplus: set[str]) -> None:
-        if not surplus:
-            return
-        if self.status == Status.running and self.scheduler_comm:
-            try:
-                await self.scheduler_comm.retire_workers(names=list(surplus), close_workers=True)
-            except OSError as error:
-                logger.warning("The scheduler could not retire %d workers: %s", len(surplus), error)
-        await asyncio.gather(*(self.workers.pop(name).close() for name in surplus))
+    def _retire_again(self) -> None:
+        if self.status == Status.running:
+            self._correct_state()
+
+    async def _retire(self, surplus: set[str]) -> set[str]:
+        """Have the scheduler move workers' results elsewhere; return whom it did not let go."""
+        if not surplus or self.status != Status.running or self.scheduler_comm is None:
+            return set()
+        # close() cancels this: who closes a cluster does not wait for its results to move.
+        self._retiring = asyncio.ensure_future(
+            self.scheduler_comm.retire_workers(names=list(surplus), close_workers=True)
+        )
+        await asyncio.wait({self._retiring})
+        if self._retiring.cancelled():
+            return set()
+        if (error := self._retiring.exception()) is not None:
+            logger.warning("The scheduler could not retire %d workers: %s", len(surplus), error)
+            return surplus & self._registered()
+        retired = {str(worker["name"]) for worker in self._retiring.result().values()}
+        return (surplus - retired) & self._registered()
+
+    async def _remove_worker(self, name: str) -> None:
+        await self.workers[name].close()
+        self.workers.pop(name, None)
 
     async def _add_workers(self, missing: set[str]) -> None:
         # Known before the scheduler exists; self.scheduler may not have started yet.
         scheduler = self._plan().address(self._scheduler_name)
-        for name in missing:
-            spec = self.worker_spec[name]
-            worker = spec["cls"](scheduler, **{"name": name, **spec.get("options", {})})
-            worker._cluster = weakref.ref(self)
-            self._created.add(worker)
-            self.workers[name] = worker
 
-        async def start(name: str) -> None:
+        async def add(name: str) -> None:
+            spec = self.worker_spec[name]
             try:
-                await self.workers[name]
+                worker = spec["cls"](scheduler, **{"name": name, **spec.get("options", {})})
+                worker._cluster = weakref.ref(self)
+                self._created.add(worker)
+                self.workers[name] = worker
+                await worker
             except GCEError as error:
                 self._drop(name, error)
 
-        await asyncio.gather(*map(start, missing))
+        await asyncio.gather(*map(add, missing))
 
     def _drop(self, name: str, failure: GCEError) -> None:
         """Take a worker that failed out of the plan, and remember why."""
+        if name == self._scheduler_name:
+            if self._lost is None:
+                self._lost = failure
+                self.failures.append(failure)
+                self._log(str(failure))
+            return
+        if self.worker_spec.pop(name, None) is None:
+            return  # it was on its way out, or has been reported
         self.failures.append(failure)
         self._log(str(failure))
-        self.worker_spec.pop(name, None)
         # Soon, not now: this may be called while the lock is held.
         asyncio.get_running_loop().call_soon(self._correct_state)
 
@@ -286,11 +346,18 @@ class GCECluster(SpecCluster):
         Cluster._update_worker_status(self, op, msg)
         self._watcher.disturb()
 
+    async def _watch_worker_status(self, comm: Any) -> None:
+        await super()._watch_worker_status(comm)
+        # The scheduler has gone, or we have.
+        self._watcher.disturb()
+
     async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
         loop = asyncio.get_running_loop()
         seconds = parse_timedelta(timeout) if timeout else None
         deadline = math.inf if seconds is None else loop.time() + seconds
         while (count := len(self.scheduler_info["workers"])) < n_workers:
+            if self._lost is not None:
+                raise self._lost
             # Nobody asks for a failed worker again until the next scale().
             if len(self.failures) > self._failures_before and len(self.worker_spec) < n_workers:
                 raise self.failures[-1]
@@ -399,10 +466,14 @@ class GCECluster(SpecCluster):
         if self.status == Status.closed:
             return
         starting = self._starting is asyncio.current_task()
-        for task in (self._watching, None if starting else self._starting):
-            if task is not None and not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+        if not starting:
+            await _end(self._starting)
+        await _end(self._watching)
+        if self._retiring is not None:
+            self._retiring.cancel()
+        if self._lost is not None:
+            # Nothing to say to a scheduler that is gone; connecting would take half a minute.
+            self.shutdown_scheduler = False
         try:
             await super()._close()
         finally:
@@ -428,6 +499,18 @@ def _abandon(cluster: GCECluster | None) -> None:
     if cluster is not None:
         SpecCluster._instances.discard(cluster)
         cluster.status = Status.closed
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task and wait for its end; again, since a cancellation can be swallowed."""
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.5)
+
+
+def _tell_why_it_ended(watching: asyncio.Task[None]) -> None:
+    if not watching.cancelled() and (error := watching.exception()) is not None:
+        logger.error("The cluster's workers are no longer watched.", exc_info=error)
 
 
 def _whole_number(n: Any) -> int:

@@ -8,11 +8,33 @@ in, first out; that is why the hook is registered when it is needed, long after 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 # Strong references on purpose: a cluster that was garbage collected without close() still has
 # machines that cost money.
-_duties: dict[int, tuple[object, Callable[[], None]]] = {}
+_duties: dict[int, Duty] = {}
+
+
+@dataclass(frozen=True)
+class Duty:
+    """Something to do when the interpreter ends.
+
+    Parameters
+    ----------
+    owner : object
+        Whose duty it is.
+    action : callable
+        What to do.
+    process : int
+        The process that took it on. A forked child inherits the list, but not the duties.
+    """
+
+    owner: object
+    action: Callable[[], None]
+    process: int
 
 
 def at_exit(owner: object, duty: Callable[[], None]) -> None:
@@ -25,7 +47,7 @@ def at_exit(owner: object, duty: Callable[[], None]) -> None:
     duty : callable
         What to do, without an event loop or threads.
     """
-    _duties[id(owner)] = (owner, duty)
+    _duties[id(owner)] = Duty(owner, duty, os.getpid())
     # Registering again moves the hook to the front of the queue.
     atexit.unregister(_do_all)
     atexit.register(_do_all)
@@ -43,5 +65,8 @@ def not_at_exit(owner: object) -> None:
 
 
 def _do_all() -> None:
-    for _, duty in list(_duties.values()):
-        duty()
+    with contextlib.ExitStack() as all_of_them:
+        # A duty that fails, or is interrupted, does not keep the others from being done.
+        for duty in _duties.values():
+            if duty.process == os.getpid():
+                all_of_them.callback(duty.action)

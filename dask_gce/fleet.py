@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 #: without a limit the cost of looking would grow with the number of workers.
 PHASES_PER_LOOK = 8
 
-#: Seconds after which a list that lacks an instance is believed: lists lag behind inserts.
-SETTLING = 1.0
+#: How many lists in a row must lack an instance before it is believed gone: lists lag behind.
+MISSES = 3
 
 #: Seconds the interpreter's exit may take to delete what is left.
 EXIT_TIMEOUT = 60
@@ -53,6 +53,8 @@ class Fleet:
         The cluster's name, by whose label its instances are found.
     zone : str
         The zone of its instances.
+    identity : str
+        What tells it from other clusters of that name: the label that all its instances carry.
     delete_at_exit : bool
         Whether to delete what is left when the interpreter ends.
     on_exit : callable, optional
@@ -64,6 +66,7 @@ class Fleet:
         compute: Compute,
         cluster: str,
         zone: str,
+        identity: str,
         *,
         delete_at_exit: bool = True,
         on_exit: Callable[[], None] | None = None,
@@ -73,7 +76,7 @@ class Fleet:
         self.zone = zone
         self.members: dict[str, Member] = {}
         self.on_exit = on_exit
-        self._label = names.label_filter(names.cluster_labels(cluster))
+        self._label = names.label_filter({names.CLUSTER_LABEL: cluster, names.ID_LABEL: identity})
         if delete_at_exit:
             at_exit(self, self._end)
 
@@ -128,6 +131,7 @@ class Fleet:
         for member in self.members.values():
             if member.inserted < started:
                 member.instance = seen.get(member.name)
+                member.missed = 0 if member.instance else member.missed + 1
 
     def mark_ready(self, name: str) -> None:
         """Note that an instance does what it was made for.
@@ -144,6 +148,11 @@ class Fleet:
     def waiting(self) -> list[str]:
         """The names of the instances that are not ready yet."""
         return [member.name for member in self.members.values() if not member.ready]
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether some instance is on its way, or was there and is missed."""
+        return any(not member.ready or member.missed for member in self.members.values())
 
     async def check(self, only: Collection[str]) -> list[InstanceError]:
         """Find instances that have failed, after a :meth:`look`.
@@ -178,20 +187,26 @@ class Fleet:
         if member.instance is not None and member.instance.ended:
             what = f"it is {member.instance.status}"
             return await member.failure(InstanceLost, what, self.compute)
-        if member.instance is None and member.operation is not None:
-            try:
-                operation = await self.compute.get_operation(member.operation)
-            except OperationError as error:
-                failure = await member.failure(InstanceError, error.message, self.compute)
-                failure.__cause__ = error
-                return failure
-            except GCEError:
-                return None  # unknown is not gone
-            if operation.done and waited > SETTLING:
-                return await member.failure(InstanceLost, "it no longer exists", self.compute)
+        if member.missed and (failure := await self._judge_missing(member)) is not None:
+            return failure
         if not member.ready and waited > member.timeout:
             what = f"it was not ready within {member.timeout:g} s"
             return await member.failure(StartTimeout, what, self.compute)
+        return None
+
+    async def _judge_missing(self, member: Member) -> InstanceError | None:
+        if member.operation is None:
+            return None
+        try:
+            operation = await self.compute.get_operation(member.operation)
+        except OperationError as error:
+            failure = await member.failure(InstanceError, error.message, self.compute)
+            failure.__cause__ = error
+            return failure
+        except GCEError:
+            return None  # unknown is not gone
+        if operation.done and member.missed >= MISSES:
+            return await member.failure(InstanceLost, "it no longer exists", self.compute)
         return None
 
     async def delete(self, name: str) -> None:
@@ -228,27 +243,21 @@ class Fleet:
         Raises
         ------
         GCEError
-            If some could not be deleted, naming them and the command that does it by hand.
+            If it is not certain that all are deleted, with the commands that tell and do it by
+            hand. Then the interpreter's exit tries again.
         """
         known = list(self.members)
         results = await asyncio.gather(*map(self.delete, known), return_exceptions=True)
-        left = [
-            (name, result)
-            for name, result in zip(known, results, strict=True)
-            if isinstance(result, BaseException)
-        ]
-        with contextlib.suppress(GCEError):
+        causes = [result for result in results if isinstance(result, BaseException)]
+        try:
             listed = await self.compute.list_instances(self.zone, self._label)
             for instance in map(parse_instance, listed):
                 if instance.name not in known:
                     await self.compute.delete_instance(self.zone, instance.name)
-        if left:
-            raise GCEError(
-                f"Could not delete {len(left)} instances of cluster {self.cluster}: {left[0][1]}\n"
-                f"Delete them by hand: gcloud compute instances delete "
-                f"{' '.join(sorted(name for name, _ in left))} --zone {self.zone} "
-                f"--project {self.compute.project}"
-            ) from left[0][1]
+        except GCEError as error:
+            causes.append(error)
+        if causes:
+            raise GCEError(f"{causes[0]}\n{self._by_hand()}") from causes[0]
         not_at_exit(self)
 
     def delete_now(self) -> None:
@@ -257,27 +266,47 @@ class Fleet:
         For the interpreter's exit, when loops and thread pools no longer work. Returns when the
         requests are accepted, not when the instances are gone.
         """
-        deadline = time.monotonic() + EXIT_TIMEOUT
-        found = set(self.members)
-        with contextlib.suppress(GCEError):
+        # The scheduler first: workers that have lost it end by themselves.
+        found = sorted(self.members, key=self._is_worker)
+        deadline = time.monotonic() + EXIT_TIMEOUT + len(found)
+        causes: list[GCEError] = []
+        try:
             listed = self.compute.list_instances_now(self.zone, self._label, deadline=deadline)
-            found |= {instance.name for instance in map(parse_instance, listed)}
+            found += [each.name for each in map(parse_instance, listed) if each.name not in found]
+        except GCEError as error:
+            causes.append(error)
         for name in found:
             try:
                 self.compute.delete_instance_now(self.zone, name, deadline=deadline)
             except GCEError as error:
-                logger.error(
-                    "Could not delete instance %s in zone %s of project %s: %s",
-                    name,
-                    self.zone,
-                    self.compute.project,
-                    error,
-                )
+                causes.append(error)
             else:
                 self.members.pop(name, None)
+        if causes:
+            logger.error("%s\n%s", causes[0], self._by_hand())
         not_at_exit(self)
 
+    def _is_worker(self, name: str) -> bool:
+        return self.members[name].spec.labels.get(names.ROLE_LABEL) == "worker"
+
+    def _by_hand(self) -> str:
+        """Tell how to find and delete what may be left."""
+        project = self.compute.project
+        lines = [
+            f"Instances of cluster {self.cluster} may be left, and cost money. List them:",
+            f"gcloud compute instances list --project {project} "
+            f"--filter=labels.{names.CLUSTER_LABEL}={self.cluster}",
+        ]
+        if self.members:
+            lines.append(
+                f"Delete those known: gcloud compute instances delete {' '.join(self.members)} "
+                f"--zone {self.zone} --project {project}"
+            )
+        return "\n".join(lines)
+
     def _end(self) -> None:
-        self.delete_now()
-        if self.on_exit is not None:
-            self.on_exit()
+        try:
+            self.delete_now()
+        finally:
+            if self.on_exit is not None:
+                self.on_exit()

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dask_gce.errors import SettingsError
+
 #: The fields of an instance that this package reads. Sent as a field mask, because a list answer
 #: otherwise carries every instance's whole metadata, up to 512 KiB each.
 INSTANCE_FIELDS = (
@@ -85,7 +87,7 @@ class InstanceSpec:
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     service_account: str | None = None
     scopes: tuple[str, ...] = ()
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def build_insert(spec: InstanceSpec) -> dict[str, Any]:
@@ -103,6 +105,11 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
     -------
     dict
         The request body in API JSON.
+
+    Raises
+    ------
+    SettingsError
+        If the overrides put something into labels, metadata or disks that cannot be there.
 
     Examples
     --------
@@ -134,14 +141,46 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
     body = merge_patch(body, spec.overrides)
 
     body["name"] = spec.name
-    body["labels"] = {**body.get("labels", {}), **spec.labels}
-    theirs = {item["key"]: item for item in body.get("metadata", {}).get("items", [])}
+    body["labels"] = {**_mapping(body, "labels"), **spec.labels}
+    metadata = _mapping(body, "metadata")
+    theirs = {_key(item): item for item in _list(metadata, "metadata.items", "items")}
     ours = {key: {"key": key, "value": value} for key, value in spec.metadata.items()}
-    body["metadata"] = {
-        **body.get("metadata", {}),
-        "items": [*({**theirs, **ours}).values()],
-    }
+    body["metadata"] = {**metadata, "items": [*({**theirs, **ours}).values()]}
+    for each in _list(body, "disks", "disks"):
+        if isinstance(each, dict) and isinstance(each.get("initializeParams"), dict):
+            # A disk made with the instance goes with it, unless somebody typed that it stays.
+            each.setdefault("autoDelete", True)
+            parameters = each["initializeParams"]
+            parameters["labels"] = {**_mapping(parameters, "labels"), **spec.labels}
     return body
+
+
+def _mapping(body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = body.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise _misplaced(name, value, "a mapping")
+    return dict(value)
+
+
+def _list(body: Mapping[str, Any], path: str, name: str) -> list[Any]:
+    value = body.get(name) or []
+    if not isinstance(value, list | tuple):
+        raise _misplaced(path, value, "a list")
+    return list(value)
+
+
+def _key(item: Any) -> str:
+    if not isinstance(item, Mapping) or not isinstance(item.get("key"), str):
+        raise _misplaced("metadata.items", item, "a list of mappings with 'key' and 'value'")
+    return str(item["key"])
+
+
+def _misplaced(path: str, value: Any, wanted: str) -> SettingsError:
+    # The type and not the value, which may be a secret.
+    return SettingsError(
+        f"instance_overrides: {path} must be {wanted}, but holds a {type(value).__name__}.",
+        key="instance_overrides",
+    )
 
 
 def _network_interface(spec: InstanceSpec) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Member:
         What the last look saw of it.
     phase : str
         The last boot phase it reported.
+    missed : int
+        How many looks in a row did not find it.
     asked : int
         How often its boot phase was asked for.
     ready : bool
@@ -59,6 +61,7 @@ class Member:
     operation: Operation | None = None
     instance: Instance | None = None
     phase: str = ""
+    missed: int = 0
     asked: int = 0
     ready: bool = False
 

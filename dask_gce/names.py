@@ -24,6 +24,7 @@ from dask_gce.errors import SettingsError
 
 __all__ = [
     "CLUSTER_LABEL",
+    "ID_LABEL",
     "MAX_CLUSTER_NAME",
     "MAX_LABEL",
     "MAX_NAME",
@@ -50,7 +51,9 @@ Role = Literal["scheduler", "worker"]
 CLUSTER_LABEL: Final = "dask-gce-cluster"
 ROLE_LABEL: Final = "dask-gce-role"
 OWNER_LABEL: Final = "dask-gce-owner"
-RESERVED_LABELS: Final = frozenset({CLUSTER_LABEL, ROLE_LABEL, OWNER_LABEL})
+#: Tells two clusters apart that were given the same name.
+ID_LABEL: Final = "dask-gce-id"
+RESERVED_LABELS: Final = frozenset({CLUSTER_LABEL, ROLE_LABEL, OWNER_LABEL, ID_LABEL})
 
 MAX_NAME: Final = 63
 MAX_LABEL: Final = 63

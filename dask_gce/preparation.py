@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import uuid
 from dataclasses import dataclass, field
 
 from distributed.security import Security
@@ -17,9 +18,13 @@ from dask_gce import names
 from dask_gce.blueprint import Blueprint, MachineShape
 from dask_gce.compute import Compute
 from dask_gce.credentials import discover_project, load_credentials
-from dask_gce.errors import NotFound, SettingsError
+from dask_gce.errors import APIError, SettingsError
+from dask_gce.instance import parse_instance
 from dask_gce.settings import Settings
 from dask_gce.trust import establish_trust
+
+#: Seconds that one call may take, with all its repeats.
+CALL_TIMEOUT = 180.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,13 @@ async def prepare(settings: Settings, cluster: str) -> Preparation:
     """
     credentials = await asyncio.to_thread(load_credentials, settings)
     project = await asyncio.to_thread(discover_project, settings)
-    compute = Compute(project, endpoint=settings.api_endpoint, credentials=credentials)
+    compute = Compute(
+        project,
+        endpoint=settings.api_endpoint,
+        credentials=credentials,
+        # A single call does not outlast the wait that it is part of.
+        call_timeout=min(CALL_TIMEOUT, settings.start_timeout),
+    )
     # Importing Google's library takes a second, which the rest of the work here can use.
     compute.preload()
     try:
@@ -81,6 +92,7 @@ async def prepare(settings: Settings, cluster: str) -> Preparation:
             project=project,
             zone=zone,
             cluster=cluster,
+            identity=uuid.uuid4().hex,
             worker_shape=shape,
             owner=await asyncio.to_thread(_user),
             tls=trust.machines,
@@ -92,13 +104,15 @@ async def prepare(settings: Settings, cluster: str) -> Preparation:
 
 
 async def _check_that_name_is_free(compute: Compute, cluster: str) -> None:
-    """Refuse a name that is taken: closing this cluster would delete the other's machines."""
+    """Refuse a name that is taken: nobody could tell the two clusters apart."""
     label = names.label_filter(names.cluster_labels(cluster))
-    found, _ = await compute.aggregated_list_instances(label)
+    listed, _ = await compute.aggregated_list_instances(label)
+    # Those that end may be the last of a cluster that was closed a moment ago.
+    found = [instance for instance in map(parse_instance, listed) if not instance.ended]
     if found:
         raise SettingsError(
             f"name = {cluster!r}: a cluster of this name has {len(found)} instances in project "
-            f"{compute.project}, for example {found[0]['name']}. Choose another name, or delete it "
+            f"{compute.project}, for example {found[0].name}. Choose another name, or delete it "
             f"first: gcloud compute instances list --filter=labels.{names.CLUSTER_LABEL}={cluster}",
             key="name",
         )
@@ -106,12 +120,15 @@ async def _check_that_name_is_free(compute: Compute, cluster: str) -> None:
 
 async def _choose_zone(compute: Compute, settings: Settings) -> tuple[str, MachineShape]:
     """Return the first zone that offers the machine types, and the workers' shape."""
-    missing: NotFound | None = None
+    missing: APIError | None = None
     for zone in settings.zone:
         try:
             await compute.get_machine_type(zone, settings.scheduler_machine_type)
             shape = await compute.get_machine_type(zone, settings.worker_machine_type)
-        except NotFound as error:
+        except APIError as error:
+            # 404 for the machine type; 400 for a zone that does not exist.
+            if error.status not in (400, 404):
+                raise
             missing = error
         else:
             return zone, MachineShape.parse(shape)

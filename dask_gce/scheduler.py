@@ -70,24 +70,28 @@ class GCEScheduler(GCEProcess):
             # A look that was not answered tells nothing; the deadline is checked all the same.
             with contextlib.suppress(GCEError):
                 await self.fleet.look()
-            host = self._host(member)
-            if host is not None and await _answers(host, port):
-                self.fleet.mark_ready(self.name)
-                return host
+            hosts = self._hosts(member)
+            answers = await asyncio.gather(*(_answers(host, port) for host in hosts))
+            for host, answered in zip(hosts, answers, strict=True):
+                if answered:
+                    self.fleet.mark_ready(self.name)
+                    return host
             failures = await self.fleet.check(only=[self.name])
             if failures:
                 raise failures[0]
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, LONGEST_PAUSE)
 
-    def _host(self, member: Member) -> str | None:
-        """Return the address through which this process reaches the scheduler, once known."""
+    def _hosts(self, member: Member) -> list[str]:
+        """Return the addresses through which this process may reach the scheduler, once known.
+
+        From outside the network only the external one answers. From inside it is the internal
+        one: firewall rules for a network's own addresses do not cover the way round.
+        """
         instance = member.instance
         if instance is None or instance.status != "RUNNING":
-            return None
-        if self.blueprint.settings.external_ip and instance.external_ip:
-            return instance.external_ip
-        return instance.internal_ip
+            return []
+        return [host for host in (instance.external_ip, instance.internal_ip) if host]
 
 
 async def _answers(host: str, port: int) -> bool:

@@ -87,7 +87,7 @@ class Payload:
     role: Role
     project: str
     container_image: str
-    spec: Mapping[str, Any]
+    spec: Mapping[str, Any] = field(repr=False)
     ports: tuple[int, ...] = ()
     env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
     tls: Tls | None = None
@@ -192,6 +192,9 @@ def build_metadata(payload: Payload) -> dict[str, str]:
     items = {
         "startup-script": guest_file("startup.sh"),
         "enable-guest-attributes": "TRUE",
+        # Workers know the scheduler by its zonal name, which old projects do not give by default:
+        # https://docs.cloud.google.com/compute/docs/networking/zonal-dns
+        "VmDnsSetting": "ZonalPreferred",
         "dask-gce-role": payload.role,
         "dask-gce-project": payload.project,
         "dask-gce-api": payload.endpoint,

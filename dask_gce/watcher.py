@@ -8,7 +8,6 @@ with the reason. What follows from that is the cluster's business.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Collection
 
@@ -26,6 +25,9 @@ BUSY_TICK, QUIET_TICK = 1.0, 15.0
 #: Seconds between looks at least, however many workers come and go.
 SHORTEST_TICK = 0.2
 
+#: Looks in a row without an answer after which the user is told.
+WARN_AFTER = 5
+
 
 class Watcher:
     """Watches the workers of one cluster.
@@ -37,7 +39,7 @@ class Watcher:
     registered : callable
         Returns the names of the workers that the scheduler knows.
     drop : callable
-        Told the name of a worker that failed, and why.
+        Told the name of an instance that failed, and why.
     """
 
     def __init__(
@@ -52,36 +54,50 @@ class Watcher:
         self._drop = drop
         self._disturbed = asyncio.Event()
         self._unregistered: dict[str, float] = {}
+        self._silent = 0
 
     def disturb(self) -> None:
         """Look soon: something has changed."""
         self._disturbed.set()
 
-    async def run(self, fleet: Fleet) -> None:
+    async def run(self, fleet: Fleet, scheduler: str) -> None:
         """Watch until cancelled.
 
         Parameters
         ----------
         fleet : Fleet
             The cluster's instances.
+        scheduler : str
+            The name of the scheduler's instance, which is watched too.
         """
         while True:
-            tick = BUSY_TICK if fleet.waiting or self._unregistered else QUIET_TICK
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._disturbed.wait(), tick)
-            self._disturbed.clear()
+            tick = BUSY_TICK if fleet.unsettled or self._unregistered else QUIET_TICK
+            # Not wait_for, which before Python 3.12 can swallow the cancellation that ends this.
+            disturbed = asyncio.ensure_future(self._disturbed.wait())
             try:
-                await fleet.look()
-            except GCEError as error:
-                logger.info("Compute Engine did not tell how the instances are: %s", error)
-            else:
-                await self._compare(fleet)
+                await asyncio.wait({disturbed}, timeout=tick)
+            finally:
+                disturbed.cancel()
+            self._disturbed.clear()
+            await self._look(fleet)
+            await self._compare(fleet, scheduler)
             await asyncio.sleep(SHORTEST_TICK)
 
-    async def _compare(self, fleet: Fleet) -> None:
+    async def _look(self, fleet: Fleet) -> None:
+        try:
+            await fleet.look()
+        except GCEError as error:
+            # What was seen last stays, and deadlines go on.
+            self._silent += 1
+            level = logging.WARNING if self._silent == WARN_AFTER else logging.INFO
+            logger.log(level, "Compute Engine does not tell how the instances are: %s", error)
+        else:
+            self._silent = 0
+
+    async def _compare(self, fleet: Fleet, scheduler: str) -> None:
         for name in self._registered():
             fleet.mark_ready(name)
-        for failure in await fleet.check(only=list(self._workers())):
+        for failure in await fleet.check(only=[scheduler, *self._workers()]):
             self._drop(failure.name, failure)
 
         now = asyncio.get_running_loop().time()

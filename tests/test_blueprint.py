@@ -21,6 +21,7 @@ def blueprint(**settings):
         project="example.com:render-farm",
         zone="us-central1-a",
         cluster="dask-1",
+        identity="c0ffee",
         worker_shape=SHAPE,
         owner="Ada Lovelace",
     )
@@ -47,8 +48,10 @@ def test_the_system_keeps_some_memory(memory, usable):
     [
         ({}, 4, SHAPE.usable_memory, SHAPE.usable_memory),
         ({"nthreads": 2, "memory_limit": "4 GB"}, 2, "4 GB", 4 * 10**9),
-        ({"worker_options": {"nthreads": 1, "memory_limit": 5}}, 1, 5, 5),
+        ({"worker_options": {"nthreads": 1, "memory_limit": 10**9}}, 1, 10**9, 10**9),
         ({"memory_limit": 0.5}, 4, 0.5, 8 * GIB),
+        ({"memory_limit": "0.5"}, 4, "0.5", 8 * GIB),
+        ({"memory_limit": 1}, 4, 1, 16 * GIB),
         ({"memory_limit": "auto"}, 4, "auto", SHAPE.usable_memory),
     ],
 )
@@ -78,6 +81,7 @@ def test_every_machine_and_disk_carries_the_clusters_labels():
     expected = {
         "team": "nine",
         "dask-gce-cluster": "dask-1",
+        "dask-gce-id": "c0ffee",
         "dask-gce-role": "scheduler",
         "dask-gce-owner": "ada-lovelace",
     }

@@ -16,7 +16,7 @@ from distributed.deploy.adaptive import Adaptive
 from distributed.security import Security
 
 from dask_gce import GCECluster
-from dask_gce.errors import GCEError, SettingsError
+from dask_gce.errors import GCEError, InstanceLost, SettingsError
 
 # Every worker of these tests is two processes on a machine with two cores.
 pytestmark = pytest.mark.timeout(180)
@@ -106,11 +106,25 @@ def test_scales_by_workers_cores_and_memory(process_emulator, settings):
         cluster.scale(1)
         wait_until(lambda: len(instances(process_emulator)) == 2)
         assert client.gather(futures) == list(range(20))
+        del futures
         memory = cluster._memory_per_worker()
         assert 2**30 < memory < 2 * 2**30  # e2-highcpu-2 has 2 GB, less what the system keeps
         cluster.scale(memory=memory + 1)
         assert len(cluster.plan) == 2
         cluster.scale(0)
+        wait_until(lambda: len(instances(process_emulator)) == 1)
+
+
+def test_the_only_copy_of_a_result_keeps_its_machine(process_emulator, settings):
+    with GCECluster(n_workers=1, **settings) as cluster, Client(cluster) as client:
+        future = client.submit(sum, [1, 2])
+        assert future.result() == 3
+        cluster.scale(0)
+        wait_until(lambda: "1 workers hold results" in cluster._cluster_manager_logs[-1][1])
+        assert not cluster.plan
+        assert len(client.scheduler_info()["workers"]) == 1
+        assert future.result() == 3
+        del future
         wait_until(lambda: len(instances(process_emulator)) == 1)
 
 
@@ -255,6 +269,61 @@ def test_cancelled_while_starting(process_emulator, settings):
     wait_until(lambda: not process_emulator.leftovers())
 
 
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.3])
+def test_closed_by_whoever_waits_no_longer(process_emulator, settings, seconds):
+    """Cancelled while the first workers are asked for, `async with` never gets to its exit."""
+
+    async def main():
+        cluster = GCECluster(n_workers=2, asynchronous=True, **settings)
+        entering = asyncio.ensure_future(cluster.__aenter__())
+        await asyncio.to_thread(
+            wait_until, lambda: process_emulator.requests["compute.instances.insert"] > 1
+        )
+        await asyncio.sleep(seconds)
+        if entering.cancel():
+            await asyncio.wait({entering})
+        else:
+            await cluster.close()
+        assert cluster.status.name == "closed"
+
+    asyncio.run(main())
+    wait_until(lambda: not process_emulator.leftovers())
+
+
+async def test_one_who_waits_no_longer_takes_nothing_with_him(process_emulator, settings):
+    async with GCECluster(n_workers=1, asynchronous=True, **settings) as cluster:
+        for _ in range(3):
+            waiting = asyncio.ensure_future(cluster._correct_state())
+            await asyncio.sleep(0)
+            waiting.cancel()
+        cluster.scale(2)
+        await cluster
+        assert len(cluster.workers) == 2
+        # Closing right after a correction: the watcher has just been told to look.
+        cluster.scale(0)
+        await cluster
+    await asyncio.to_thread(wait_until, lambda: not process_emulator.leftovers())
+
+
+def test_a_scheduler_that_is_lost_is_noticed(process_emulator, settings):
+    cluster = GCECluster(**settings)
+    delete_behind(process_emulator, cluster.scheduler.name)
+    wait_until(lambda: cluster.failures, 30)
+    assert cluster.failures[0].name == cluster.scheduler.name
+    with pytest.raises(InstanceLost):
+        cluster.wait_for_workers(1)
+    began = time.monotonic()
+    cluster.close()
+    # Connecting to it would take half a minute.
+    assert time.monotonic() - began < 10
+
+
+def test_options_too_large_for_metadata_cost_nothing(process_emulator, settings):
+    with pytest.raises(SettingsError, match="worker_options is too large"):
+        GCECluster(worker_options={"resources": {"x" * 300_000: 1}}, **settings)
+    assert not process_emulator.requests["compute.instances.insert"]
+
+
 def test_a_wrong_keyword_costs_no_call(process_emulator, settings):
     with pytest.raises(SettingsError, match="n_workers"):
         GCECluster(n_wokers=3, **settings)
@@ -289,6 +358,9 @@ def test_a_name_that_is_taken_is_refused(process_emulator, settings):
         with pytest.raises(SettingsError, match="a cluster of this name has 1 instances"):
             GCECluster(name="grid", **settings)
         assert len(instances(process_emulator)) == 1
+    # Its machines may still be stopping: nobody waits for them to use the name again.
+    with GCECluster(name="grid", **settings) as cluster:
+        assert cluster.status.name == "running"
 
 
 async def test_what_is_closed_stays_closed(process_emulator, settings):

@@ -82,6 +82,24 @@ def test_exit_without_close(process_emulator, program):
     assert_all_gone(process_emulator)
 
 
+def test_a_forked_child_deletes_nothing(process_emulator):
+    program = """
+import os
+cluster = GCECluster(**settings)
+child = os.fork()
+if child == 0:
+    sys.exit()
+os.waitpid(child, 0)
+print([each["status"] for each in json.load(urllib.request.urlopen(
+    settings["api_endpoint"] + "/compute/v1/projects/local-project/zones/us-central1-a/instances"
+))["items"]])
+cluster.close()
+"""
+    _, output, errors = run(process_emulator, "import json, urllib.request" + program)
+    assert output == "['RUNNING']\n", errors
+    assert_all_gone(process_emulator)
+
+
 def test_interrupt_in_the_constructor(process_emulator):
     status, _, errors = run(
         process_emulator,

@@ -8,6 +8,7 @@ import time
 import pytest
 from google.auth.credentials import AnonymousCredentials
 
+import dask_gce.exit
 from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import (
@@ -23,7 +24,7 @@ from dask_gce.fleet import Fleet
 from dask_gce.instance import InstanceSpec
 
 ZONE = "us-central1-a"
-LABELS = {"dask-gce-cluster": "dask-1", "dask-gce-role": "worker"}
+LABELS = {"dask-gce-cluster": "dask-1", "dask-gce-id": "1", "dask-gce-role": "worker"}
 
 
 def spec(name, **changes):
@@ -55,7 +56,7 @@ async def compute(paper):
 
 @pytest.fixture
 async def fleet(compute):
-    fleet = Fleet(compute, "dask-1", ZONE)
+    fleet = Fleet(compute, "dask-1", ZONE, "1")
     yield fleet
     await fleet.delete_all()
 
@@ -113,8 +114,8 @@ async def test_a_refused_insert_is_not_on_record(paper, fleet):
 
 
 async def test_somebody_elses_machine_of_that_name_is_left_alone(paper, compute, fleet):
-    other = Fleet(compute, "other", ZONE)
-    await other.insert(spec("vm", labels={"dask-gce-cluster": "other"}), 10)
+    other = Fleet(compute, "other", ZONE, "2")
+    await other.insert(spec("vm", labels={"dask-gce-cluster": "other", "dask-gce-id": "2"}), 10)
     with pytest.raises(APIError):
         await fleet.insert(spec("vm"), 10)
     await fleet.delete_all()
@@ -152,6 +153,23 @@ async def test_what_is_gone_is_lost(paper, fleet, compute):
         await fleet.look()
         failures = await fleet.check(["vm"])
     assert isinstance(failures[0], InstanceLost)
+
+
+async def test_one_list_without_it_is_not_believed(paper, fleet):
+    await fleet.insert(spec("vm"), 10)
+    await running(fleet, "vm")
+    member = fleet.members["vm"]
+    member.instance, member.missed = None, 1
+    assert await fleet.check(["vm"]) == []
+    assert fleet.unsettled
+
+
+async def test_deletes_that_are_not_certain_are_not_done_with(paper, fleet):
+    await fleet.insert(spec("vm"), 10)
+    paper.faults.add(Fault(method="compute.instances.list", status=403, reason="forbidden"))
+    with pytest.raises(GCEError, match=r"gcloud compute instances list .*=dask-1"):
+        await fleet.delete_all()
+    assert any(duty.owner is fleet for duty in dask_gce.exit._duties.values())
 
 
 async def test_a_zone_that_does_not_answer_is_unknown_not_empty(paper, fleet):
@@ -217,7 +235,7 @@ async def test_deleting_twice_and_what_is_gone_is_no_error(paper, fleet, compute
 
 
 async def test_what_is_in_no_record_is_found_by_its_label(paper, compute):
-    first, second = Fleet(compute, "dask-1", ZONE), Fleet(compute, "dask-1", ZONE)
+    first, second = Fleet(compute, "dask-1", ZONE, "1"), Fleet(compute, "dask-1", ZONE, "1")
     await first.insert(spec("vm"), 10)
     await running(first, "vm")
     await second.delete_all()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_gce.errors import SettingsError
 from dask_gce.instance import InstanceSpec, build_insert, merge_patch, parse_instance
 
 SPEC = InstanceSpec(
@@ -118,6 +119,34 @@ def test_overrides_cannot_hide_the_instance_from_us():
     assert body["labels"] == dict(SPEC.labels)
     items = {item["key"]: item.get("value") for item in body["metadata"]["items"]}
     assert items == {"k": "v", "startup-script": "#!/bin/bash\n"}
+
+
+def test_disks_of_ones_own_go_with_the_instance_and_carry_its_labels():
+    disks = [
+        {"boot": True, "initializeParams": {"sourceImage": "i"}},
+        {"initializeParams": {"labels": {"team": "nine"}}, "autoDelete": False},
+        {"source": "zones/z/disks/data"},
+    ]
+    body = build_insert(dataclasses.replace(SPEC, overrides={"disks": disks}))
+    assert [disk.get("autoDelete") for disk in body["disks"]] == [True, False, None]
+    assert body["disks"][0]["initializeParams"]["labels"] == dict(SPEC.labels)
+    assert body["disks"][1]["initializeParams"]["labels"] == {"team": "nine", **SPEC.labels}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"labels": "x"},
+        {"metadata": "x"},
+        {"metadata": {"items": "x"}},
+        {"metadata": {"items": [{"value": "SECRET"}]}},
+        {"disks": "x"},
+    ],
+)
+def test_what_cannot_be_there_is_named(overrides):
+    with pytest.raises(SettingsError, match="instance_overrides: ") as caught:
+        build_insert(dataclasses.replace(SPEC, overrides=overrides))
+    assert "SECRET" not in str(caught.value) + repr(dataclasses.replace(SPEC, overrides=overrides))
 
 
 JSON = st.recursive(

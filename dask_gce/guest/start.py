@@ -23,6 +23,9 @@ from pathlib import Path
 SERVER = "http://{}/computeMetadata/v1/instance/".format(
     os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
 )
+#: Exit status after this program has itself published why it failed; startup.sh knows it too.
+PHASE_IS_TOLD = 113
+
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -73,7 +76,7 @@ def wait_for_scheduler(host: str, port: int, deadline: float) -> None:
     while not reachable(host, port):
         if time.monotonic() > deadline:
             phase(f"failed: no scheduler at {host}:{port}")
-            sys.exit(3)
+            sys.exit(PHASE_IS_TOLD)
         time.sleep(0.25)
 
 

@@ -59,13 +59,17 @@ if command -v iptables >/dev/null; then
     echo "dask-gce: could not open the host firewall"
 fi
 
-# Google's own registries want credentials, which the instance's service account provides.
+# Google's own registries want credentials, which the instance's service account provides. Without
+# one, only public images can be had, and asking for credentials would fail.
 registry=${image%%/*}
 case $registry in
 *-docker.pkg.dev | gcr.io | *.gcr.io)
-  export DOCKER_CONFIG=$folder/docker
-  HOME=$folder docker-credential-gcr configure-docker --registries "$registry" ||
-    fail "docker-credential-gcr could not be configured for $registry"
+  if metadata service-accounts/default/email >/dev/null; then
+    # docker calls the helper, and both want a home that can be written to.
+    export HOME=$folder DOCKER_CONFIG=$folder/docker
+    docker-credential-gcr configure-docker --registries "$registry" ||
+      fail "docker-credential-gcr could not be configured for $registry"
+  fi
   ;;
 esac
 
@@ -86,6 +90,7 @@ options=(--rm --network host --volume "$folder/guest:$folder/guest:ro" --entrypo
 [ -z "${GCE_METADATA_HOST:-}" ] || options+=(--env GCE_METADATA_HOST)
 docker run "${options[@]}" "$image" "$folder/guest/start.py"
 status=$?
+[ "$status" -ne 113 ] || finish 1 # start.py has said why
 [ "$status" -eq 0 ] || fail "Dask ended with exit status $status"
 phase ended
 finish 0
