@@ -76,8 +76,12 @@ def discovery(nothing_left: None) -> Iterator[Validator]:
 @pytest.fixture
 def emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
     """Return a local Compute Engine whose machines are paper."""
+    before = discovery.exchanges
     with ComputeEmulator("paper") as running:
         yield running
+        heard = discovery.exchanges - before
+        # All of them but for those that their clients did not wait for.
+        assert heard >= sum(running.requests.values()) // 2, "the validator does not listen"
 
 
 @pytest.fixture

@@ -280,7 +280,7 @@ def _check_scalar(schema: dict[str, Any], value: Any, path: str) -> Iterator[str
 
 
 class Validator:
-    """Observes every emulator of the test run and keeps what was wrong.
+    """Observes every emulator of the test run and keeps how much there was and what was wrong.
 
     The exchanges happen in the emulators' threads; a test asks for the faults at its end.
     """
@@ -296,6 +296,13 @@ class Validator:
         with self._lock:
             self.exchanges += 1
             self._faults += faults
+
+    def read(self, report: Path) -> None:
+        """Take over what `validated` wrote of the exchanges of another process."""
+        judged = [json.loads(line) for line in report.read_text("utf-8").splitlines()]
+        with self._lock:
+            self.exchanges += len(judged)
+            self._faults += [fault for faults in judged for fault in faults]
 
     def take(self) -> list[str]:
         """Return the faults since the last time, and forget them."""

@@ -16,7 +16,9 @@ from pathlib import Path
 import dask
 import psutil
 import pytest
+import validated
 from click.testing import CliRunner
+from discovery import VALIDATOR
 from rich.console import Console
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, train_test_split
@@ -92,8 +94,9 @@ def test_emulator_command_takes_the_options_of_the_module(arguments, status, tex
 @contextlib.contextmanager
 def running(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run the command with a temporary folder by which its processes can be told."""
+    report = tmp_path / "report"
     process = subprocess.Popen(
-        [sys.executable, "-m", "dask", "gce", "demo", *arguments],
+        [sys.executable, validated.__file__, str(report), "dask", "gce", "demo", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -105,6 +108,9 @@ def running(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         finally:
             if process.poll() is None:
                 process.kill()
+    before = VALIDATOR.exchanges
+    VALIDATOR.read(report)
+    assert VALIDATOR.exchanges - before > 10
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:

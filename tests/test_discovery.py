@@ -193,6 +193,15 @@ def test_the_validator_keeps_faults_until_they_are_taken():
     assert validator.exchanges == 2
 
 
+def test_the_validator_reads_what_other_processes_were_told(tmp_path):
+    report = tmp_path / "report"
+    report.write_text('[]\n["one", "two"]\n')
+    validator = Validator()
+    validator.read(report)
+    assert validator.exchanges == 2
+    assert validator.take() == ["one", "two"]
+
+
 def test_the_validator_listens_to_every_emulator(emulator, discovery):
     before = discovery.exchanges
     address = emulator.endpoint.removeprefix("http://").split(":")

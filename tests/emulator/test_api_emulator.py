@@ -8,11 +8,15 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
+import validated
+from discovery import VALIDATOR
 from rest import ZONE, Refused, Rest, instance
 
 from dask_gce.emulator import ComputeEmulator, Timings
@@ -194,19 +198,25 @@ def test_timings_are_not_negative():
         Timings(staging=-1)
 
 
+@contextmanager
 def started(arguments, address):
-    program = subprocess.Popen(
-        [sys.executable, "-m", "dask_gce.emulator", "--machines", "paper", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 20
-    while not address.exists():
-        assert program.poll() is None, program.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return program
+    """Run the program until the end of the context; what it answered is validated then."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report")
+        command = [sys.executable, validated.__file__, str(report), "dask_gce.emulator"]
+        with subprocess.Popen(
+            [*command, "--machines", "paper", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as program:
+            deadline = time.monotonic() + 20
+            while not address.exists():
+                assert program.poll() is None, program.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield program
+        VALIDATOR.read(report)
 
 
 class Remote:
@@ -256,9 +266,11 @@ def test_the_program_reads_a_token_from_a_private_file_only(tmp_path):
         assert rest.raw("GET", "/compute/v1/projects/my-project")[0] == 401
         headers = {"Authorization": "Bearer s3cret"}
         assert rest.raw("GET", "/compute/v1/projects/my-project", headers=headers)[0] == 200
+        before = VALIDATOR.exchanges
         program.terminate()
         program.communicate(timeout=20)
     assert token.exists()
+    assert VALIDATOR.exchanges == before + 2
 
 
 @pytest.mark.parametrize(
