@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from machine_bench import (
+    console,
     make_record,
     new_machine,
     run_script,
@@ -118,8 +120,6 @@ async def test_root_outside_is_nobody_there(victim, kept):
         "kill -0 1 && echo failure: signal; cat /proc/1/environ > $HOME/x && echo failure: environ"
     )
     async with started_kind() as kind:
-        if kind.fence.uid is None:
-            pytest.skip("no user namespaces here")
         text = await run_script(kind, script)
     after = {path: os.lstat(path) for path in paths}
     assert text.split("\n")[0] == "0"
@@ -152,15 +152,44 @@ async def test_a_guest_can_signal_only_its_own_machine(sleeper):
 
 @needs_root
 async def test_shared_memory_of_killed_guests_is_removed():
-    script = "echo x > /dev/shm/dask-gce-fence-test && echo made; sleep 1000"
+    names = ["/dev/shm/dask-gce-fence-test-a", "/dev/shm/dask-gce-fence-test-b"]
     async with started_kind() as kind:
-        if kind.fence.uid is None:
-            pytest.skip("without user namespaces nobody knows whose it is")
-        machine = new_machine(kind, make_record("m", script))
-        await machine.boot()
-        await until_said(machine, "startup-script: made")
-        assert present("/dev/shm/dask-gce-fence-test")
-    assert not present("/dev/shm/dask-gce-fence-test")
+        for name in names:
+            machine = new_machine(kind, make_record("m", f"echo x > {name} && echo made; sleep 99"))
+            await machine.boot()
+            await until_said(machine, "startup-script: made")
+        assert present(*names) == names
+    assert not present(*names)
+
+
+@needs_root
+async def test_guests_see_neither_each_others_metadata_nor_disks_nor_processes():
+    async with started_kind() as kind:
+        script = "echo precious > $HOME/file; (sleep 99 &); echo up"
+        one = new_machine(kind, make_record("one", script, secret="s3cret"))
+        await one.boot()
+        await until_said(one, "startup-script: up")
+        assert one.folder is not None
+        home = one.folder / "disk" / "home"
+        (port,) = re.findall(r"metadata server on port (\d+)", console(one))
+        ask = "curl -s -H Metadata-Flavor:Google"
+        text = await run_script(
+            kind,
+            f"{ask} http://{one.address}:{port}/computeMetadata/v1/instance/attributes/secret\n"
+            f"ls {home}; cat {home}/file; cat /proc/{one.pid}/environ; kill -9 {one.pid}; "
+            f"{ask} http://metadata.google.internal/computeMetadata/v1/instance/attributes/secret",
+            name="two",
+            secret="its own",
+        )
+        assert "s3cret" not in text
+        assert "precious" not in text
+        assert "Only this machine" in text
+        assert text.count("Permission denied") >= 3
+        assert text.endswith("its own")
+        assert one.pid is not None
+        assert len(kind.users) == 2
+        await one.discard()
+        assert len(kind.users) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="semaphores are no files elsewhere")

@@ -33,10 +33,10 @@ class Host:
     """The stand-ins of a machine that is not there: its files and its environment."""
 
     def __init__(self, folder: Path) -> None:
-        layout = Layout(folder, None)
+        layout = Layout(folder, shared=False)
         layout.prepare(["ghcr.io/dask/*", "python:3.11-slim"])
         layout.write_hosts({"127.18.0.2": [FULL_NAME, "m1"], "127.18.0.3": ["m2"]})
-        machine = layout.add_machine("m1")
+        machine = layout.add_machine("m1", None)
         self.disk = machine / "disk"
         (self.disk / "run").mkdir()
         self.environment = layout.environment(machine, FULL_NAME, "127.18.0.2", 1)

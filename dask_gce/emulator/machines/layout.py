@@ -45,13 +45,13 @@ class Layout:
     ----------
     folder : Path
         The emulator's folder, which exists and is empty.
-    uid : int or None
-        The user outside that the guests are; None where they are the emulator's user.
+    shared : bool
+        Whether the guests are other users of the host than the emulator.
     """
 
-    def __init__(self, folder: Path, uid: int | None) -> None:
+    def __init__(self, folder: Path, *, shared: bool) -> None:
         self.folder = folder
-        self._uid = uid
+        self._shared = shared
         self._count = 0
 
     @property
@@ -68,7 +68,7 @@ class Layout:
             Shell patterns of the container images that exist.
         """
         # Another user's guests must get through, but need not see what else is there.
-        self.folder.chmod(0o700 if self._uid is None else 0o711)
+        self.folder.chmod(0o711 if self._shared else 0o700)
         for name in ("bin", "machines"):
             (self.folder / name).mkdir(mode=0o755)
         self.write_hosts({})
@@ -98,13 +98,15 @@ class Layout:
         fresh.chmod(0o644)
         fresh.replace(self.hosts)
 
-    def add_machine(self, name: str) -> Path:
+    def add_machine(self, name: str, uid: int | None) -> Path:
         """Make a machine's folder and its empty disk.
 
         Parameters
         ----------
         name : str
             The instance's name.
+        uid : int or None
+            The user of the host that the guest is; None for the emulator's user.
 
         Returns
         -------
@@ -120,8 +122,8 @@ class Layout:
         disk.mkdir(mode=0o700)
         for part in (disk / "home", disk / "tmp", disk):
             part.mkdir(mode=0o700, exist_ok=True)
-            if self._uid is not None:
-                os.chown(part, self._uid, self._uid)
+            if uid is not None:
+                os.chown(part, uid, uid)
         return folder
 
     def environment(self, folder: Path, hostname: str, address: str, port: int) -> dict[str, str]:

@@ -41,14 +41,15 @@ class Fence:
     ----------
     landlock : int
         Version of Landlock's interface; 0 where there is none.
-    uid : int or None
-        The user that guests are on the host; None where they are the emulator's user.
+    strangers : bool
+        Whether each machine is a user of its own on the host, whom nobody else is; if not, the
+        machines are the emulator's user.
     warnings : tuple of str
         What the serial console says of gaps.
     """
 
     landlock: int
-    uid: int | None
+    strangers: bool
     warnings: tuple[str, ...] = ()
 
 
@@ -70,12 +71,13 @@ class ProcessKind(MachineKind):
         self.container_images = tuple(container_images)
         self._addresses: LoopbackAddresses | None = None
         self._machines: dict[ProcessMachine, None] = {}
+        self._users: set[int] = set()
         self._executor: ThreadPoolExecutor | None = None
         self._preparing: Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._layout: Layout | None = None
         self._supervision: Supervision | None = None
-        self._fence = Fence(0, None)
+        self._fence = Fence(0, strangers=False)
         self._names_lock: asyncio.Lock | None = None
         self._names_stale = False
 
@@ -87,7 +89,7 @@ class ProcessKind(MachineKind):
     @property
     def users(self) -> Collection[int]:
         """The users of the host that its guests are, beside the emulator's own."""
-        return () if self._fence.uid is None else (self._fence.uid,)
+        return self._users
 
     @property
     def layout(self) -> Layout:
@@ -127,7 +129,7 @@ class ProcessKind(MachineKind):
         self._supervision = Supervision(folder)
         self._supervision.start()
         self._fence = probe_fence(self._supervision.can_map)
-        self._layout = Layout(folder, self._fence.uid)
+        self._layout = Layout(folder, shared=self._fence.strangers)
         self._layout.prepare(self.container_images)
 
     async def close(self) -> None:
@@ -227,7 +229,11 @@ class ProcessKind(MachineKind):
         ProcessMachine
             The machine.
         """
-        machine = ProcessMachine(record, address, on_exit, self)
+        uid = None
+        if self._fence.strangers:
+            uid = _unused_uid()
+            self._users.add(uid)
+        machine = ProcessMachine(record, address, on_exit, self, uid)
         self._machines[machine] = None
         return machine
 
@@ -255,6 +261,8 @@ class ProcessKind(MachineKind):
         """
         if machine in self._machines:
             del self._machines[machine]
+            if machine.uid is not None:
+                self._users.discard(machine.uid)
             if self._addresses is not None:
                 self._addresses.release(machine.address)
             await self.publish_names()
@@ -297,13 +305,17 @@ def probe_fence(can_map: Callable[[int], bool]) -> Fence:
     """
     abi = landlock_abi()
     if os.geteuid() != 0:
-        return Fence(abi, None, (_gaps(abi),))
+        return Fence(abi, strangers=False, warnings=(_gaps(abi),))
     if not abi:
         raise RuntimeError(_NO_LANDLOCK)
-    uid = random.choice(UNUSED_UIDS)  # noqa: S311 # a free number, no secret
-    if not can_map(uid):
+    if not can_map(_unused_uid()):
         raise RuntimeError(_NO_NAMESPACE)
-    return Fence(abi, uid)
+    return Fence(abi, strangers=True)
+
+
+def _unused_uid() -> int:
+    # There are so many that two machines of this host will not meet in one.
+    return random.choice(UNUSED_UIDS)  # noqa: S311 # a free number, no secret
 
 
 _NO_LANDLOCK = (

@@ -108,15 +108,23 @@ class ProcessMachine(Machine):
         Told once per boot when the guest ends by itself.
     kind : ProcessKind
         What it shares with the others.
+    uid : int or None
+        The user that its guest is on the host, and nobody else; None for the emulator's user.
     """
 
     def __init__(
-        self, record: InstanceRecord, address: str, on_exit: GuestExit, kind: ProcessKind
+        self,
+        record: InstanceRecord,
+        address: str,
+        on_exit: GuestExit,
+        kind: ProcessKind,
+        uid: int | None,
     ) -> None:
         super().__init__(record, address, on_exit)
+        self.uid = uid
         self._kind = kind
         self._folder: Path | None = None
-        users = {os.geteuid(), *kind.users}
+        users = {os.geteuid()} if uid is None else {os.geteuid(), uid}
         self._metadata = MetadataServer(record, address, kind.access_token, users)
         self._boot: _Boot | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -150,7 +158,7 @@ class ProcessMachine(Machine):
                 await self._watch
             if self._folder is None:
                 self._folder = await self._kind.in_thread(
-                    self._kind.layout.add_machine, self.record.name
+                    self._kind.layout.add_machine, self.record.name, self.uid
                 )
             await self._metadata.start()
             await self._kind.publish_names()
@@ -168,7 +176,7 @@ class ProcessMachine(Machine):
                 "metadata": [self.address, self._metadata.port],
                 "environment": environment,
                 "landlock": fence.landlock,
-                "uid": fence.uid,
+                "uid": self.uid,
                 "greeting": self._greeting(fence.warnings),
             }
             boot = _Boot(self)

@@ -50,7 +50,7 @@ class Supervisor:
         self._control = control
         self._folder = folder
         self._machines: set[int] = set()
-        self._uid: int | None = None
+        self._uids: set[int] = set()
         self._life, self._life_end = os.pipe()
 
     def run(self) -> None:
@@ -105,7 +105,8 @@ class Supervisor:
         return True
 
     def _boot(self, plan: Plan, control: int, console: int) -> dict[str, Any]:
-        self._uid = plan.uid
+        if plan.uid is not None:
+            self._uids.add(plan.uid)
         ready, ready_end = os.pipe()
         mapped, mapped_end = os.pipe()
         pid = os.fork()
@@ -157,8 +158,7 @@ class Supervisor:
             time.sleep(0.002)
         kill_all()
         remove_tree(self._folder)
-        if self._uid is not None:
-            _remove_shared_memory(self._uid)
+        _remove_shared_memory(self._uids)
 
 
 def _become_machine(
@@ -195,12 +195,12 @@ def _become_machine(
         os._exit(1)
 
 
-def _remove_shared_memory(uid: int) -> None:
-    """Remove what killed guests left in ``/dev/shm``, where their user ID is nobody else's."""
+def _remove_shared_memory(uids: set[int]) -> None:
+    """Remove what killed guests left in ``/dev/shm``, if their user IDs are nobody else's."""
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir("/dev/shm"):  # noqa: S108 # the system's own folder
             with contextlib.suppress(OSError):
-                if entry.stat(follow_symlinks=False).st_uid == uid:
+                if entry.stat(follow_symlinks=False).st_uid in uids:
                     os.unlink(entry.path)
 
 
