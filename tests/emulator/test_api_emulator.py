@@ -12,8 +12,10 @@ import tempfile
 import threading
 import time
 from contextlib import closing, contextmanager
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+import psutil
 import pytest
 import validated
 from discovery import VALIDATOR
@@ -21,6 +23,8 @@ from rest import ZONE, Refused, Rest, instance
 
 from dask_gce.emulator import ComputeEmulator, Timings
 from dask_gce.emulator.machines.paper import PaperKind
+
+LOOPBACK = ip_network("127.0.0.0/8")
 
 
 def test_it_lives_in_a_thread_of_its_own():
@@ -53,14 +57,23 @@ async def test_it_lives_in_the_current_loop():
     assert {one.name.partition("_")[0] for one in new} <= {"asyncio"}
 
 
-def test_it_listens_on_loopback_only(emulator):
-    assert emulator.endpoint.startswith("http://127.0.0.1:")
-    addresses = {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None)}
-    port = int(emulator.endpoint.rsplit(":", 1)[1])
-    for address in addresses - {"127.0.0.1", "::1"}:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with closing(socket.socket(family)) as probe, pytest.raises(OSError, match=r".+"):
-            probe.connect((address, port))
+@pytest.mark.parametrize("machines", ["paper", "process"])
+def test_it_listens_on_loopback_only(machines, discovery):
+    with ComputeEmulator(machines) as emulator:
+        rest = Rest(emulator)
+        rest.insert()
+        own = psutil.Process()
+        listening = {
+            connection.laddr
+            for process in (own, *own.children(recursive=True))
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert int(emulator.endpoint.rsplit(":", 1)[1]) in {address.port for address in listening}
+        # A process machine has a metadata server besides.
+        assert len(listening) >= (2 if machines == "process" else 1)
+        assert all(ip_address(address.ip) in LOOPBACK for address in listening), listening
+        rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
 
 
 def test_an_error_inside_still_cleans_up():
