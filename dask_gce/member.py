@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from dask_gce import names
 from dask_gce.compute import Compute
-from dask_gce.errors import GCEError, InstanceError
+from dask_gce.errors import GCEError, InstanceError, InstanceLost, StartTimeout
 from dask_gce.instance import Instance, InstanceSpec
 from dask_gce.operation import Operation
 from dask_gce.startup import PHASE_KEY, PHASE_NAMESPACE
@@ -113,7 +113,7 @@ class Member:
         lines = [
             f"The {role} {self.name} (project {spec.project}, zone {spec.zone}) failed: {what}.",
             f"Last boot phase: {self.phase or 'none reported'}.",
-            f"Next step: {_next_step(self.phase)}",
+            f"Next step: {self._next_step(cls)}",
         ]
         if tail:
             lines.append(f"Its serial console ends with:\n{tail}")
@@ -121,20 +121,27 @@ class Member:
             "\n".join(lines), name=self.name, zone=spec.zone, phase=self.phase, serial_tail=tail
         )
 
-
-def _next_step(phase: str) -> str:
-    if phase.startswith("failed: docker"):
-        return "check container_image, and that the instance may reach and read its registry."
-    if phase.startswith("failed"):
-        return "read the end of the serial console below for what Dask said."
-    if phase == "running":
-        return (
-            "Dask runs but cannot be reached: check the firewall rules of the network, and "
-            "whether this computer reaches the address (see external_ip)."
-        )
-    if phase == "":
-        return (
-            "the startup script has not reported: check that the source_image has Google's guest "
-            "agent, curl and docker, and that guest attributes are allowed."
-        )
-    return "read the serial console, or give it more time with start_timeout."
+    def _next_step(self, cls: type[InstanceError]) -> str:
+        phase = self.phase
+        if phase.startswith("failed: docker"):
+            return "check container_image, and that the instance may reach and read its registry."
+        if phase.startswith("failed"):
+            return "read the end of the serial console below for what Dask said."
+        if cls is InstanceLost:
+            return (
+                "see who ended it: gcloud compute operations list "
+                f"--filter=targetLink:{self.name} --project {self.spec.project}"
+            )
+        if cls is not StartTimeout:
+            return "see the reason above; another zone or machine type may help."
+        if phase == "running":
+            return (
+                "Dask runs but cannot be reached: check the firewall rules of the network, and "
+                "whether this computer reaches the address (see external_ip)."
+            )
+        if phase == "":
+            return (
+                "the startup script has not reported: check that the source_image has Google's "
+                "guest agent, curl and docker, and that guest attributes are allowed."
+            )
+        return "read the serial console, or give it more time: start_timeout, worker_start_timeout."
