@@ -61,7 +61,7 @@ class Machine(ABC):
 
     @abstractmethod
     async def discard(self) -> None:
-        """Cut the power and remove every trace: processes, files, address, name."""
+        """Cut the power and remove every trace: processes, files, name, the record's addresses."""
 
 
 class MachineKind(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dask_gce.emulator.machines import make_kind
+from dask_gce.emulator.machines import KINDS, make_kind
 from dask_gce.emulator.record import InstanceRecord
 
 
@@ -29,6 +29,29 @@ async def test_addresses_are_unique_for_thousands_and_come_back():
     await machines[7].discard()
     assert kind.allocate(record("again"), machines[7].address) == machines[7].address
     await kind.close()
+    await kind.close()
+    assert kind.leftovers() == []
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_a_machine_gives_back_the_addresses_of_all_its_interfaces(name):
+    kind = make_kind(name, access_token="t")
+    await kind.start()
+    one, other = record("m"), record("m")
+    addresses = [kind.allocate(one), kind.allocate(one)]
+    machine = kind.create(one, addresses[0], lambda how: None)
+    kept = kind.create(other, kind.allocate(other), lambda how: None)
+    if addresses[0] == addresses[1]:
+        await kind.close()
+        pytest.skip("this host has one loopback address only")
+    for address in (*addresses, kept.address):
+        with pytest.raises(ValueError, match="in use"):
+            kind.allocate(other, address)
+    await machine.discard()
+    await machine.discard()
+    with pytest.raises(ValueError, match="in use"):
+        kind.allocate(other, kept.address)
+    assert [kind.allocate(other, address) for address in addresses] == addresses
     await kind.close()
     assert kind.leftovers() == []
 

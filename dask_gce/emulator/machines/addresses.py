@@ -11,8 +11,11 @@ import random
 import socket
 from collections import deque
 from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol
 
-__all__ = ["LoopbackAddresses", "PrivateAddresses"]
+from dask_gce.emulator.record import InstanceRecord
+
+__all__ = ["Leases", "LoopbackAddresses", "PrivateAddresses"]
 
 #: The port on which an emulator holds a socket in every loopback block it uses.
 CLAIM_PORT = 16924
@@ -205,6 +208,83 @@ class LoopbackAddresses:
             self._free.extend(f"127.{second}.{third}.{last}" for last in range(2, 255))
             return
         raise ValueError("no free block of loopback addresses: other emulators hold all of them")
+
+
+class Pool(Protocol):
+    """Where addresses come from."""
+
+    def allocate(self, requested: str | None = None) -> str:
+        """Return a free address, or the requested one.
+
+        Parameters
+        ----------
+        requested : str or None
+            The address that is wanted.
+
+        Returns
+        -------
+        str
+            The address.
+        """
+
+    def release(self, address: str) -> None:
+        """Take an address back.
+
+        Parameters
+        ----------
+        address : str
+            The address.
+        """
+
+
+class Leases:
+    """Which addresses each instance holds: one for every network interface.
+
+    Parameters
+    ----------
+    pool : Pool
+        Where the addresses come from.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        # Records are no keys; the record beside its addresses keeps its id() from being another's.
+        self._held: dict[int, tuple[InstanceRecord, list[str]]] = {}
+
+    def allocate(self, record: InstanceRecord, requested: str | None) -> str:
+        """Return one more address for an instance.
+
+        Parameters
+        ----------
+        record : InstanceRecord
+            The instance.
+        requested : str or None
+            The address that is wanted; None takes any.
+
+        Returns
+        -------
+        str
+            The address.
+
+        Raises
+        ------
+        ValueError
+            The requested address cannot be had, or none is left.
+        """
+        address = self._pool.allocate(requested)
+        self._held.setdefault(id(record), (record, []))[1].append(address)
+        return address
+
+    def release(self, record: InstanceRecord) -> None:
+        """Take back all addresses of an instance; one that has none is ignored.
+
+        Parameters
+        ----------
+        record : InstanceRecord
+            The instance.
+        """
+        for address in self._held.pop(id(record), (record, []))[1]:
+            self._pool.release(address)
 
 
 def _can_bind(address: str) -> bool:

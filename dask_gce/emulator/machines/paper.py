@@ -7,7 +7,7 @@ metadata server, and the serial console stays silent.
 from __future__ import annotations
 
 from dask_gce.emulator.machine import GuestExit, Machine, MachineKind
-from dask_gce.emulator.machines.addresses import PrivateAddresses
+from dask_gce.emulator.machines.addresses import Leases, PrivateAddresses
 from dask_gce.emulator.record import InstanceRecord
 
 __all__ = ["PaperKind", "PaperMachine"]
@@ -25,7 +25,7 @@ class PaperMachine(Machine):
     on_exit : callable
         Never called: nothing runs that could end by itself.
     kind : PaperKind
-        Where the address goes back to.
+        Where the addresses go back to.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PaperMachine(Machine):
         self.powered = False
 
     async def discard(self) -> None:
-        """Forget the machine and free its address."""
+        """Forget the machine and free the addresses of its instance."""
         self.powered = False
         self._kind.forget(self)
 
@@ -65,7 +65,7 @@ class PaperKind(MachineKind):
     name = "paper"
 
     def __init__(self) -> None:
-        self._addresses = PrivateAddresses()
+        self._leases = Leases(PrivateAddresses())
         self._machines: set[PaperMachine] = set()
 
     async def start(self) -> None:
@@ -96,7 +96,7 @@ class PaperKind(MachineKind):
         ValueError
             The requested address lies outside the range or is in use, or none is left.
         """
-        return self._addresses.allocate(requested)
+        return self._leases.allocate(record, requested)
 
     def external_address(self, internal: str) -> str:
         """Return the partner of an internal address in 198.18.0.0/15.
@@ -111,7 +111,7 @@ class PaperKind(MachineKind):
         str
             An address that nothing answers on.
         """
-        return self._addresses.external(internal)
+        return PrivateAddresses.external(internal)
 
     def create(self, record: InstanceRecord, address: str, on_exit: GuestExit) -> PaperMachine:
         """Make a machine, powered off.
@@ -144,7 +144,7 @@ class PaperKind(MachineKind):
         """
         if machine in self._machines:
             self._machines.remove(machine)
-            self._addresses.release(machine.address)
+            self._leases.release(machine.record)
 
     def leftovers(self) -> list[str]:
         """Describe the machines that were not discarded.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from dask_gce.emulator.machine import GuestExit, MachineKind
-from dask_gce.emulator.machines.addresses import LoopbackAddresses
+from dask_gce.emulator.machines.addresses import Leases, LoopbackAddresses
 from dask_gce.emulator.machines.guest.sandbox import landlock_abi
 from dask_gce.emulator.machines.layout import Layout
 from dask_gce.emulator.machines.process_machine import ProcessMachine
@@ -70,6 +70,7 @@ class ProcessKind(MachineKind):
         self.access_token = access_token
         self.container_images = tuple(container_images)
         self._addresses: LoopbackAddresses | None = None
+        self._leases: Leases | None = None
         self._machines: dict[ProcessMachine, None] = {}
         self._users: set[int] = set()
         self._executor: ThreadPoolExecutor | None = None
@@ -124,6 +125,7 @@ class ProcessKind(MachineKind):
 
     def _prepare(self) -> None:
         self._addresses = LoopbackAddresses()
+        self._leases = Leases(self._addresses)
         folder = Path(tempfile.mkdtemp(prefix="local-gce-"))
         # From here on close() ends the supervisor, and the folder goes with it.
         self._supervision = Supervision(folder)
@@ -153,7 +155,7 @@ class ProcessKind(MachineKind):
                 await self.in_thread(self._supervision.close)
             if self._addresses is not None:
                 self._addresses.close()
-                self._addresses = None
+                self._addresses = self._leases = None
             self._executor = None
             executor.shutdown()
 
@@ -195,7 +197,7 @@ class ProcessKind(MachineKind):
         ValueError
             The requested address is not to be had.
         """
-        return _started(self._addresses).allocate(requested)
+        return _started(self._leases).allocate(record, requested)
 
     def external_address(self, internal: str) -> str:
         """Return the address itself: a loopback network has no translation.
@@ -252,7 +254,7 @@ class ProcessKind(MachineKind):
             await self.in_thread(self.layout.write_hosts, names)
 
     async def forget(self, machine: ProcessMachine) -> None:
-        """Free the address and the name of a discarded machine.
+        """Free the addresses and the name of a discarded machine.
 
         Parameters
         ----------
@@ -263,8 +265,8 @@ class ProcessKind(MachineKind):
             del self._machines[machine]
             if machine.uid is not None:
                 self._users.discard(machine.uid)
-            if self._addresses is not None:
-                self._addresses.release(machine.address)
+            if self._leases is not None:
+                self._leases.release(machine.record)
             await self.publish_names()
 
     def leftovers(self) -> list[str]:
