@@ -21,8 +21,8 @@ from machine_bench import (
     until_said,
 )
 
+from dask_gce.emulator.machines.fence import probe_fence
 from dask_gce.emulator.machines.guest.sandbox import landlock_abi
-from dask_gce.emulator.machines.process import probe_fence
 from dask_gce.emulator.machines.supervision import Supervision
 
 #: The user without any right, by convention.
@@ -229,7 +229,7 @@ async def test_what_a_program_needs_it_may_write():
 
 
 async def test_without_landlock_an_ordinary_user_is_warned_and_root_is_refused(monkeypatch):
-    monkeypatch.setattr("dask_gce.emulator.machines.process.landlock_abi", lambda: 0)
+    monkeypatch.setattr("dask_gce.emulator.machines.fence.landlock_abi", lambda: 0)
     if os.geteuid() == 0:
         with pytest.raises(RuntimeError, match="ordinary user"):
             async with started_kind():
@@ -244,7 +244,7 @@ async def test_without_landlock_an_ordinary_user_is_warned_and_root_is_refused(m
     ("abi", "gaps"), [(1, {"signal", "empty"}), (3, {"signal"}), (5, {"signal"}), (6, set())]
 )
 def test_an_ordinary_user_is_warned_of_what_landlock_lets_through(monkeypatch, abi, gaps):
-    monkeypatch.setattr("dask_gce.emulator.machines.process.landlock_abi", lambda: abi)
+    monkeypatch.setattr("dask_gce.emulator.machines.fence.landlock_abi", lambda: abi)
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     (warning,) = probe_fence(lambda uid: True).warnings
     always = {"sockets", "modes and times", "shared memory"}
@@ -253,7 +253,7 @@ def test_an_ordinary_user_is_warned_of_what_landlock_lets_through(monkeypatch, a
 
 
 async def test_the_warning_is_on_the_console(monkeypatch):
-    monkeypatch.setattr("dask_gce.emulator.machines.process.landlock_abi", lambda: 0)
+    monkeypatch.setattr("dask_gce.emulator.machines.fence.landlock_abi", lambda: 0)
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     async with started_kind() as kind:
         machine = new_machine(kind, make_record("m"))

@@ -1,56 +1,30 @@
 """Machines of kind ``process``: real processes on a loopback address of their own.
 
-Owns what all machines of an emulator share: addresses, folders, the name table, the supervisor, and
-the decision how guests are fenced in on this host. One machine is :mod:`process_machine`.
+Owns what all machines of an emulator share: addresses, folders, the name table, the supervisor.
+One machine is :mod:`process_machine`, what keeps its guest off the host is chosen in :mod:`fence`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from dask_gce.emulator.machine import GuestExit, MachineKind
 from dask_gce.emulator.machines.addresses import Leases, LoopbackAddresses
-from dask_gce.emulator.machines.guest.sandbox import landlock_abi
+from dask_gce.emulator.machines.fence import Fence, probe_fence, unused_uid
 from dask_gce.emulator.machines.layout import Layout
 from dask_gce.emulator.machines.process_machine import ProcessMachine
 from dask_gce.emulator.machines.supervision import Supervision
 from dask_gce.emulator.record import InstanceRecord
 
-__all__ = ["Fence", "ProcessKind"]
-
-#: User IDs that no system gives to anybody (https://systemd.io/UIDS-GIDS/, "unused").
-UNUSED_UIDS = range(1_879_048_192, 2_147_418_112)
+__all__ = ["ProcessKind"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Fence:
-    """How guests are kept off their host.
-
-    Parameters
-    ----------
-    landlock : int
-        Version of Landlock's interface; 0 where there is none.
-    strangers : bool
-        Whether each machine is a user of its own on the host, whom nobody else is; if not, the
-        machines are the emulator's user.
-    warnings : tuple of str
-        What the serial console says of gaps.
-    """
-
-    landlock: int
-    strangers: bool
-    warnings: tuple[str, ...] = ()
 
 
 class ProcessKind(MachineKind):
@@ -233,7 +207,7 @@ class ProcessKind(MachineKind):
         """
         uid = None
         if self._fence.strangers:
-            uid = _unused_uid()
+            uid = unused_uid()
             self._users.add(uid)
         machine = ProcessMachine(record, address, on_exit, self, uid)
         self._machines[machine] = None
@@ -285,75 +259,6 @@ class ProcessKind(MachineKind):
         if self._layout is not None and self._layout.folder.exists():
             found.append(f"The machines' folder {self._layout.folder} still exists.")
         return found
-
-
-def probe_fence(can_map: Callable[[int], bool]) -> Fence:
-    """Find out how guests can be kept off this host.
-
-    Parameters
-    ----------
-    can_map : callable
-        Tells whether a user namespace can be made in which that user is root.
-
-    Returns
-    -------
-    Fence
-        The strongest fence there is.
-
-    Raises
-    ------
-    RuntimeError
-        The process is root, and nothing here takes root's power from a guest.
-    """
-    abi = landlock_abi()
-    if os.geteuid() != 0:
-        return Fence(abi, strangers=False, warnings=(_gaps(abi),))
-    if not abi:
-        raise RuntimeError(_NO_LANDLOCK)
-    if not can_map(_unused_uid()):
-        raise RuntimeError(_NO_NAMESPACE)
-    return Fence(abi, strangers=True)
-
-
-def _unused_uid() -> int:
-    # There are so many that two machines of this host will not meet in one.
-    return random.choice(UNUSED_UIDS)  # noqa: S311 # a free number, no secret
-
-
-_NO_LANDLOCK = (
-    "process machines cannot be fenced in here: the kernel has no Landlock, and as root a startup "
-    "script could change this host. Run the emulator as an ordinary user, or use paper machines."
-)
-_NO_NAMESPACE = (
-    "process machines cannot be fenced in here: root may not make user namespaces (a container's "
-    "rules or the sysctl user.max_user_namespaces forbid it), and a startup script that stays root "
-    "could give orders to the services of this host through their sockets. Run the emulator as an "
-    "ordinary user, allow user namespaces, or use paper machines."
-)
-
-
-def _gaps(abi: int) -> str:
-    """Say what Landlock does not keep the guests of an ordinary user from."""
-    if not abi:
-        return (
-            "warning: the kernel has no Landlock: on the host this machine can do whatever its "
-            "user can"
-        )
-    gaps = [
-        "connecting to Unix sockets of services",
-        "changing the modes and times of its user's files",
-        "changing its user's shared memory",
-    ]
-    # https://docs.kernel.org/userspace-api/landlock.html#previous-limitations
-    if abi < 6:
-        gaps.append("signalling its user's processes")
-    if abi < 3:
-        gaps.append("emptying its user's files")
-    return (
-        "warning: on the host, this kernel's Landlock does not keep this machine from "
-        + ", ".join(gaps[:-1])
-        + f" and {gaps[-1]}"
-    )
 
 
 def _started(part: R | None) -> R:
