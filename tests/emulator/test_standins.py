@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dask_gce.emulator.machines.guest.container_runs import kill_detached
+from dask_gce.emulator.machines.guest.containers import keepers
 from dask_gce.emulator.machines.guest.docker_options import DockerError, parse_run
 from dask_gce.emulator.machines.layout import Layout
 
@@ -372,3 +375,26 @@ def test_an_unknown_verb_is_an_error(host):
     status, _, errors = host.call("docker", "swarm", "init")
     assert status == 1
     assert "docker swarm" in errors
+
+
+def test_detached_containers_can_be_killed_without_a_parent(host):
+    # As on systems without subreapers: the container is nobody's child here either.
+    ended = host.call("docker", "run", "-d", IMAGE, "true")[1].strip()
+    assert host.call("docker", "wait", ended)[:2] == (0, "0\n")
+    command = ["sh", "-c", "sleep 1000 & wait"]
+    host.call("docker", "run", "-d", "--restart", "always", "--name", "one", IMAGE, *command)
+    (keeper,) = [psutil.Process(pid) for pid in keepers(str(host.disk))]
+    deadline = time.monotonic() + 10
+    while len(keeper.children(recursive=True)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    family = [keeper, *keeper.children(recursive=True)]
+    bystander = subprocess.Popen(["/bin/sleep", "1000"])
+    stale = host.disk / "run" / "docker" / "stale"
+    stale.mkdir()
+    (stale / "keeper").write_text(str(bystander.pid))
+    kill_detached(str(host.disk))
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+    assert not psutil.wait_procs(family, timeout=10)[1]

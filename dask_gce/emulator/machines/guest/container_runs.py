@@ -6,6 +6,7 @@ its status and ends whatever it started. What a container is made of is :mod:`co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,10 +14,10 @@ import sys
 import time
 from typing import NoReturn
 
-from .containers import Container
+from .containers import Container, keepers
 from .processes import become_subreaper, descendants, kill_all
 
-__all__ = ["run_attached", "run_detached"]
+__all__ = ["kill_detached", "run_attached", "run_detached"]
 
 #: The signals that docker passes on to an attached container.
 PASSED_ON = (
@@ -76,6 +77,23 @@ def run_detached(container: Container) -> int:
         return 127
     print(container.id)
     return 0
+
+
+def kill_detached(disk: str) -> None:
+    """Kill a machine's background containers, which may be below no process of the machine.
+
+    Parameters
+    ----------
+    disk : str
+        The machine's disk.
+    """
+    for keeper in keepers(disk):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # Each leads a session. Whoever does not has got the number of one that was killed.
+            if os.getsid(keeper) == keeper:
+                for pid in (keeper, *descendants(keeper)):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
 
 def _stay(container: Container, started: int) -> NoReturn:

@@ -258,7 +258,7 @@ def keepers(disk: str) -> list[int]:
     Returns
     -------
     list of int
-        Process IDs; some may be gone.
+        Process IDs; some may be gone, if something killed them.
     """
     found = []
     with contextlib.suppress(FileNotFoundError):
@@ -267,7 +267,8 @@ def keepers(disk: str) -> list[int]:
                 contextlib.suppress(FileNotFoundError),
                 open(f"{entry.path}/keeper", encoding="ascii") as file,
             ):
-                found.append(int(file.read()))
+                if not os.path.exists(f"{entry.path}/status"):  # it has not ended
+                    found.append(int(file.read()))
     return found
 
 

@@ -16,11 +16,13 @@ import os
 import selectors
 import signal
 import socket
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from .container_runs import kill_detached
 from .containers import keepers
 from .files import remove_tree
 from .processes import become_subreaper, descendants, kill_all, let_trackers_finish, reap
@@ -333,6 +335,8 @@ class Init:
 
     def _end(self) -> NoReturn:
         let_trackers_finish()
+        if sys.platform != "linux":
+            kill_detached(self._plan.disk)  # orphans, and there is no subreaper to inherit them
         kill_all()
         for output in tuple(self._outputs.values()):
             while self.read_output(output):
