@@ -1,11 +1,13 @@
-"""The disks a new instance asks for: every check Compute Engine makes of them beforehand.
+"""The disks of an instance: planned, checked, made, attached and let go.
 
-Makes nothing; `lifecycle` makes and attaches the disks that are planned here.
+A plan is made of what a request says, before anything else is known; whether each disk can be had
+is asked of the state, after which nothing is refused any more. `lifecycle` says when.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +17,15 @@ from dask_gce.emulator.catalog.machine_types import MachineType
 from dask_gce.emulator.disks import (
     DISK_TYPES,
     DiskPlan,
+    attach,
     check_disk_type,
     check_fit,
     check_size,
     default_disk_type,
+    detach,
 )
-from dask_gce.emulator.errors import bad_request, invalid, not_found
-from dask_gce.emulator.links import check_name, path_of
+from dask_gce.emulator.errors import bad_request, in_use, invalid, not_found
+from dask_gce.emulator.links import check_name, last_segment, path_of
 
 if TYPE_CHECKING:
     from dask_gce.emulator.cloud import Cloud, Project
@@ -182,3 +186,114 @@ def _disk(
         shown,
         new=DiskPlan(name, size, disk_type, image, labels, params.get("description", "")),
     )
+
+
+def name_disks(
+    project: Project, zone: str, instance: str, plans: Sequence[AttachedPlan]
+) -> list[str | None]:
+    """Return the names of the disks of a new instance, if it can have them all.
+
+    Parameters
+    ----------
+    project : Project
+        Where it is to be.
+    zone : str
+        The zone.
+    instance : str
+        The instance's name.
+    plans : sequence of AttachedPlan
+        How its disks hang on it.
+
+    Returns
+    -------
+    list of str or None
+        A name for each plan; None for local SSD.
+
+    Raises
+    ------
+    APIError
+        An instance uses one of the disks already.
+    """
+    disks = project.disks.get(zone, {})
+    names: list[str | None] = []
+    for index, plan in enumerate(plans):
+        name = plan.existing
+        if plan.new is not None:
+            name = plan.new.name or (instance if index == 0 else f"{instance}-{index}")
+        users = disks.get(name or "", {}).get("users", [])
+        if users or (name is not None and name in names):
+            where = f"{project.path}/zones/{zone}"
+            user = path_of(users[0]) if users else f"{where}/instances/{instance}"
+            raise in_use(f"{where}/disks/{name}", user)
+        names.append(name)
+    return names
+
+
+def attach_disks(
+    cloud: Cloud,
+    project: Project,
+    zone: str,
+    plans: Sequence[AttachedPlan],
+    *,
+    names: Sequence[str | None],
+    user: str,
+) -> list[Resource]:
+    """Make and attach the disks of a new instance.
+
+    Parameters
+    ----------
+    cloud : Cloud
+        The state.
+    project : Project
+        Where it is.
+    zone : str
+        The zone.
+    plans : sequence of AttachedPlan
+        How its disks hang on it.
+    names : sequence of str or None
+        Their names, which :func:`name_disks` found.
+    user : str
+        The instance's link.
+
+    Returns
+    -------
+    list of dict
+        The ``attachedDisk`` objects, as the instance shows them.
+    """
+    disks = project.disks.setdefault(zone, {})
+    shown = []
+    for plan, name in zip(plans, names, strict=True):
+        attached = dict(plan.shown)
+        if name is not None:
+            # A disk of that name is attached instead of made: the rule of `diskName`.
+            if name not in disks and plan.new is not None:
+                plan.new.make(cloud, project, zone, name)
+            disk = disks[name]
+            attach(disk, user)
+            attached["source"] = disk["selfLink"]
+            attached["diskSizeGb"] = disk["sizeGb"]
+        shown.append(attached)
+    return shown
+
+
+def release_disks(project: Project, zone: str, attached: Sequence[Resource], user: str) -> None:
+    """Detach the disks of an instance that goes, and delete those that go with it.
+
+    Parameters
+    ----------
+    project : Project
+        Where it was.
+    zone : str
+        The zone.
+    attached : sequence of dict
+        Its ``attachedDisk`` objects.
+    user : str
+        The instance's link.
+    """
+    disks = project.disks.get(zone, {})
+    for one in attached:
+        name = last_segment(one.get("source", ""))
+        if name in disks:
+            detach(disks[name], user)
+            if one["autoDelete"]:
+                del disks[name]

@@ -1,8 +1,8 @@
 """The life of an instance: PROVISIONING, STAGING, RUNNING, STOPPING, TERMINATED or gone.
 
-Owns: the instance's resource while it lives, its disks' attachment, its machine, the timer of
-``maxRunDuration``. What a request asks for has been checked before (`blueprint`); what a machine
-is made of is the kind's business (`machine`).
+Owns: the instance's resource while it lives, its machine, the timer of ``maxRunDuration``. What a
+request asks for has been checked before (`blueprint`); its disks come and go by `attachments`; what
+a machine is made of is the kind's business (`machine`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dask_gce.emulator.attachments import attach_disks, name_disks, release_disks
 from dask_gce.emulator.blueprint import Blueprint
-from dask_gce.emulator.disks import attach, detach
-from dask_gce.emulator.errors import OperationFailed, in_use, invalid
+from dask_gce.emulator.errors import OperationFailed, invalid
 from dask_gce.emulator.faults import Fault
-from dask_gce.emulator.links import fingerprint, last_segment, moment_of, new_id, now, path_of
+from dask_gce.emulator.links import fingerprint, moment_of, new_id, now
 from dask_gce.emulator.machine import Machine
 from dask_gce.emulator.operations import Operation, Work
 from dask_gce.emulator.record import InstanceRecord
@@ -82,10 +82,12 @@ class Instance:
         if hostname is not None:
             self.resource["hostname"] = hostname
         self.record = InstanceRecord(project.id, project.number, zone, self.resource)
-        names = self._disk_names(blueprint)
+        names = name_disks(project, zone, name, blueprint.disks)
         self.machine: Machine = self._make_machine(blueprint)
         # From here on nothing is refused any more.
-        self.resource["disks"] = self._take_disks(blueprint, names)
+        self.resource["disks"] = attach_disks(
+            cloud, project, zone, blueprint.disks, names=names, user=self.link
+        )
         # One transition at a time; `_leaving` makes those in progress give way to the deletion.
         self._transition = asyncio.Lock()
         self._leaving = asyncio.Event()
@@ -102,37 +104,6 @@ class Instance:
     @property
     def _ending(self) -> bool:
         return self._leaving.is_set() or self._gone.is_set()
-
-    def _disk_names(self, blueprint: Blueprint) -> list[str | None]:
-        """Return the name of each disk, None for local SSD; all of them can be had."""
-        disks = self.project.disks.get(self.zone, {})
-        names: list[str | None] = []
-        for index, plan in enumerate(blueprint.disks):
-            name = plan.existing
-            if plan.new is not None:
-                name = plan.new.name or (self.name if index == 0 else f"{self.name}-{index}")
-            users = disks.get(name or "", {}).get("users", [])
-            if users or (name is not None and name in names):
-                path = f"{self.project.path}/zones/{self.zone}/disks/{name}"
-                raise in_use(path, path_of(users[0]) if users else self.path)
-            names.append(name)
-        return names
-
-    def _take_disks(self, blueprint: Blueprint, names: list[str | None]) -> list[Resource]:
-        disks = self.project.disks.setdefault(self.zone, {})
-        shown = []
-        for plan, name in zip(blueprint.disks, names, strict=True):
-            attached = dict(plan.shown)
-            if name is not None:
-                # A disk of that name is attached instead of made: the rule of `diskName`.
-                if name not in disks and plan.new is not None:
-                    plan.new.make(self.cloud, self.project, self.zone, name)
-                disk = disks[name]
-                attach(disk, self.link)
-                attached["source"] = disk["selfLink"]
-                attached["diskSizeGb"] = disk["sizeGb"]
-            shown.append(attached)
-        return shown
 
     def _make_machine(self, blueprint: Blueprint) -> Machine:
         interfaces: list[Resource] = []
@@ -332,13 +303,7 @@ class Instance:
     async def _vanish(self) -> None:
         self._disarm()
         await self.machine.discard()
-        disks = self.project.disks.get(self.zone, {})
-        for attached in self.resource["disks"]:
-            name = last_segment(attached.get("source", ""))
-            if name in disks:
-                detach(disks[name], self.link)
-                if attached["autoDelete"]:
-                    del disks[name]
+        release_disks(self.project, self.zone, self.resource["disks"], self.link)
         del self.project.instances[self.zone][self.name]
         self._gone.set()
         self.record.touch()
