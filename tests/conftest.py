@@ -14,7 +14,7 @@ from pathlib import Path
 import distributed
 import pytest
 from discovery import VALIDATOR, Validator
-from leftovers import Snapshot, other_tasks
+from leftovers import Snapshot, adopt_orphans, other_tasks
 
 # Importing these registers their defaults in dask.config, which no test is to do.
 import dask_gce.settings
@@ -30,10 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
     patch.setenv("TMPDIR", str(config.stash[_FOLDER]))
     patch.setattr(tempfile, "tempdir", str(config.stash[_FOLDER]))
     ComputeEmulator.default_observers.append(VALIDATOR)
+    adopt_orphans(True)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Undo it."""
+    adopt_orphans(False)
     ComputeEmulator.default_observers.remove(VALIDATOR)
     config.stash[_MONKEYPATCH].undo()
     shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)

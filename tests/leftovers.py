@@ -1,18 +1,23 @@
 """What a test may leave behind: nothing.
 
-Owns: the snapshot of this process and its temporary folder before a test, and the comparison after
-it.
+Owns: the snapshot of this process, its descendants, its temporary folder and its shared memory
+before a test, and the comparison after it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import ctypes
 import gc
+import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +43,44 @@ KNOWN_FILES = ("pytest-of-",)
 PATIENCE = 5.0
 
 
+#: From linux/prctl.h.
+_PR_SET_CHILD_SUBREAPER = 36
+
+#: Shared memory, which outlives its processes; Linux only.
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def adopt_orphans(wanted: bool) -> None:
+    """Become the parent of all processes that lose theirs, so that none escapes; Linux only."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
 def _children() -> set[str]:
     found = set()
     for process in psutil.Process().children(recursive=True):
         try:
             found.add(f"process {process.pid} ({' '.join(process.cmdline())[:120]})")
+        except psutil.ZombieProcess:
+            if not _bury(process.pid):
+                found.add(f"process {process.pid} (zombie)")
         except psutil.NoSuchProcess:
             continue
-        except psutil.ZombieProcess:
-            found.add(f"process {process.pid} (zombie)")
     return found
+
+
+def _bury(pid: int) -> bool:
+    """Take leave of an adopted process that has ended; return False for one of somebody else."""
+    own = {one.pid for one in multiprocessing.active_children()}
+    own |= {one.pid for one in gc.get_objects() if isinstance(one, subprocess.Popen)}
+    if pid in own:
+        return False
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return False
 
 
 def _threads() -> set[str]:
@@ -71,6 +104,28 @@ def _files(folder: Path) -> set[str]:
     return {f"file {path}" for path in folder.iterdir() if not path.name.startswith(KNOWN_FILES)}
 
 
+def _shared_memory() -> set[str]:
+    found = set()
+    for path in _SHARED_MEMORY.glob("*"):
+        with suppress(FileNotFoundError):
+            if path.lstat().st_uid == os.geteuid():
+                found.add(f"shared memory {path}")
+    return found
+
+
+def _descriptors() -> set[str]:
+    found = set()
+    for path in Path("/proc/self/fd").glob("*"):
+        # Each look is a descriptor itself, and gone when it is read.
+        with suppress(FileNotFoundError):
+            target = str(path.readlink())
+            # Internet sockets are told by their addresses; other sockets and pollers belong to
+            # event loops, and those of distributed's threads stay.
+            if not target.startswith(("socket:", "anon_inode:[eventpoll]")):
+                found.add(f"descriptor {path.name} ({target})")
+    return found
+
+
 class Snapshot:
     """What there is before a test.
 
@@ -85,6 +140,8 @@ class Snapshot:
             _children,
             _threads,
             _sockets,
+            _shared_memory,
+            _descriptors,
             lambda: _files(folder),
         ]
         self._before = [look() for look in self._looks]

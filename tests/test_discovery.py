@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
 import dask
 import leftovers as leftovers_module
+import psutil
 import pytest
 from discovery import Validator, check_exchange, document
 from leftovers import Snapshot
@@ -231,17 +234,25 @@ def only(found, word):
     assert word in found[0]
 
 
+def until_zombie(pid):
+    deadline = time.monotonic() + 5
+    while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @pytest.mark.usefixtures("impatient")
 def test_every_sort_of_leftover_is_seen(monkeypatch):
     folder = Path(tempfile.gettempdir())
     snapshot = Snapshot(folder)
     assert snapshot.leftovers() == []
 
-    with subprocess.Popen(
-        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True
-    ) as child:
+    with subprocess.Popen(["sleep", "60"]) as child:
         only(snapshot.leftovers(), f"process {child.pid}")
-        child.communicate("\n")
+        child.kill()
+        until_zombie(child.pid)
+        # Its owner has not waited for it.
+        only(snapshot.leftovers(), f"process {child.pid} (zombie)")
 
     enough = threading.Event()
     thread = threading.Thread(target=enough.wait, name="forgotten")
@@ -264,6 +275,28 @@ def test_every_sort_of_leftover_is_seen(monkeypatch):
 
     with dask.config.set(forgotten=1):
         only(snapshot.leftovers(), "dask.config forgotten")
+    assert snapshot.leftovers() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere orphans escape")
+@pytest.mark.usefixtures("impatient")
+def test_what_outlives_its_process_on_linux_is_seen():
+    snapshot = Snapshot(Path(tempfile.gettempdir()))
+    escape = "setsid sleep 60 >/dev/null 2>&1 & echo $!"
+    orphan = int(subprocess.run(["sh", "-c", escape], capture_output=True, check=True).stdout)
+    only(snapshot.leftovers(), f"process {orphan} (")
+    os.kill(orphan, signal.SIGKILL)
+    until_zombie(orphan)
+    assert snapshot.leftovers() == []
+
+    memory = Path("/dev/shm", f"forgotten-{os.getpid()}")
+    memory.touch()
+    only(snapshot.leftovers(), f"shared memory {memory}")
+    memory.unlink()
+
+    descriptor = os.open("/etc/hosts", os.O_RDONLY)
+    only(snapshot.leftovers(), f"descriptor {descriptor} (/etc/hosts)")
+    os.close(descriptor)
     assert snapshot.leftovers() == []
 
 
