@@ -298,6 +298,8 @@ def _own_temporary_folder() -> Iterator[Path]:
     """Let this process and its children make temporary files where nobody else does."""
     before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
     with tempfile.TemporaryDirectory(prefix="dask-gce-demo-") as folder:
+        # The machines may be other users than this one, and their folders are in here.
+        Path(folder).chmod(0o711)
         tempfile.tempdir = os.environ["TMPDIR"] = folder
         try:
             yield Path(folder)

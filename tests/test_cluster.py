@@ -369,3 +369,27 @@ async def test_what_is_closed_stays_closed(process_emulator, settings):
     with pytest.raises(GCEError, match="is closed; make a new one"):
         await cluster
     assert not process_emulator.requests
+
+
+@pytest.mark.parametrize(
+    ("account", "left"),
+    [("default", set()), (None, {"TERMINATED"})],
+    ids=["deleted", "powered off"],
+)
+def test_machines_end_themselves_when_dask_has_ended(process_emulator, settings, account, left):
+    """With a service account by deletion, without one by powering off, and nobody asked them to."""
+
+    def end_soon(dask_scheduler):
+        async def end():
+            await dask_scheduler.retire_workers(close_workers=True)
+            await dask_scheduler.close()
+
+        dask_scheduler.loop.call_later(0.2, end)
+
+    with GCECluster(n_workers=1, service_account=account, **settings) as cluster:
+        with Client(cluster, set_as_default=False) as client:
+            client.wait_for_workers(1)
+            # Nobody watches, as if the client's process had died.
+            cluster.loop.add_callback(cluster._watching.cancel)
+            client.run_on_scheduler(end_soon)
+        wait_until(lambda: {each["status"] for each in process_emulator.instances()} == left, 40)

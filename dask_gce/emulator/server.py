@@ -184,7 +184,10 @@ def _read_part(part: Message, outer: Mapping[str, str]) -> Inbound:
         text.lstrip()[match.end() :], headersonly=True
     )
     body = re.split(rb"\r?\n\r?\n", text.lstrip()[match.end() :], maxsplit=1)
-    url = urlsplit(match[2].decode("ascii", "replace"))
+    try:
+        url = urlsplit(match[2].decode("ascii", "replace"))
+    except ValueError as error:
+        raise bad_request(f"Failed to parse batch request, error: {error}.") from error
     headers = {name.lower(): str(value) for name, value in inner.items()}
     if "x-goog-api-version" in outer:
         headers.setdefault("x-goog-api-version", outer["x-goog-api-version"])

@@ -304,7 +304,15 @@ def test_a_batch_answers_each_part(rest):
         rest.wait(rest.delete(f"zones/{ZONE}/instances/{name}"))
 
 
-@pytest.mark.parametrize("body", [b"", b"--b--", b"--b\r\n\r\nnothing\r\n--b--\r\n"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--b--",
+        b"--b\r\n\r\nnothing\r\n--b--\r\n",
+        pytest.param(batch([("GET", "http://[x/", None)]), id="malformed URL"),
+    ],
+)
 def test_a_malformed_batch_is_refused(rest, body, discovery):
     headers = {"Content-Type": 'multipart/mixed; boundary="b"'}
     status, _, _ = rest.raw("POST", "/batch/compute/v1", body=body, headers=headers)

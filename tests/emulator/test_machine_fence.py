@@ -131,11 +131,42 @@ async def test_root_outside_is_nobody_there(victim, kept):
 
 
 @needs_root
-async def test_root_without_user_namespaces_is_refused(monkeypatch):
+async def test_root_that_cannot_give_up_its_power_is_refused(monkeypatch):
     monkeypatch.setattr(Supervision, "can_map", lambda self, uid: False)
+    monkeypatch.setattr(Supervision, "can_become", lambda self, uid: False)
     with pytest.raises(RuntimeError, match=r"user\.max_user_namespaces.* ordinary user"):
         async with started_kind():
             pass
+
+
+@needs_root
+@pytest.mark.parametrize("landlock", [True, False])
+async def test_without_user_namespaces_a_guest_of_root_is_an_ordinary_user(
+    monkeypatch, victim, landlock
+):
+    """As in a container, whose rules forbid user namespaces."""
+    monkeypatch.setattr(Supervision, "can_map", lambda self, uid: False)
+    if not landlock:
+        monkeypatch.setattr("dask_gce.emulator.machines.fence.landlock_abi", lambda: 0)
+    try:
+        async with started_kind() as kind:
+            victim.chmod(0o755)
+            (victim / "file").chmod(0o644)
+            secret = victim / "secret"
+            secret.write_text("of root's")
+            secret.chmod(0o600)
+            before = look(victim)
+            machine = new_machine(kind, make_record("m", "id -u; cat " + str(secret)))
+            text = await run_script(kind, "id -u; cat /etc/shadow " + ATTACKS.format(folder=victim))
+            await machine.boot()
+            await until_said(machine, "exit status 1")
+            assert "is an ordinary user" in console(machine)
+            assert "of root's" not in console(machine)
+            assert look(victim) == before
+    except RuntimeError as error:
+        pytest.skip(f"another user cannot run this Python: {error}")
+    assert int(text.split("\n")[0]) > 10**9
+    assert text.endswith("still here")
 
 
 @pytest.mark.skipif(landlock_abi() < 6, reason="the kernel's Landlock lets signals through")
@@ -230,12 +261,13 @@ async def test_what_a_program_needs_it_may_write():
 
 async def test_without_landlock_an_ordinary_user_is_warned_and_root_is_refused(monkeypatch):
     monkeypatch.setattr("dask_gce.emulator.machines.fence.landlock_abi", lambda: 0)
+    monkeypatch.setattr(Supervision, "can_become", lambda self, uid: False)
     if os.geteuid() == 0:
         with pytest.raises(RuntimeError, match="ordinary user"):
             async with started_kind():
                 pass
         monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
-    fence = probe_fence(lambda uid: True)
+    fence = probe_fence(lambda uid: True, lambda uid: False)
     assert fence.landlock == 0
     assert "whatever its user can" in fence.warnings[0]
 
@@ -246,7 +278,7 @@ async def test_without_landlock_an_ordinary_user_is_warned_and_root_is_refused(m
 def test_an_ordinary_user_is_warned_of_what_landlock_lets_through(monkeypatch, abi, gaps):
     monkeypatch.setattr("dask_gce.emulator.machines.fence.landlock_abi", lambda: abi)
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
-    (warning,) = probe_fence(lambda uid: True).warnings
+    (warning,) = probe_fence(lambda uid: True, lambda uid: False).warnings
     always = {"sockets", "modes and times", "shared memory"}
     told = {word for word in (*always, "signal", "empty") if word in warning}
     assert told == always | gaps

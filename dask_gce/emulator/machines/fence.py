@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,22 +30,27 @@ class Fence:
     strangers : bool
         Whether each machine is a user of its own on the host, whom nobody else is; if not, the
         machines are the emulator's user.
+    namespace : bool
+        Whether that user is root in the machine, by a user namespace of its own.
     warnings : tuple of str
         What the serial console says of gaps.
     """
 
     landlock: int
     strangers: bool
+    namespace: bool = False
     warnings: tuple[str, ...] = ()
 
 
-def probe_fence(can_map: Callable[[int], bool]) -> Fence:
+def probe_fence(can_map: Callable[[int], bool], can_become: Callable[[int], bool]) -> Fence:
     """Find out how guests can be kept off this host.
 
     Parameters
     ----------
     can_map : callable
         Tells whether a user namespace can be made in which that user is root.
+    can_become : callable
+        Tells whether a process can become that user, and still run this Python.
 
     Returns
     -------
@@ -59,11 +65,11 @@ def probe_fence(can_map: Callable[[int], bool]) -> Fence:
     abi = landlock_abi()
     if os.geteuid() != 0:
         return Fence(abi, strangers=False, warnings=(_gaps(abi),))
-    if not abi:
-        raise RuntimeError(_NO_LANDLOCK)
-    if not can_map(unused_uid()):
-        raise RuntimeError(_NO_NAMESPACE)
-    return Fence(abi, strangers=True)
+    if abi and can_map(unused_uid()):
+        return Fence(abi, strangers=True, namespace=True)
+    if can_become(unused_uid()):
+        return Fence(abi, strangers=True, warnings=(_NO_ROOT + ("" if abi else _OPEN_FOLDERS),))
+    raise RuntimeError(_NO_FENCE)
 
 
 def unused_uid() -> int:
@@ -78,16 +84,15 @@ def unused_uid() -> int:
     return random.choice(UNUSED_UIDS)  # noqa: S311 # a free number, no secret
 
 
-_NO_LANDLOCK = (
-    "process machines cannot be fenced in here: the kernel has no Landlock, and as root a startup "
-    "script could change this host. Run the emulator as an ordinary user, or use paper machines."
+_NO_FENCE = (
+    "process machines cannot be fenced in here: the emulator runs as root, and a startup script "
+    "that stays root could change this host. Neither can root make user namespaces (a container's "
+    "rules or the sysctl user.max_user_namespaces forbid it) under a kernel with Landlock, nor can "
+    f"another user run {sys.executable}. Run the emulator as an ordinary user, put Python and this "
+    "package where every user may read them, or use paper machines."
 )
-_NO_NAMESPACE = (
-    "process machines cannot be fenced in here: root may not make user namespaces (a container's "
-    "rules or the sysctl user.max_user_namespaces forbid it), and a startup script that stays root "
-    "could give orders to the services of this host through their sockets. Run the emulator as an "
-    "ordinary user, allow user namespaces, or use paper machines."
-)
+_NO_ROOT = "warning: this host has no user namespaces for root, so this machine is an ordinary user"
+_OPEN_FOLDERS = ", who can write to the host's folders for all, since the kernel has no Landlock"
 
 
 def _gaps(abi: int) -> str:

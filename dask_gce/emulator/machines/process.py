@@ -104,7 +104,7 @@ class ProcessKind(MachineKind):
         # From here on close() ends the supervisor, and the folder goes with it.
         self._supervision = Supervision(folder)
         self._supervision.start()
-        self._fence = probe_fence(self._supervision.can_map)
+        self._fence = probe_fence(self._supervision.can_map, self._supervision.can_become)
         self._layout = Layout(folder, shared=self._fence.strangers)
         self._layout.prepare(self.container_images)
 

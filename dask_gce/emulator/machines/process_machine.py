@@ -177,6 +177,7 @@ class ProcessMachine(Machine):
                 "environment": environment,
                 "landlock": fence.landlock,
                 "uid": self.uid,
+                "namespace": fence.namespace,
                 "greeting": self._greeting(fence.warnings),
             }
             boot = _Boot(self)

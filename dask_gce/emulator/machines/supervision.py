@@ -123,6 +123,21 @@ class Supervision:
         """
         return bool(self._ask({"can_map": uid}, [])["can_map"])
 
+    def can_become(self, uid: int) -> bool:
+        """Tell whether a machine can run as another user, with what is readable for all.
+
+        Parameters
+        ----------
+        uid : int
+            The user.
+
+        Returns
+        -------
+        bool
+            Whether it can.
+        """
+        return bool(self._ask({"can_become": uid}, [])["can_become"])
+
     def sweep(self, pid: int) -> None:
         """Kill a machine's first process, and whatever lost its machine.
 

@@ -58,6 +58,8 @@ class Plan:
         Version of Landlock's interface to use; 0 goes without.
     uid : int or None
         The user outside that the guest is; None keeps the emulator's.
+    namespace : bool
+        Whether that user is root inside.
     greeting : tuple of str
         Lines for the serial console before anything runs.
     """
@@ -68,6 +70,7 @@ class Plan:
     environment: dict[str, str]
     landlock: int
     uid: int | None
+    namespace: bool
     greeting: tuple[str, ...]
 
     @classmethod

@@ -16,7 +16,14 @@ import struct
 import sys
 from collections.abc import Iterable
 
-__all__ = ["drop_capabilities", "landlock_abi", "restrict", "take_identity", "unshare_users"]
+__all__ = [
+    "become",
+    "drop_capabilities",
+    "landlock_abi",
+    "restrict",
+    "take_identity",
+    "unshare_users",
+]
 
 # The numbers are the same on every architecture that Python runs on (alpha excepted).
 SYS_LANDLOCK_CREATE_RULESET = 444
@@ -151,6 +158,24 @@ def unshare_users() -> None:
         The kernel refused.
     """
     _check(_libc().unshare(CLONE_NEWUSER), "unshare(CLONE_NEWUSER)")
+
+
+def become(uid: int) -> None:
+    """Become another user for good, without any group or capability.
+
+    Parameters
+    ----------
+    uid : int
+        The user; the group has the same number.
+
+    Raises
+    ------
+    OSError
+        The kernel refused.
+    """
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
 
 
 def take_identity() -> None:

@@ -95,6 +95,8 @@ class Supervisor:
             answer = self._boot(Plan.parse(request["boot"]), *descriptors)
         elif "can_map" in request:
             answer = {"can_map": _can_map(int(request["can_map"]))}
+        elif "can_become" in request:
+            answer = {"can_become": _can_become(int(request["can_become"]), self._folder)}
         else:
             answer = self._sweep(int(request["sweep"]))
         data = json.dumps(answer).encode()
@@ -171,8 +173,10 @@ def _become_machine(
         os.dup2(console, 1)
         os.dup2(console, 2)
         try:
-            if plan.uid is not None:
+            if plan.uid is not None and plan.namespace:
                 _enter_namespace(ready, mapped)
+            elif plan.uid is not None:
+                sandbox.become(plan.uid)
             os.umask(0o022)
             for name in ("home", "tmp"):  # the last boot may have removed them
                 os.makedirs(f"{plan.disk}/{name}", mode=0o700, exist_ok=True)
@@ -236,6 +240,24 @@ def _can_map(uid: int) -> bool:
     finally:
         os.close(ready)
         os.close(mapped_end)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _can_become(uid: int, folder: str) -> bool:
+    pid = os.fork()
+    if pid == 0:
+        status = 2
+        try:
+            sandbox.become(uid)
+            # What a guest needs: its folder, the interpreter, its library, and this package.
+            os.stat(folder)
+            program = "import sys, asyncio; open(sys.argv[1]).close()"
+            command = [sys.executable, "-c", program, __file__]
+            os.execv(command[0], command)  # noqa: S606 # the interpreter that runs this
+        except OSError:
+            status = 1
+        finally:
+            os._exit(status)
     return os.waitpid(pid, 0)[1] == 0
 
 
