@@ -471,7 +471,8 @@ class GCECluster(SpecCluster):
         await _end(self._watching)
         if self._retiring is not None:
             self._retiring.cancel()
-        if self._lost is not None:
+        listening = self._watch_worker_status_task
+        if self._lost is not None or (listening is not None and listening.done()):
             # Nothing to say to a scheduler that is gone; connecting would take half a minute.
             self.shutdown_scheduler = False
         try:
