@@ -331,10 +331,12 @@ def test_a_wrong_keyword_costs_no_call(process_emulator, settings):
 
 
 def test_zones_are_tried_in_order(process_emulator, settings):
+    with GCECluster(zone=["us-central1-z", "us-central1-f"], **settings) as cluster:
+        assert cluster.scheduler.contact_address.count(".us-central1-f.c.") == 1
     with pytest.raises(SettingsError, match="none offers z9-standard-1") as caught:
         GCECluster(zone=["us-central1-a"], **{**settings, "machine_type": "z9-standard-1"})
     assert caught.value.key == "zone"
-    assert not process_emulator.requests["compute.instances.insert"]
+    assert process_emulator.requests["compute.instances.insert"] == 1
 
 
 def test_a_worker_that_vanishes_leaves_the_plan(process_emulator, settings):

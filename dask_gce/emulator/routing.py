@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dask_gce.emulator.catalog.places import check_region, region_of
+from dask_gce.emulator.catalog.places import ZONES, check_region
 from dask_gce.emulator.cloud import Cloud, Project
-from dask_gce.emulator.errors import APIError, bad_request
+from dask_gce.emulator.errors import APIError, bad_request, invalid
 from dask_gce.emulator.operations import Operation, Work
 
 #: Query parameters of every list method.
@@ -91,7 +91,9 @@ class Call:
     def zone(self) -> str:
         """The zone of the request, which exists."""
         zone = self.params["zone"]
-        region_of(self.params["project"], zone)
+        if zone not in ZONES:
+            # 404 only where the zone itself is asked for.
+            raise invalid("zone", zone, "Unknown zone.")
         return zone
 
     @property

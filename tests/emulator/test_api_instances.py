@@ -197,10 +197,14 @@ def test_an_impossible_insert_is_refused(rest, fields, status, reason, word):
     assert not rest.emulator.leftovers()
 
 
-def test_an_unknown_zone_is_not_found(rest):
+def test_an_unknown_zone_is_a_wrong_value_but_for_the_zone_itself(rest):
     for zone in ("us-central1-z", "nowhere"):
-        with pytest.raises(Refused, match=f"zones/{zone}") as caught:
+        message = f"Invalid value for field 'zone': '{zone}'. Unknown zone."
+        with pytest.raises(Refused, match=message) as caught:
             rest.get(f"zones/{zone}/instances")
+        assert (caught.value.status, caught.value.reason) == (400, "invalid")
+        with pytest.raises(Refused, match=f"zones/{zone}") as caught:
+            rest.get(f"zones/{zone}")
         assert caught.value.status == 404
 
 

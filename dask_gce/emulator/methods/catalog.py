@@ -64,7 +64,7 @@ def _list_regions(call: Call) -> Resource:
 
 
 def _get_zone(call: Call) -> Resource:
-    return zone_resource(call.cloud.base_url, call.project.id, call.zone)
+    return zone_resource(call.cloud.base_url, call.project.id, call.params["zone"])
 
 
 def _list_zones(call: Call) -> Resource:
