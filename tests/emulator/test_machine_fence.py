@@ -234,11 +234,31 @@ async def test_semaphores_of_killed_guests_are_removed():
     async with started_kind() as kind:
         machine = new_machine(kind, make_record("m", script))
         await machine.boot()
-        await until_said(machine, "/mp-")
+        await until_said(machine, f"/{kind.layout.folder.name}-")
         semaphore = "/dev/shm/sem." + script_output(machine).removeprefix("/")
         assert present(semaphore)
         await machine.kill()
         assert not present(semaphore)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="semaphores are no files elsewhere")
+async def test_semaphores_that_nobody_could_remove_go_with_the_emulator():
+    script = (
+        "exec python3 -c 'import multiprocessing, os, signal\n"
+        "from multiprocessing import resource_tracker\n"
+        'lock = multiprocessing.get_context("spawn").Lock()\n'
+        "print(lock._semlock.name, flush=True)\n"
+        "os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)'"
+    )
+    async with started_kind() as kind:
+        machine = new_machine(kind, make_record("m", script))
+        await machine.boot()
+        await until_said(machine, "exit status")
+        name = script_output(machine).split("\n")[0].removeprefix("/")
+        assert present(f"/dev/shm/sem.{name}")
+        await machine.discard()
+    assert not present(f"/dev/shm/sem.{name}")
 
 
 async def test_what_a_program_needs_it_may_write():

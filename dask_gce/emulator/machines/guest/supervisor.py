@@ -160,7 +160,7 @@ class Supervisor:
             time.sleep(0.002)
         kill_all()
         remove_tree(self._folder)
-        _remove_shared_memory(self._uids)
+        _remove_shared_memory(self._uids, f"sem.{os.path.basename(self._folder)}-")
 
 
 def _become_machine(
@@ -199,12 +199,13 @@ def _become_machine(
         os._exit(1)
 
 
-def _remove_shared_memory(uids: set[int]) -> None:
-    """Remove what killed guests left in ``/dev/shm``, if their user IDs are nobody else's."""
+def _remove_shared_memory(uids: set[int], prefix: str) -> None:
+    """Remove what killed guests left in ``/dev/shm``, as user IDs or names tell."""
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir("/dev/shm"):  # noqa: S108 # the system's own folder
             with contextlib.suppress(OSError):
-                if entry.stat(follow_symlinks=False).st_uid in uids:
+                owner = entry.stat(follow_symlinks=False).st_uid
+                if owner in uids or entry.name.startswith(prefix):
                     os.unlink(entry.path)
 
 

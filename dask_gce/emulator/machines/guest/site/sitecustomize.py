@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import errno
+import importlib
 import importlib.machinery
 import os
 import sys
@@ -164,6 +165,24 @@ def _install(machine: _Machine) -> None:
         changed.gethostname = own_gethostname
 
 
+def _name_semaphores(prefix: str) -> None:
+    """Give multiprocessing's semaphores names by which their emulator finds those left behind.
+
+    A process that is killed leaves its own in /dev/shm, and where the guest is the emulator's user
+    nothing else tells whose they are.
+    """
+    changed: Any = importlib.import_module("_multiprocessing")
+    base: Any = changed.SemLock
+
+    class MachineSemLock(base):  # type: ignore[misc] # a class made at run time
+        def __new__(cls, kind: int, value: int, most: int, name: str, unlink: bool) -> Any:
+            return base.__new__(
+                cls, kind, value, most, f"/{prefix}-{name.rpartition('-')[2]}", unlink
+            )
+
+    changed.SemLock = MachineSemLock
+
+
 def _run_next() -> None:
     """Run the sitecustomize that this one hides, as Debian and some tools have one."""
     here = os.path.dirname(os.path.abspath(__file__))
@@ -177,4 +196,6 @@ def _run_next() -> None:
 if __name__ == "sitecustomize":
     if "LOCAL_GCE_ADDRESS" in os.environ:
         _install(_Machine(os.environ["LOCAL_GCE_ADDRESS"]))
+        # The name of the emulator's folder is nobody else's.
+        _name_semaphores(os.path.basename(os.path.dirname(os.environ["LOCAL_GCE_BIN"])))
     _run_next()
