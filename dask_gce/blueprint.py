@@ -1,65 +1,20 @@
 """How the machines of one cluster are made: settings and certificates become instance specs.
 
-Everything that has to be found out first (project, zone, machine types, certificates) is found by
-the cluster and handed in. From then on a blueprint is a pure function of role and name.
+Everything that has to be found out first (project, machine types, certificates) is found by the
+cluster and handed in. From then on a blueprint is a pure function of role, name and location.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from dask.utils import parse_bytes
 
 from dask_gce import names, startup
 from dask_gce.instance import InstanceSpec
+from dask_gce.placement import Location, MachineShape
 from dask_gce.settings import Settings
-
-#: What the operating system and the container engine keep for themselves: at least this much
-#: memory, in bytes, or this share of a large machine.
-SYSTEM_MEMORY = 256 * 2**20
-SYSTEM_MEMORY_SHARE = 0.05
-
-
-@dataclass(frozen=True)
-class MachineShape:
-    """What a machine type offers, as ``machineTypes.get`` tells.
-
-    Parameters
-    ----------
-    name : str
-        The machine type's name.
-    cpus : int
-        Its vCPUs.
-    memory : int
-        Its memory in bytes.
-    """
-
-    name: str
-    cpus: int
-    memory: int
-
-    @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> MachineShape:
-        """Read a machine type from API JSON.
-
-        Parameters
-        ----------
-        data : mapping
-            A ``compute#machineType`` resource.
-
-        Returns
-        -------
-        MachineShape
-            Its shape.
-        """
-        return cls(str(data["name"]), int(data["guestCpus"]), int(data["memoryMb"]) * 2**20)
-
-    @property
-    def usable_memory(self) -> int:
-        """Memory for Dask in bytes: all but what the system keeps."""
-        return self.memory - max(SYSTEM_MEMORY, int(self.memory * SYSTEM_MEMORY_SHARE))
 
 
 @dataclass(frozen=True)
@@ -72,14 +27,10 @@ class Blueprint:
         The cluster's settings.
     project : str
         The project ID.
-    zone : str
-        The zone of all its machines.
     cluster : str
         The cluster's name.
     identity : str
         What tells it from other clusters of that name.
-    worker_shape : MachineShape
-        The workers' machine type.
     owner : str
         Who made the cluster, for its instances' labels.
     tls : mapping of str to Tls
@@ -88,12 +39,14 @@ class Blueprint:
 
     settings: Settings
     project: str
-    zone: str
     cluster: str
     identity: str
-    worker_shape: MachineShape
     owner: str = ""
     tls: Mapping[startup.Role, startup.Tls] = field(default_factory=dict, repr=False)
+    # Workers differ in their names only, so a thousand of them share one set of metadata.
+    _workers: dict[tuple[Location, str], InstanceSpec] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def protocol(self) -> str:
@@ -101,33 +54,77 @@ class Blueprint:
         return "tls" if self.tls else "tcp"
 
     @property
-    def nthreads(self) -> int:
-        """Threads of one worker."""
-        options = self.settings.worker_options
-        chosen = options.get("nthreads") or self.settings.nthreads
-        return int(chosen) if chosen else self.worker_shape.cpus
+    def processes(self) -> int:
+        """How many Dask workers a machine runs."""
+        return self.settings.processes
 
     @property
-    def memory(self) -> int:
-        """Memory of one worker in bytes, for ``scale(memory=...)``."""
-        limit = self.memory_limit
-        if limit in (None, 0, "auto"):
-            return self.worker_shape.usable_memory
+    def suffixes(self) -> tuple[str, ...]:
+        """What is added to a machine's name to name its workers; empty when it has but one."""
+        several = range(self.processes) if self.processes > 1 else ()
+        return tuple(f"-{number}" for number in several)
+
+    def nthreads(self, shape: MachineShape) -> int:
+        """Return the threads of one worker.
+
+        Parameters
+        ----------
+        shape : MachineShape
+            The machine it runs on.
+
+        Returns
+        -------
+        int
+            Threads.
+        """
+        options = self.settings.worker_options
+        chosen = options.get("nthreads") or self.settings.nthreads
+        return int(chosen) if chosen else max(1, shape.cpus // self.processes)
+
+    def memory(self, shape: MachineShape) -> int:
+        """Return the memory of one worker, for ``scale(memory=...)``.
+
+        Parameters
+        ----------
+        shape : MachineShape
+            The machine it runs on.
+
+        Returns
+        -------
+        int
+            Memory in bytes.
+        """
+        limit = self.memory_limit(shape)
+        # As distributed.worker_memory.parse_memory_limit: a share for its share of the vCPUs,
+        # and up to 1 a share of the machine.
+        if limit == "auto":
+            return int(shape.usable_memory * min(1, self.nthreads(shape) / shape.cpus))
+        if not limit:
+            return shape.usable_memory // self.processes
         try:
             number = float(limit)
         except ValueError:
             return int(parse_bytes(limit))
-        # As distributed.worker_memory.parse_memory_limit: up to 1 is a share of the machine.
-        return int(number * self.worker_shape.memory if number <= 1 else number)
+        return int(number * shape.memory if number <= 1 else number)
 
-    @property
-    def memory_limit(self) -> int | float | str | None:
-        """The worker's ``memory_limit`` as Dask takes it."""
+    def memory_limit(self, shape: MachineShape) -> int | float | str | None:
+        """Return a worker's ``memory_limit`` as Dask takes it.
+
+        Parameters
+        ----------
+        shape : MachineShape
+            The machine it runs on.
+
+        Returns
+        -------
+        int or float or str or None
+            What the user chose, else the worker's share in bytes of what the system leaves.
+        """
         options = self.settings.worker_options
         chosen = options.get("memory_limit", self.settings.memory_limit)
-        return self.worker_shape.usable_memory if chosen is None else chosen
+        return shape.usable_memory // self.processes if chosen is None else chosen
 
-    def address(self, scheduler: str) -> str:
+    def address(self, scheduler: str, zone: str) -> str:
         """Return the address at which workers find a scheduler.
 
         It is known before the instance exists, because Compute Engine's zonal DNS names are made
@@ -137,22 +134,26 @@ class Blueprint:
         ----------
         scheduler : str
             The scheduler's instance name.
+        zone : str
+            The zone it is in.
 
         Returns
         -------
         str
             A Dask address, ``"tls://NAME.ZONE.c.PROJECT.internal:8786"``.
         """
-        host = names.zonal_dns_name(scheduler, self.zone, self.project)
+        host = names.zonal_dns_name(scheduler, zone, self.project)
         return f"{self.protocol}://{host}:{self.settings.scheduler_port}"
 
-    def scheduler(self, name: str) -> InstanceSpec:
+    def scheduler(self, name: str, location: Location) -> InstanceSpec:
         """Return the scheduler's instance.
 
         Parameters
         ----------
         name : str
             Its name.
+        location : Location
+            Where to make it.
 
         Returns
         -------
@@ -175,23 +176,31 @@ class Blueprint:
             tls=self.tls.get("scheduler"),
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
         )
-        return self._instance(name, settings.scheduler_machine_type, payload)
+        return self._instance(name, location, payload)
 
-    def worker(self, name: str, scheduler_address: str) -> InstanceSpec:
-        """Return a worker's instance.
+    def worker(self, name: str, location: Location, scheduler_address: str) -> InstanceSpec:
+        """Return the instance of a worker, or of several.
 
         Parameters
         ----------
         name : str
-            Its name, and the Dask worker's.
+            Its name, with which the names of its Dask workers begin.
+        location : Location
+            Where to make it.
         scheduler_address : str
             The scheduler's Dask address.
 
         Returns
         -------
         InstanceSpec
-            What to insert.
+            What to insert. All of one location and scheduler share everything but the name.
         """
+        key = (location, scheduler_address)
+        if key not in self._workers:
+            self._workers[key] = self._worker(location, scheduler_address)
+        return replace(self._workers[key], name=name)
+
+    def _worker(self, location: Location, scheduler_address: str) -> InstanceSpec:
         settings = self.settings
         host, _, port = scheduler_address.partition("://")[2].rpartition(":")
         payload = startup.Payload(
@@ -201,24 +210,25 @@ class Blueprint:
             spec=startup.worker_spec(
                 worker_class=settings.worker_class,
                 scheduler_address=scheduler_address,
-                nthreads=self.nthreads,
-                memory_limit=self.memory_limit,
+                nthreads=self.nthreads(location.shape),
+                memory_limit=self.memory_limit(location.shape),
                 options=settings.worker_options,
             ),
+            processes=self.processes,
             env_vars=settings.env_vars,
             tls=self.tls.get("worker"),
             scheduler={"host": host, "port": int(port), "timeout": settings.worker_start_timeout},
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
         )
-        return self._instance(name, settings.worker_machine_type, payload)
+        return self._instance("", location, payload)
 
-    def _instance(self, name: str, machine_type: str, payload: startup.Payload) -> InstanceSpec:
+    def _instance(self, name: str, location: Location, payload: startup.Payload) -> InstanceSpec:
         settings = self.settings
         return InstanceSpec(
             name=name,
             project=self.project,
-            zone=self.zone,
-            machine_type=machine_type,
+            zone=location.zone,
+            machine_type=location.machine_type,
             source_image=settings.source_image,
             boot_disk_size=settings.boot_disk_size,
             boot_disk_type=settings.boot_disk_type,

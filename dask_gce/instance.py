@@ -18,11 +18,8 @@ from dask_gce.errors import SettingsError
 INSTANCE_FIELDS = (
     "name",
     "status",
-    "statusMessage",
     "zone",
-    "labels",
-    "networkInterfaces",
-    "creationTimestamp",
+    "networkInterfaces(networkIP,accessConfigs(natIP))",
 )
 
 #: States in which an instance no longer runs and will not run again by itself.
@@ -32,7 +29,7 @@ ENDED = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InstanceSpec:
     """Everything that makes one instance.
 
@@ -232,7 +229,7 @@ def merge_patch(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str
     return merged
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Instance:
     """What Compute Engine says of one instance.
 
@@ -248,8 +245,6 @@ class Instance:
         Its internal IPv4 address, once it has one.
     external_ip : str or None
         Its external IPv4 address, if it has one.
-    labels : mapping
-        Its labels.
     """
 
     name: str
@@ -257,7 +252,6 @@ class Instance:
     status: str
     internal_ip: str | None = None
     external_ip: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -286,5 +280,4 @@ def parse_instance(data: Mapping[str, Any]) -> Instance:
         status=str(data.get("status", "")),
         internal_ip=interfaces[0].get("networkIP") or None,
         external_ip=access[0].get("natIP") or None,
-        labels=dict(data.get("labels", {})),
     )

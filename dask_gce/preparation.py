@@ -1,6 +1,6 @@
 """What a cluster has to find out before its first machine.
 
-Owns the look-ups: credentials, project, certificates, a zone that offers the machine types, and
+Owns the look-ups: credentials, project, certificates, which zones offer the machine types, and
 that no other cluster has this name. Nothing is created in the cloud here, so that whatever goes
 wrong costs nothing.
 """
@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from distributed.security import Security
 
 from dask_gce import names
-from dask_gce.blueprint import Blueprint, MachineShape
+from dask_gce.blueprint import Blueprint
 from dask_gce.compute import Compute
 from dask_gce.credentials import discover_project, load_credentials
 from dask_gce.errors import APIError, SettingsError
 from dask_gce.instance import parse_instance
+from dask_gce.placement import Location, MachineShape, Placement
 from dask_gce.settings import Settings
 from dask_gce.trust import establish_trust
 
@@ -37,12 +38,18 @@ class Preparation:
         The Compute API; to be closed by whoever holds this.
     blueprint : Blueprint
         How the cluster's machines are made.
+    schedulers : Placement
+        Where the scheduler may be.
+    workers : Placement
+        Where workers may be.
     security : distributed.security.Security
         The client's side of the cluster's security.
     """
 
     compute: Compute
     blueprint: Blueprint
+    schedulers: Placement
+    workers: Placement
     security: Security = field(repr=False)
 
 
@@ -77,6 +84,7 @@ async def prepare(settings: Settings, cluster: str) -> Preparation:
         project,
         endpoint=settings.api_endpoint,
         credentials=credentials,
+        threads=settings.api_connections,
         # A single call does not outlast the wait that it is part of.
         call_timeout=min(CALL_TIMEOUT, settings.start_timeout),
     )
@@ -86,21 +94,19 @@ async def prepare(settings: Settings, cluster: str) -> Preparation:
         trust = await asyncio.to_thread(establish_trust, settings.security, cluster)
         if settings.name is not None:
             await _check_that_name_is_free(compute, cluster)
-        zone, shape = await _choose_zone(compute, settings)
+        schedulers, workers = await _find_locations(compute, settings)
         blueprint = Blueprint(
             settings=settings,
             project=project,
-            zone=zone,
             cluster=cluster,
             identity=uuid.uuid4().hex,
-            worker_shape=shape,
             owner=await asyncio.to_thread(_user),
             tls=trust.machines,
         )
     except BaseException:
         await compute.close()
         raise
-    return Preparation(compute, blueprint, trust.client)
+    return Preparation(compute, blueprint, Placement(schedulers), Placement(workers), trust.client)
 
 
 async def _check_that_name_is_free(compute: Compute, cluster: str) -> None:
@@ -118,25 +124,52 @@ async def _check_that_name_is_free(compute: Compute, cluster: str) -> None:
         )
 
 
-async def _choose_zone(compute: Compute, settings: Settings) -> tuple[str, MachineShape]:
-    """Return the first zone that offers the machine types, and the workers' shape."""
+async def _find_locations(
+    compute: Compute, settings: Settings
+) -> tuple[list[Location], list[Location]]:
+    """Return where the scheduler may be, and where workers may be.
+
+    A zone counts before a machine type, so that a cluster stays in the first zone for as long as
+    that has any of the types to give.
+    """
+    roles = (settings.scheduler_machine_type, settings.worker_machine_type)
+    wanted = [(zone, name) for zone in settings.zone for name in dict.fromkeys(sum(roles, ()))]
+    answers = await asyncio.gather(
+        *(compute.get_machine_type(zone, name) for zone, name in wanted), return_exceptions=True
+    )
+    shapes: dict[tuple[str, str], MachineShape] = {}
     missing: APIError | None = None
-    for zone in settings.zone:
-        try:
-            await compute.get_machine_type(zone, settings.scheduler_machine_type)
-            shape = await compute.get_machine_type(zone, settings.worker_machine_type)
-        except APIError as error:
-            # 404 for the machine type; 400 for a zone that does not exist.
-            if error.status not in (400, 404):
-                raise
-            missing = error
+    for place, answer in zip(wanted, answers, strict=True):
+        if not isinstance(answer, BaseException):
+            shapes[place] = MachineShape.parse(answer)
+        # 404 for the machine type; 400 for a zone that does not exist.
+        elif isinstance(answer, APIError) and answer.status in (400, 404):
+            missing = answer
         else:
-            return zone, MachineShape.parse(shape)
-    types = {settings.scheduler_machine_type, settings.worker_machine_type}
+            raise answer
+    schedulers, workers = (
+        [
+            Location(zone, shapes[zone, name])
+            for zone in settings.zone
+            for name in names_of_role
+            if (zone, name) in shapes
+        ]
+        for names_of_role in roles
+    )
+    remedy = ""
+    if not settings.allow_cross_zone:
+        if schedulers and workers:
+            remedy = " in one zone (allow_cross_zone would do with less)"
+        zones = {each.zone for each in schedulers} & {each.zone for each in workers}
+        schedulers = [each for each in schedulers if each.zone in zones]
+        workers = [each for each in workers if each.zone in zones]
+    if schedulers and workers:
+        return schedulers, workers
+    types = " and ".join(sorted({" or ".join(names_of_role) for names_of_role in roles}))
     raise SettingsError(
-        f"zone = {', '.join(settings.zone)}: none offers {' and '.join(sorted(types))}: {missing}\n"
+        f"zone = {', '.join(settings.zone)}: none offers {types}{remedy}: {missing}\n"
         f"See which zones do: gcloud compute machine-types list "
-        f"--filter=name={settings.worker_machine_type}",
+        f"--filter='name=({' '.join(settings.worker_machine_type)})'",
         key="zone",
     ) from missing
 

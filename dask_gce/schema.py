@@ -81,6 +81,16 @@ def _zones(key: str, value: Any) -> tuple[str, ...]:
     return checked
 
 
+def _machine_types(key: str, value: Any) -> tuple[str, ...]:
+    """Check for one machine type or several."""
+    checked = tuple(
+        str(machine_types.parse_machine_type(name, key=key)) for name in _texts(key, value)
+    )
+    if not checked:
+        raise _refuse(key, value, "must name at least one machine type, such as 'e2-standard-4'")
+    return checked
+
+
 def _network_tags(key: str, value: Any) -> tuple[str, ...]:
     """Check for network tags."""
     checked = tuple(names.check_name(tag, key=key) for tag in _texts(key, value))
@@ -120,6 +130,13 @@ def _whole_number(least: int, most: int | None = None) -> Check:
         return number
 
     return check
+
+
+def _rate(key: str, value: Any) -> float:
+    """Check for how often a second; infinity is no limit."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise _refuse(key, value, "must be a number above zero")
+    return float(value)
 
 
 def _gigabytes(key: str, value: Any) -> int:
@@ -293,19 +310,23 @@ def _each(check: Callable[..., object]) -> Check:
 
 
 _port: Final = _whole_number(1, 65_535)
-_machine_type: Final = _each(machine_types.parse_machine_type)
 
 #: The check of each setting, by keyword argument.
 CHECKS: Final[Mapping[str, Check]] = {
     "project": _project,
     "zone": _zones,
+    "allow_cross_zone": _flag,
     "name": _each(names.check_cluster_name),
     "api_endpoint": _endpoint,
     "api_token_file": _path,
+    "api_rate": _rate,
+    "api_connections": _whole_number(1, 256),
     "n_workers": _whole_number(0),
-    "machine_type": _machine_type,
-    "scheduler_machine_type": _machine_type,
-    "worker_machine_type": _machine_type,
+    "max_workers": _whole_number(1),
+    "machine_type": _machine_types,
+    "scheduler_machine_type": _machine_types,
+    "worker_machine_type": _machine_types,
+    "processes": _whole_number(1),
     "nthreads": _whole_number(1),
     "memory_limit": _memory_limit,
     "source_image": _each(images.parse_source_image),
@@ -336,5 +357,6 @@ CHECKS: Final[Mapping[str, Check]] = {
     "security": _security,
     "start_timeout": _seconds,
     "worker_start_timeout": _seconds,
+    "worker_start_failure_limit": _whole_number(1),
     "instance_overrides": mappings.check_json,
 }

@@ -105,24 +105,34 @@ class Settings:
         The project ID; None if neither settings nor ``GOOGLE_CLOUD_PROJECT`` tell it.
     zone : tuple of str
         Zones to try, in this order.
+    allow_cross_zone : bool
+        Whether workers may be in another zone than the scheduler.
     name : str or None
         The cluster's name; None to draw one.
     api_endpoint : str or None
         Address of another Compute API without a path; None for Google's.
     api_token_file : str or None
         File with the bearer token of a local Compute Engine.
+    api_rate : float
+        Requests a second to Compute Engine, in each region and quota group.
+    api_connections : int
+        How many requests at a time.
     n_workers : int
         Workers to start with.
-    machine_type : str
-        Machine type of scheduler and workers.
-    scheduler_machine_type : str
-        Machine type of the scheduler.
-    worker_machine_type : str
-        Machine type of the workers.
+    max_workers : int or None
+        The most workers there may be; None for no such limit.
+    machine_type : tuple of str
+        Machine types of scheduler and workers to try, in this order.
+    scheduler_machine_type : tuple of str
+        Machine types of the scheduler to try.
+    worker_machine_type : tuple of str
+        Machine types of the workers to try.
+    processes : int
+        Dask workers on each machine.
     nthreads : int or None
-        Threads of a worker; None for one per vCPU.
+        Threads of a worker; None for its share of the vCPUs.
     memory_limit : str or int or float or None
-        Memory limit of a worker in Dask's spelling; None for what the system leaves free.
+        Memory limit of a worker in Dask's spelling; None for its share of what the system leaves.
     source_image : str
         The boot image as a partial URL.
     boot_disk_size : int
@@ -163,6 +173,8 @@ class Settings:
         Seconds the scheduler may take to answer.
     worker_start_timeout : float
         Seconds a worker may take to register.
+    worker_start_failure_limit : int
+        Failed starts of workers in a row after which no more are tried.
     instance_overrides : mapping
         Merged into the request that makes an instance, JSON data.
     sources : mapping of str to str
@@ -171,13 +183,18 @@ class Settings:
 
     project: str | None
     zone: tuple[str, ...]
+    allow_cross_zone: bool
     name: str | None
     api_endpoint: str | None
     api_token_file: str | None
+    api_rate: float
+    api_connections: int
     n_workers: int
-    machine_type: str
-    scheduler_machine_type: str
-    worker_machine_type: str
+    max_workers: int | None
+    machine_type: tuple[str, ...]
+    scheduler_machine_type: tuple[str, ...]
+    worker_machine_type: tuple[str, ...]
+    processes: int
     nthreads: int | None
     memory_limit: str | int | float | None
     source_image: str
@@ -200,6 +217,7 @@ class Settings:
     security: bool | Security
     start_timeout: float
     worker_start_timeout: float
+    worker_start_failure_limit: int
     instance_overrides: Mapping[str, Any]
     sources: Mapping[str, str]
 
@@ -372,6 +390,18 @@ def _check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> No
     for key in ("nthreads", "memory_limit"):
         if values[key] is not None and key in values["worker_options"]:
             raise refuse(key, f"worker_options has {key!r} too; give it once")
+    most = values["max_workers"]
+    if most is not None and values["n_workers"] > most:
+        raise refuse(
+            "n_workers", f"{values['n_workers']} is more than max_workers, which is {most}"
+        )
+    for key in ("port", "worker_port"):
+        if values["processes"] > 1 and _is_one_port(values["worker_options"].get(key)):
+            raise refuse(
+                "worker_options",
+                f"{key!r} is one port, but each machine has {values['processes']} workers "
+                "(see processes); give a range such as '9000:9100', or leave it out",
+            )
     if values["scheduler_port"] == values["dashboard_port"]:
         raise refuse(
             "dashboard_port", f"{values['dashboard_port']} is the scheduler's port; choose another"
@@ -390,3 +420,8 @@ def _check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> No
             "a token file is for a local Compute Engine; set api_endpoint to its address, "
             "or leave this out to use Google's credentials",
         )
+
+
+def _is_one_port(value: Any) -> bool:
+    # Zero lets the system choose, and "9000:9100" each worker.
+    return str(value).isdecimal() and int(value) > 0

@@ -78,6 +78,8 @@ class Payload:
         Certificates; None for plain TCP.
     scheduler : mapping or None
         For workers: ``host``, ``port`` and ``timeout`` (seconds) of the scheduler to wait for.
+    processes : int
+        How many Dask processes of that specification the machine runs.
     endpoint : str
         Root URL of the Compute API.
     linger : float
@@ -92,6 +94,7 @@ class Payload:
     env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
     tls: Tls | None = None
     scheduler: Mapping[str, Any] | None = None
+    processes: int = 1
     endpoint: str = PUBLIC_ENDPOINT
     linger: float = LINGER
 
@@ -202,6 +205,7 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         "dask-gce-ports": ",".join(str(port) for port in payload.ports),
         "dask-gce-start": guest_file("start.py"),
         "dask-gce-spec": json.dumps(payload.spec),
+        "dask-gce-processes": str(payload.processes),
         "dask-gce-env": json.dumps(dict(payload.env_vars)),
         "dask-gce-linger": f"{payload.linger:g}",
     }

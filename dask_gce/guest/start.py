@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 SERVER = "http://{}/computeMetadata/v1/instance/".format(
     os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
@@ -102,6 +103,15 @@ def security(role: str, folder: Path) -> dict[str, object] | None:
     }
 
 
+def several(spec: dict[str, Any], name: str, count: int) -> dict[str, Any]:
+    """Return a specification of many workers as `dask spec` reads it, named after the machine."""
+    workers = {}
+    for number in range(count):
+        worker = f"{name}-{number}"
+        workers[worker] = {"cls": spec["cls"], "opts": {**spec["opts"], "name": worker}}
+    return workers
+
+
 def announce(role: str, host: str, port: int, process: subprocess.Popen[bytes]) -> None:
     """Publish the phase `running` once Dask runs; for the scheduler, once its port answers."""
     if role == "scheduler":
@@ -122,13 +132,16 @@ def main() -> None:
     options = spec["opts"]
     options["host"] = address
     options["security"] = security(role, folder)
-    if role == "worker":
-        options["name"] = metadata("name")
     port = options.get("port", 0)
     # Bound to this machine's own address, as the comms are, not to every interface.
     if str(options.get("dashboard_address", "")).startswith(":"):
         options["dashboard_address"] = address + options["dashboard_address"]
     arguments = spec.pop("args", [])
+    if role == "worker":
+        name = options["name"] = metadata("name")
+        processes = int(metadata("attributes/dask-gce-processes"))
+        if processes > 1:
+            spec = several(spec, name, processes)
     write_private(folder / "spec.json", json.dumps(spec))
 
     environment = dict(os.environ)
