@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_gce.emulator.partial import apply_mask, parse_mask
 from dask_gce.errors import SettingsError
-from dask_gce.instance import InstanceSpec, build_insert, merge_patch, parse_instance
+from dask_gce.instance import (
+    INSTANCE_FIELDS,
+    InstanceSpec,
+    build_insert,
+    merge_patch,
+    parse_instance,
+)
 
 SPEC = InstanceSpec(
     name="dask-1-worker-2",
@@ -203,3 +210,26 @@ def test_parse_instance_without_addresses():
     instance = parse_instance({"name": "a", "status": "PROVISIONING"})
     assert instance.internal_ip is None
     assert instance.external_ip is None
+
+
+def test_what_is_read_is_all_that_is_asked_for():
+    instance = {
+        "name": "a",
+        "zone": "zones/us-east1-b",
+        "status": "RUNNING",
+        "labels": {"dask-gce-cluster": "dask-1"},
+        "metadata": {"items": [{"key": "startup-script", "value": "#!/bin/bash"}]},
+        "networkInterfaces": [
+            {
+                "name": "nic0",
+                "networkIP": "10.128.0.2",
+                "accessConfigs": [{"name": "external-nat", "natIP": "203.0.113.7"}],
+            }
+        ],
+    }
+    masked = apply_mask(parse_mask(",".join(INSTANCE_FIELDS)), instance)
+    assert parse_instance(masked) == parse_instance(instance)
+    assert masked["networkInterfaces"] == [
+        {"networkIP": "10.128.0.2", "accessConfigs": [{"natIP": "203.0.113.7"}]}
+    ]
+    assert set(masked) == {"name", "zone", "status", "networkInterfaces"}

@@ -54,7 +54,7 @@ def refused(key: str, **keywords: Any) -> str:
 def test_without_anything_given_every_value_is_a_default() -> None:
     settings = Settings.load()
     assert settings.zone == ("us-central1-a",)
-    assert settings.machine_type == "e2-standard-4"
+    assert settings.machine_type == ("e2-standard-4",)
     assert settings.source_image == "projects/cos-cloud/global/images/family/cos-stable"
     assert settings.boot_disk_size == 30
     assert settings.start_timeout == 600
@@ -247,6 +247,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("zone", ["us-east1-b", "us-east1-b"], "twice"),
     ("zone", 7, "text or a list"),
     ("zone", "us-east1-b\n", "one line"),
+    ("allow_cross_zone", 1, "true or false"),
     ("name", "x" * 60, "at most 44"),
     ("name", 5, "must be text"),
     ("name", "", "must be text"),
@@ -256,13 +257,24 @@ WRONG: list[tuple[str, Any, str]] = [
     ("api_endpoint", "http://127.0.0.1:8080/compute/v1", "'http://127.0.0.1:8080'"),
     ("api_endpoint", "https://compute.example.com?key=1", "no path"),
     ("api_endpoint", "http://127.0.0.1:99999", "not an address"),
+    ("api_rate", 0, "above zero"),
+    ("api_rate", True, "above zero"),
+    ("api_rate", math.nan, "above zero"),
+    ("api_rate", "20", "above zero"),
+    ("api_connections", 0, "from 1 to 256"),
+    ("api_connections", 257, "from 1 to 256"),
     ("n_workers", -1, "at least 0"),
     ("n_workers", True, "whole number"),
     ("n_workers", 1.5, "whole number"),
     ("n_workers", "4", "whole number"),
+    ("max_workers", 0, "at least 1"),
     ("machine_type", "n2-custom-7-16384", "'n2-custom-8-16384'"),
+    ("machine_type", ["e2-standard-4", "e2-standrd-4"], "'e2-standard-4'"),
+    ("machine_type", ["e2-small", "e2-small"], "twice"),
+    ("machine_type", [], "at least one machine type"),
     ("scheduler_machine_type", "e2-standrd-4", "'e2-standard-4'"),
     ("worker_machine_type", 4, "must be text"),
+    ("processes", 0, "at least 1"),
     ("nthreads", 0, "at least 1"),
     ("memory_limit", "12 apples", "'12GiB'"),
     ("memory_limit", -1, "'12GiB'"),
@@ -316,6 +328,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("start_timeout", "ten minutes", "'10 minutes'"),
     ("start_timeout", "", "'10 minutes'"),
     ("worker_start_timeout", math.inf, "above zero"),
+    ("worker_start_failure_limit", 0, "at least 1"),
     ("instance_overrides", {"a": {"b": {1, 2}}}, "instance_overrides['a']['b'] is a set"),
 ]
 
@@ -339,6 +352,9 @@ def test_every_setting_with_a_rule_is_tried_with_a_wrong_value() -> None:
     [
         ({"nthreads": 2, "worker_options": {"nthreads": 4}}, "nthreads"),
         ({"memory_limit": "2GiB", "worker_options": {"memory_limit": "4GiB"}}, "memory_limit"),
+        ({"n_workers": 5, "max_workers": 4}, "n_workers"),
+        ({"processes": 2, "worker_options": {"port": 9000}}, "worker_options"),
+        ({"processes": 2, "worker_options": {"worker_port": "9000"}}, "worker_options"),
         ({"dashboard_port": 8786}, "dashboard_port"),
         ({"scopes": ["storage-ro"]}, "scopes"),
         ({"api_token_file": "token"}, "api_token_file"),
@@ -352,6 +368,21 @@ def test_settings_that_contradict_each_other_are_refused(
     keywords: dict[str, Any], key: str
 ) -> None:
     refused(key, **keywords)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"n_workers": 4, "max_workers": 4},
+        {"processes": 1, "worker_options": {"port": 9000}},
+        {"processes": 2, "worker_options": {"port": "9000:9100", "worker_port": 0}},
+        # Whether that is wise is for the user to know.
+        {"processes": 64, "nthreads": 64, "machine_type": "e2-small"},
+    ],
+)
+def test_settings_that_go_together_are_accepted(keywords: dict[str, Any]) -> None:
+    settings = Settings.load(**keywords)
+    assert settings.sources[next(iter(keywords))] in ("keyword argument", "default")
 
 
 def test_deeply_nested_data_ends_in_an_error_not_in_a_recursion() -> None:
@@ -368,6 +399,15 @@ def test_deeply_nested_data_ends_in_an_error_not_in_a_recursion() -> None:
     [
         ("zone", "us-east1-b", ("us-east1-b",)),
         ("zone", ["us-east1-b", "us-east1-c"], ("us-east1-b", "us-east1-c")),
+        ("machine_type", ["n2-standard-4", "e2-small"], ("n2-standard-4", "e2-small")),
+        ("worker_machine_type", "n2-custom-8-16384", ("n2-custom-8-16384",)),
+        ("allow_cross_zone", True, True),
+        ("max_workers", 100, 100),
+        ("processes", 4, 4),
+        ("worker_start_failure_limit", 1, 1),
+        ("api_rate", 5, 5.0),
+        ("api_rate", math.inf, math.inf),
+        ("api_connections", 256, 256),
         ("boot_disk_size", 50, 50),
         ("boot_disk_size", "50", 50),
         ("boot_disk_size", "50GB", 50),
@@ -429,9 +469,9 @@ def test_scopes_are_written_out_once_there_is_an_account() -> None:
 
 
 def test_both_machine_types_follow_the_common_one_unless_given() -> None:
-    settings = Settings.load(machine_type="n2-standard-8", worker_machine_type="e2-highmem-4")
-    assert settings.scheduler_machine_type == "n2-standard-8"
-    assert settings.worker_machine_type == "e2-highmem-4"
+    settings = Settings.load(machine_type="n2-standard-8", worker_machine_type=["e2-highmem-4"])
+    assert settings.scheduler_machine_type == ("n2-standard-8",)
+    assert settings.worker_machine_type == ("e2-highmem-4",)
     assert settings.sources["scheduler_machine_type"] == "machine_type (keyword argument)"
 
 

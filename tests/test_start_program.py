@@ -23,7 +23,8 @@ import json, os, sys
 file = sys.argv[sys.argv.index("--spec-file") + 1]
 seen = {{"arguments": sys.argv[1:], "environment": dict(os.environ),
         "spec": json.load(open(file)), "mode": os.stat(file).st_mode & 0o777}}
-security = seen["spec"]["opts"]["security"] or {{}}
+opts = seen["spec"].get("opts") or next(iter(seen["spec"].values()))["opts"]
+security = opts["security"] or {{}}
 seen["files"] = {{name: [open(path).read(), os.stat(path).st_mode & 0o777]
                  for name, path in security.items() if isinstance(path, str)}}
 json.dump(seen, open({output!r}, "w"))
@@ -165,6 +166,40 @@ async def test_a_worker_is_called_like_its_instance_and_waits_for_the_scheduler(
     assert seen["spec"]["opts"]["name"] == "dask-1-worker-2"
     assert seen["arguments"][:2] == ["spec", f"tls://127.0.0.1:{port}"]
     assert "dask-gce phase: running" in output
+
+
+async def test_several_workers_of_one_machine_are_numbered(guest):
+    options = {"resources": {"GPU": 1}, "preload": ["a 'b' $HOME"]}
+    with socket.create_server(("127.0.0.1", 0)) as scheduler:
+        port = scheduler.getsockname()[1]
+        status, seen, output = await guest.run(
+            payload(
+                role="worker",
+                spec=worker_spec(
+                    worker_class="distributed.Nanny",
+                    scheduler_address=f"tls://127.0.0.1:{port}",
+                    nthreads=2,
+                    memory_limit=10**9,
+                    options=options,
+                ),
+                scheduler={"host": "127.0.0.1", "port": port, "timeout": 5},
+                processes=3,
+            )
+        )
+    assert status == 0, output
+    assert seen["arguments"][:2] == ["spec", f"tls://127.0.0.1:{port}"]
+    assert list(seen["spec"]) == [f"dask-1-worker-2-{number}" for number in range(3)]
+    for name, each in seen["spec"].items():
+        assert each["cls"] == "distributed.Nanny"
+        assert each["opts"] == {
+            **options,
+            "name": name,
+            "host": "127.0.0.1",
+            "security": None,
+            "nthreads": 2,
+            "memory_limit": 10**9,
+            "dashboard_address": "127.0.0.1:0",
+        }
 
 
 async def test_a_worker_without_a_scheduler_gives_up(guest):
