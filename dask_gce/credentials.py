@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dask_gce import names
 from dask_gce.errors import CredentialsError, SettingsError
-from dask_gce.settings import Settings, environment
+from dask_gce.settings import Settings
+from dask_gce.sources import environment
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials

@@ -1,95 +1,34 @@
 """The settings of one cluster: read once, checked at once, then frozen.
 
-The only reader of the Dask configuration and of the environment. A value comes from a keyword
-argument, else from the ``gce`` part of the Dask configuration (YAML files, ``DASK_GCE__...``
-variables, `dask.config.set`), else from ``gce.yaml`` in this package. What a single value may be is
-the matter of `schema`; what contradicts what is decided here.
-
-Importing this module registers the defaults with Dask, as `distributed` does with its own; nothing
-else here ever writes to the Dask configuration.
+Owns the list of settings, what follows from one for another, and what contradicts what. Which of
+several sources counts is decided in `sources`; what a single value may be is the matter of
+`schema`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.metadata
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-import dask.config
-import yaml
 
 from dask_gce import images, schema
 from dask_gce.errors import SettingsError
+from dask_gce.sources import collect, environment, place
 
 if TYPE_CHECKING:
     from distributed import Security
 
-__all__ = ["DEFAULTS", "LOCAL_PROJECT", "Settings", "environment"]
+__all__ = ["LOCAL_PROJECT", "Settings"]
 
 LOCAL_PROJECT: Final = "local-project"
-
-_yaml: Final[dict[str, Any]] = yaml.safe_load(
-    Path(__file__).with_name("gce.yaml").read_text(encoding="utf-8")
-)
-#: Every key in the spelling of the keyword argument, with its default.
-DEFAULTS: Final[Mapping[str, Any]] = {
-    key.replace("-", "_"): value for key, value in _yaml["gce"].items()
-}
-dask.config.update_defaults(_yaml)
-
 
 # What may hold a password shows its keys only.
 _KEYS_ONLY: Final = frozenset(
     {"env_vars", "instance_overrides", "scheduler_options", "worker_options"}
 )
-# What people type who come from dask-cloudprovider, gcloud or the Compute API.
-_OTHER_WORDS: Final = {
-    "projectid": "project",
-    "project_id": "project",
-    "zones": "zone",
-    "region": "zone",
-    "docker_image": "container_image",
-    "image": "container_image",
-    "boot_image": "source_image",
-    "filesystem_size": "boot_disk_size",
-    "disk_size": "boot_disk_size",
-    "disk_type": "boot_disk_type",
-    "public_ingress": "external_ip",
-    "instance_labels": "labels",
-    "instance_scopes": "scopes",
-    "tags": "network_tags",
-    "environment": "env_vars",
-    "env": "env_vars",
-    "worker_module": "worker_class",
-    "worker_cores": "nthreads",
-    "worker_memory": "memory_limit",
-    "vm_type": "machine_type",
-    "instance_type": "machine_type",
-    "timeout": "start_timeout",
-    "num_workers": "n_workers",
-}
-
-
-def environment(*variables: str) -> dict[str, str]:
-    """Return those of the named environment variables that are set and not empty.
-
-    Parameters
-    ----------
-    *variables : str
-        Names of environment variables.
-
-    Returns
-    -------
-    dict of str to str
-        Names and values.
-    """
-    return {name: os.environ[name] for name in variables if os.environ.get(name)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -246,14 +185,9 @@ class Settings:
         >>> settings.boot_disk_size, settings.sources["boot_disk_size"]
         (50, 'keyword argument')
         """
-        for key in keywords:
-            if key not in DEFAULTS:
-                raise _unknown(key, "keyword argument")
-        configured = _configured()
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
-        for key, default in DEFAULTS.items():
-            value, source = _choose(key, keywords.get(key), configured.get(key), default)
+        for key, (value, source) in collect(keywords).items():
             values[key] = None if value is None else _check(key, value, source)
             sources[key] = source
         _complete(values, sources)
@@ -282,72 +216,14 @@ class Settings:
                 yield field.name, repr(value)
 
 
-def _configured() -> dict[str, Any]:
-    """Return the ``gce`` part of the Dask configuration in the spelling of keyword arguments."""
-    section = dask.config.get("gce", default=None)
-    if not isinstance(section, Mapping):
-        raise SettingsError(
-            f"'gce' in the Dask configuration is {section!r}; it must be a mapping of settings.",
-            key="gce",
-        )
-    configured = {}
-    for name, value in section.items():
-        key = str(name).replace("-", "_")
-        if key not in DEFAULTS:
-            raise _unknown(key, _config_source(key, value))
-        configured[key] = value
-    return configured
-
-
-def _choose(key: str, given: Any, configured: Any, default: Any) -> tuple[Any, str]:
-    if given is not None:
-        return given, "keyword argument"
-    if configured is not None and configured != default:
-        return configured, _config_source(key, configured)
-    return default, "default"
-
-
-def _config_source(key: str, value: Any) -> str:
-    """Tell which variable or file a value of the Dask configuration came from."""
-    for variable, typed in os.environ.items():
-        # As dask.config.collect_env reads them: DASK_ in capitals, the rest in any case.
-        section, *path = variable.removeprefix("DASK_").lower().split("__")
-        if (
-            variable.startswith("DASK_")
-            and section == "gce"
-            and path
-            and path[0].replace("-", "_") == key
-            and (path[1:] or dask.config.interpret_value(typed) == value)
-        ):
-            return f"environment variable {variable}"
-    return "dask config"
-
-
 def _check(key: str, value: Any, source: str) -> Any:
     try:
         return schema.CHECKS[key](key, value)
     except SettingsError as error:
         # The same error told better, so only its cause is worth showing.
         raise SettingsError(
-            f"{error.message} It came from: {_place(key, source)}.", key=key
+            f"{error.message} It came from: {place(key, source)}.", key=key
         ) from error.__cause__
-
-
-def _place(key: str, source: str) -> str:
-    """Add the files in which a setting stands; read only when there is an error to explain."""
-    if source != "dask config":
-        return source
-    spellings = (f"gce.{key.replace('_', '-')}", f"gce.{key}")
-    files = {str(path) for name in spellings for path in dask.config.paths_containing_key(name)}
-    return f"dask config ({', '.join(sorted(files))})" if files else source
-
-
-def _unknown(key: str, source: str) -> SettingsError:
-    meant = _OTHER_WORDS.get(key) or next(
-        iter(difflib.get_close_matches(key, DEFAULTS, n=1, cutoff=0.6)), None
-    )
-    remedy = f"did you mean {meant!r}?" if meant else f"there are: {', '.join(sorted(DEFAULTS))}."
-    return SettingsError(f"There is no setting {key!r} ({_place(key, source)}); {remedy}", key=key)
 
 
 def _complete(values: dict[str, Any], sources: dict[str, str]) -> None:
@@ -385,7 +261,7 @@ def _find_project(values: dict[str, Any], sources: dict[str, str]) -> None:
 
 def _check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     def refuse(key: str, reason: str) -> SettingsError:
-        return SettingsError(f"{key} ({_place(key, sources[key])}): {reason}.", key=key)
+        return SettingsError(f"{key} ({place(key, sources[key])}): {reason}.", key=key)
 
     for key in ("nthreads", "memory_limit"):
         if values[key] is not None and key in values["worker_options"]:

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 import dask_gce
 from dask_gce import images, schema
 from dask_gce.errors import SettingsError
-from dask_gce.settings import DEFAULTS, LOCAL_PROJECT, Settings
+from dask_gce.settings import LOCAL_PROJECT, Settings
+from dask_gce.sources import DEFAULTS
 
 LOCAL = "http://127.0.0.1:8080"
 YAML = Path(dask_gce.__file__).with_name("gce.yaml")
@@ -189,6 +190,9 @@ def test_the_examples_of_the_documentation_load() -> None:
     with dask.config.set({"gce": yaml.safe_load(example[1])["gce"]}):
         settings = Settings.load()
     assert settings.zone == ("europe-west1-b", "europe-west1-c")
+    for another in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
+        with dask.config.set({"gce": yaml.safe_load(another)["gce"]}):
+            Settings.load()
     assert settings.env_vars == {"OMP_NUM_THREADS": "1"}
     variables = dict(re.findall(r"^export (DASK_\w+)='?(.*?)'?$", page, re.MULTILINE))
     with dask.config.set({"gce": dask.config.collect_env(variables)["gce"]}):

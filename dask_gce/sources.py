@@ -1,0 +1,176 @@
+"""Where settings come from: keyword arguments, the Dask configuration, the environment, defaults.
+
+The only reader of the Dask configuration and of the environment. A value comes from a keyword
+argument, else from the ``gce`` part of the Dask configuration (YAML files, ``DASK_GCE__...``
+variables, `dask.config.set`), else from ``gce.yaml`` in this package. What a value may be is left
+to `schema` and `settings`.
+
+Importing this module registers the defaults with Dask, as `distributed` does with its own; nothing
+else here ever writes to the Dask configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import dask.config
+import yaml
+
+from dask_gce.errors import SettingsError
+
+__all__ = ["DEFAULTS", "collect", "environment", "place"]
+
+_yaml: Final[dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("gce.yaml").read_text(encoding="utf-8")
+)
+#: Every key in the spelling of the keyword argument, with its default.
+DEFAULTS: Final[Mapping[str, Any]] = {
+    key.replace("-", "_"): value for key, value in _yaml["gce"].items()
+}
+dask.config.update_defaults(_yaml)
+
+# What people type who come from dask-cloudprovider, gcloud or the Compute API.
+_OTHER_WORDS: Final = {
+    "projectid": "project",
+    "project_id": "project",
+    "zones": "zone",
+    "region": "zone",
+    "docker_image": "container_image",
+    "image": "container_image",
+    "boot_image": "source_image",
+    "filesystem_size": "boot_disk_size",
+    "disk_size": "boot_disk_size",
+    "disk_type": "boot_disk_type",
+    "public_ingress": "external_ip",
+    "instance_labels": "labels",
+    "instance_scopes": "scopes",
+    "tags": "network_tags",
+    "environment": "env_vars",
+    "env": "env_vars",
+    "worker_module": "worker_class",
+    "worker_cores": "nthreads",
+    "worker_memory": "memory_limit",
+    "vm_type": "machine_type",
+    "instance_type": "machine_type",
+    "timeout": "start_timeout",
+    "num_workers": "n_workers",
+}
+
+
+def environment(*variables: str) -> dict[str, str]:
+    """Return those of the named environment variables that are set and not empty.
+
+    Parameters
+    ----------
+    *variables : str
+        Names of environment variables.
+
+    Returns
+    -------
+    dict of str to str
+        Names and values.
+    """
+    return {name: os.environ[name] for name in variables if os.environ.get(name)}
+
+
+def collect(keywords: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Return every setting as it was given, with where it came from.
+
+    Parameters
+    ----------
+    keywords : mapping
+        Keyword arguments; None means not given.
+
+    Returns
+    -------
+    dict of str to tuple
+        Values, not checked, and their sources, such as ``"keyword argument"`` or ``"default"``.
+
+    Raises
+    ------
+    SettingsError
+        If there is no setting of a name that was given.
+    """
+    for key in keywords:
+        if key not in DEFAULTS:
+            raise _unknown(key, "keyword argument")
+    configured = _configured()
+    return {
+        key: _choose(key, keywords.get(key), configured.get(key), default)
+        for key, default in DEFAULTS.items()
+    }
+
+
+def place(key: str, source: str) -> str:
+    """Add the files in which a setting stands; for errors only, since it reads all files.
+
+    Parameters
+    ----------
+    key : str
+        The setting.
+    source : str
+        Where it came from, as `collect` told.
+
+    Returns
+    -------
+    str
+        The same, with paths if it was the Dask configuration.
+    """
+    if source != "dask config":
+        return source
+    spellings = (f"gce.{key.replace('_', '-')}", f"gce.{key}")
+    files = {str(path) for name in spellings for path in dask.config.paths_containing_key(name)}
+    return f"dask config ({', '.join(sorted(files))})" if files else source
+
+
+def _configured() -> dict[str, Any]:
+    """Return the ``gce`` part of the Dask configuration in the spelling of keyword arguments."""
+    section = dask.config.get("gce", default=None)
+    if not isinstance(section, Mapping):
+        raise SettingsError(
+            f"'gce' in the Dask configuration is {section!r}; it must be a mapping of settings.",
+            key="gce",
+        )
+    configured = {}
+    for name, value in section.items():
+        key = str(name).replace("-", "_")
+        if key not in DEFAULTS:
+            raise _unknown(key, _config_source(key, value))
+        configured[key] = value
+    return configured
+
+
+def _choose(key: str, given: Any, configured: Any, default: Any) -> tuple[Any, str]:
+    if given is not None:
+        return given, "keyword argument"
+    if configured is not None and configured != default:
+        return configured, _config_source(key, configured)
+    return default, "default"
+
+
+def _config_source(key: str, value: Any) -> str:
+    """Tell which variable or file a value of the Dask configuration came from."""
+    for variable, typed in os.environ.items():
+        # As dask.config.collect_env reads them: DASK_ in capitals, the rest in any case.
+        section, *path = variable.removeprefix("DASK_").lower().split("__")
+        if (
+            variable.startswith("DASK_")
+            and section == "gce"
+            and path
+            and path[0].replace("-", "_") == key
+            and (path[1:] or dask.config.interpret_value(typed) == value)
+        ):
+            return f"environment variable {variable}"
+    return "dask config"
+
+
+def _unknown(key: str, source: str) -> SettingsError:
+    meant = _OTHER_WORDS.get(key) or next(
+        iter(difflib.get_close_matches(key, DEFAULTS, n=1, cutoff=0.6)), None
+    )
+    remedy = f"did you mean {meant!r}?" if meant else f"there are: {', '.join(sorted(DEFAULTS))}."
+    return SettingsError(f"There is no setting {key!r} ({place(key, source)}); {remedy}", key=key)
