@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dask_gce.emulator import ComputeEmulator
 from dask_gce.emulator.machines import KINDS
+from dask_gce.emulator.timings import read_timings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,6 +45,14 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="PATTERN",
         help="a pattern of images that machines can pull; may be repeated; without it all",
+    )
+    parser.add_argument(
+        "--timing",
+        action="append",
+        default=[],
+        metavar="NAME=SECONDS",
+        help="how long something takes, for example provisioning=10, booting=15 or, as the latency"
+        " of one method, compute.instances.insert=1; may be repeated",
     )
     token = parser.add_mutually_exclusive_group()
     token.add_argument(
@@ -141,13 +150,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             token = _read_token(options.token_file)
         except (OSError, ValueError) as error:
             parser.error(str(error))
-    emulator = ComputeEmulator(
-        options.machines,
-        port=options.port,
-        token=token,
-        projects=options.project,
-        container_images=options.container_image or ("*",),
-    )
+    try:
+        emulator = ComputeEmulator(
+            options.machines,
+            port=options.port,
+            token=token,
+            timings=read_timings(options.timing),
+            projects=options.project,
+            container_images=options.container_image or ("*",),
+        )
+    except ValueError as error:
+        parser.error(f"argument --timing: {error}")
     try:
         asyncio.run(_serve(emulator, files, options.address_file))
     except OSError as error:

@@ -23,6 +23,7 @@ from dask_gce.emulator.catalog.places import region_of
 from dask_gce.emulator.errors import invalid, required
 from dask_gce.emulator.links import fingerprint, last_segment, path_of
 from dask_gce.emulator.networks import find_network, find_subnetwork
+from dask_gce.emulator.quota import Demand, demand_of
 from dask_gce.emulator.scheduling import check_scheduling
 
 if TYPE_CHECKING:
@@ -65,12 +66,15 @@ class Blueprint:
         Its network interfaces, still without addresses.
     disks : list of AttachedPlan
         Its disks.
+    demand : Demand
+        What it counts for quotas.
     """
 
     machine_type: MachineType
     shared: Resource
     interfaces: list[Resource]
     disks: list[AttachedPlan]
+    demand: Demand
 
 
 def draw(cloud: Cloud, project: Project, zone: str, body: Resource, *, bulk: bool) -> Blueprint:
@@ -137,10 +141,11 @@ def draw(cloud: Cloud, project: Project, zone: str, body: Resource, *, bulk: boo
             }
             for one in accelerators
         ]
+    interfaces = _interfaces(cloud, project, zone, body.get("networkInterfaces", []), field)
     return Blueprint(
         machine_type,
         shared,
-        _interfaces(cloud, project, zone, body.get("networkInterfaces", []), field),
+        interfaces,
         plan_disks(
             cloud,
             project,
@@ -149,6 +154,15 @@ def draw(cloud: Cloud, project: Project, zone: str, body: Resource, *, bulk: boo
             machine_type=machine_type,
             field=field,
             bulk=bulk,
+        ),
+        demand_of(
+            machine_type,
+            spot=shared["scheduling"]["preemptible"],
+            addresses=sum(len(one.get("accessConfigs", ())) for one in interfaces),
+            gpus={
+                last_segment(one["acceleratorType"]): one["acceleratorCount"]
+                for one in shared.get("guestAccelerators", ())
+            },
         ),
     )
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from dask_gce.emulator.conditions import Conditions
 from dask_gce.emulator.errors import APIError, not_found
-from dask_gce.emulator.faults import Faults
 from dask_gce.emulator.firewalls import default_firewalls
 from dask_gce.emulator.links import PROJECT_ID, number_of
 from dask_gce.emulator.machine import MachineKind
@@ -48,6 +48,8 @@ class Project:
         self.subnetworks: dict[str, dict[str, Resource]] = default_subnetworks(base_url, project_id)
         #: By request ID, the method and path that were called and the operation that began.
         self.requests: dict[str, tuple[str, Operation]] = {}
+        #: The bulk inserts that go on.
+        self.bulk_inserts: set[Operation] = set()
 
     @property
     def path(self) -> str:
@@ -76,8 +78,8 @@ class Cloud:
         Makes the machines.
     timings : Timings
         How long things take.
-    faults : Faults
-        What is to go wrong.
+    conditions : Conditions
+        What goes wrong and what is scarce.
     projects : collection of str or None
         The projects that exist; None when every well-formed ID does.
     """
@@ -87,13 +89,13 @@ class Cloud:
         endpoint: str,
         kind: MachineKind,
         timings: Timings,
-        faults: Faults,
+        conditions: Conditions,
         projects: Collection[str] | None,
     ) -> None:
         self.base_url = f"{endpoint}/compute/v1"
         self.kind = kind
         self.timings = timings
-        self.faults = faults
+        self.conditions = conditions
         self.operations = Operations(self.base_url, timings.pending)
         self.projects: dict[str, Project] = {}
         self._known = None if projects is None else frozenset(projects)

@@ -1,23 +1,24 @@
 """From one request to its answer, whatever carried it.
 
-Owns: API versions, system parameters, request IDs, faults of calls, partial answers, the telling of
-observers. The answers come from `methods`; HTTP and who may ask is `server`'s business.
+Owns: latency, system parameters, request IDs, rate quotas, faults of calls, zones that do not
+answer, partial answers, the telling of observers. The answers come from `methods`; HTTP and who may
+ask is `server`'s business.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import inspect
 import json
 import logging
-import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any
 
+from dask_gce.emulator.catalog.places import ZONES
 from dask_gce.emulator.cloud import Cloud
 from dask_gce.emulator.errors import APIError, bad_request, envelope, invalid
 from dask_gce.emulator.methods import ROUTES
@@ -25,6 +26,7 @@ from dask_gce.emulator.operations import Operation
 from dask_gce.emulator.partial import apply_mask, parse_mask
 from dask_gce.emulator.routing import Call, Route, Router
 from dask_gce.emulator.schemas import check_body
+from dask_gce.emulator.versions import check_version
 
 #: The system parameters of every method; `$`-names are the newer spelling.
 _SYSTEM_PARAMETERS = frozenset(
@@ -34,9 +36,6 @@ _SYSTEM_PARAMETERS = frozenset(
         *("quotaUser", "uploadType", "upload_protocol", "userIp"),
     }
 )
-
-#: The first dated version of the API.
-FIRST_VERSION = "2026-09-01"
 
 _ROUTER = Router(ROUTES)
 
@@ -97,48 +96,22 @@ class Exchange:
 Observer = Callable[[Exchange], None]
 
 
-def check_version(header: str | None, parameter: str | None) -> str | None:
-    """Return the API version that a request asks for.
-
-    Compute Engine's versions are dates, neither header nor parameter means the undated v1, for ever
-    (https://cloud.google.com/compute/docs/api-versions). The emulator knows every version whose
-    date has come, so that clients newer than the emulator work.
+def check_methods(method_ids: Iterable[str]) -> None:
+    """Refuse IDs of methods that are not answered here.
 
     Parameters
     ----------
-    header : str or None
-        The header ``X-Goog-Api-Version``.
-    parameter : str or None
-        The query parameter ``$apiVersion``.
-
-    Returns
-    -------
-    str or None
-        The version.
+    method_ids : iterable of str
+        The IDs.
 
     Raises
     ------
-    APIError
-        Both are given, or there is no such version.
-
-    Examples
-    --------
-    >>> check_version("2026-09-01", None)
-    '2026-09-01'
+    ValueError
+        There is no such method.
     """
-    if header is not None and parameter is not None:
-        raise bad_request(
-            "The API version must be given by the X-Goog-Api-Version header or by the"
-            " $apiVersion query parameter, not by both."
-        )
-    version = header if header is not None else parameter
-    if version is None:
-        return None
-    today = datetime.now(timezone.utc).date().isoformat()
-    known = re.fullmatch(r"\d{4}-(?:0[1-9]|1[0-2])-01(?:-preview)?", version)
-    if not known or not FIRST_VERSION <= version[:10] <= today:
-        raise bad_request(f"Invalid API version: '{version}' is not a version of this API.")
-    return version
+    unknown = sorted(set(method_ids) - {route.method_id for route in ROUTES})
+    if unknown:
+        raise ValueError(f"there is no method {unknown[0]!r}")
 
 
 @dataclass
@@ -181,14 +154,21 @@ class Dispatcher:
         Told of each exchange.
     count : callable
         Called with the ID of each method that is called.
+    guest_token : str
+        The token that the metadata servers of the machines hand out.
     """
 
     def __init__(
-        self, cloud: Cloud, observers: Sequence[Observer], count: Callable[[str], None]
+        self,
+        cloud: Cloud,
+        observers: Sequence[Observer],
+        count: Callable[[str], None],
+        guest_token: str,
     ) -> None:
         self._cloud = cloud
         self._observers = observers
         self._count = count
+        self._guest = f"Bearer {guest_token}".encode()
 
     async def answer(self, request: Inbound, refusal: APIError | None = None) -> tuple[int, bytes]:
         """Answer a request.
@@ -220,6 +200,7 @@ class Dispatcher:
             if refusal is not None:
                 raise refusal
             call = self._call(request)
+            await asyncio.sleep(self._cloud.timings.latency_of(call.route.method_id))
             status, answer = 200, await self._carry_out(call, request)
         except APIError as error:
             status, answer = error.status, envelope(error)
@@ -259,7 +240,9 @@ class Dispatcher:
             raise APIError(404, "notFound", f"The requested URL {request.path} was not found.")
         route, params = _ROUTER.match(request.verb, path)
         self._count(route.method_id)
-        return Call(self._cloud, route, params, request.query)
+        authorization = request.headers.get("authorization", "").encode()
+        by_guest = hmac.compare_digest(authorization, self._guest)
+        return Call(self._cloud, route, params, request.query, by_guest=by_guest)
 
     async def _carry_out(self, call: Call, request: Inbound) -> Any:
         query = request.query
@@ -270,6 +253,7 @@ class Dispatcher:
         mask = query.get("fields") or query.get("$fields")
         mask = mask or request.headers.get("x-goog-fieldmask")
         tree = parse_mask(mask) if mask else {}
+        self._restrict(call)
         call.body = _read_body(call.route, request.body)
         drop = await self._suffer(call)
         reply = await self._reply(call)
@@ -277,11 +261,20 @@ class Dispatcher:
             raise Dropped
         return apply_mask(tree, reply)
 
+    def _restrict(self, call: Call) -> None:
+        """Refuse a call beyond the rate quota, or to a zone that does not answer."""
+        conditions, route, zone = self._cloud.conditions, call.route, call.params.get("zone", "")
+        region = ZONES.get(zone, call.params.get("region"))
+        conditions.rate_limits.charge(call.params["project"], region, route.method_id, route.verb)
+        # What is known of the zone itself is not kept there.
+        if route.method_id != "compute.zones.get":
+            conditions.unreachable.check(zone)
+
     async def _suffer(self, call: Call) -> bool:
         """Let the fault of this call happen; return whether to drop it when it is carried out."""
         names = [value for key, value in call.params.items() if key not in ("project", "zone")]
         name = names[-1] if names else str(call.body.get("name", ""))
-        fault = self._cloud.faults.take(call.route.method_id, name, operation=False)
+        fault = self._cloud.conditions.faults.take(call.route.method_id, name, operation=False)
         if fault is None:
             return False
         await asyncio.sleep(fault.delay)
@@ -302,15 +295,21 @@ class Dispatcher:
                     raise invalid(
                         "requestId", request_id, f"It is that of another call: {earlier[0]}."
                     )
-                return earlier[1].resource
+                return await _completed(earlier[1])
         reply = call.route.handler(call)
         if inspect.isawaitable(reply):
             reply = await reply
         if isinstance(reply, Operation):
             if request_id is not None:
                 call.project.requests[request_id] = called, reply
-            return reply.resource
+            return await _completed(reply)
         return reply
+
+
+async def _completed(operation: Operation) -> dict[str, Any]:
+    if operation.complete is not None:
+        await operation.complete.wait()
+    return operation.resource
 
 
 def _check_query(call: Call) -> None:

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, TypeVar
 from aiohttp import web
 
 from dask_gce.emulator.cloud import Cloud
-from dask_gce.emulator.dispatch import Dispatcher, Observer
-from dask_gce.emulator.faults import Faults
+from dask_gce.emulator.dispatch import Dispatcher, Observer, check_methods
+from dask_gce.emulator.interventions import Interventions
 from dask_gce.emulator.machine import MachineKind
 from dask_gce.emulator.server import Server
 from dask_gce.emulator.timings import Timings
@@ -30,7 +30,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class ComputeEmulator:
+class ComputeEmulator(Interventions):
     """A local Compute Engine, for as long as the context lasts.
 
     Use it with ``with``, and it runs in a thread of its own, or with ``async with``, and it runs
@@ -59,8 +59,8 @@ class ComputeEmulator:
     ----------
     default_observers : list of callable
         Observers of every emulator, besides its own.
-    faults : Faults
-        What is to go wrong.
+    timings : Timings
+        How long things take.
 
     Examples
     --------
@@ -83,7 +83,8 @@ class ComputeEmulator:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.timings = timings or Timings()
-        self.faults = Faults()
+        super().__init__(self.timings.minute)
+        check_methods(self.timings.latencies)
         self._machines = machines
         self._port = port
         self._token = token
@@ -169,32 +170,6 @@ class ComputeEmulator:
 
         return self._ask(look)
 
-    def preempt(self, name: str) -> None:
-        """Take an instance away, as Compute Engine takes Spot instances.
-
-        Parameters
-        ----------
-        name : str
-            The instance, in whichever project and zone.
-
-        Raises
-        ------
-        LookupError
-            There is no such instance.
-        """
-
-        def begin() -> None:
-            for project in self._open_cloud().projects.values():
-                for held in project.instances.values():
-                    if name in held:
-                        held[name].begin_system_operation(
-                            "compute.instances.preempted", held[name].preempt
-                        )
-                        return
-            raise LookupError(f"The ComputeEmulator has no instance {name!r}.")
-
-        self._ask(begin)
-
     async def _open(self) -> None:
         self._opening = asyncio.current_task()
         try:
@@ -226,14 +201,13 @@ class ComputeEmulator:
             self._kind = kind
             await kind.start()
             cloud = Cloud(
-                f"http://127.0.0.1:{port}", kind, self.timings, self.faults, self._projects
+                f"http://127.0.0.1:{port}", kind, self.timings, self._conditions, self._projects
             )
             server = Server(
-                Dispatcher(cloud, self._observers, self._count),
+                Dispatcher(cloud, self._observers, self._count, access_token),
                 kind,
                 frozenset(f"{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")),
                 (self._token, access_token) if self._token is not None else (),
-                self.timings.latency,
             )
             self._runner = web.AppRunner(
                 server.application(),

@@ -31,7 +31,8 @@ class Fault:
     message : str
         Google's sentence.
     operation_errors : sequence of dict
-        What ``operation.error.errors`` shows, each with ``code`` and ``message``.
+        What ``operation.error.errors`` shows, each with ``code`` and ``message``. An instance whose
+        insert fails vanishes; one whose deletion, stop, start or reset fails stays as it is.
     delay : float
         Seconds by which the request is carried out, refused or dropped late.
     drop : bool or "after"

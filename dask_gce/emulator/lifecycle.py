@@ -1,25 +1,30 @@
 """The life of an instance: PROVISIONING, STAGING, RUNNING, STOPPING, TERMINATED or gone.
 
-Owns: the instance's resource while it lives, its machine, the timer of ``maxRunDuration``. What a
-request asks for has been checked before (`blueprint`); its disks come and go by `attachments`; what
-a machine is made of is the kind's business (`machine`).
+Owns: the instance's resource while it lives, and the order in which its power (`power`), its claim
+on quota and capacity (`claims`), its disks (`attachments`) and the timer of its longest run time
+(`run_limit`) come and go. What a request asks for has been checked before (`blueprint`); what
+happens without one is told by `deaths`; what a machine is made of is the kind's business
+(`machine`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dask_gce.emulator import deaths
 from dask_gce.emulator.attachments import attach_disks, name_disks, release_disks
 from dask_gce.emulator.blueprint import Blueprint
-from dask_gce.emulator.errors import OperationFailed, invalid
-from dask_gce.emulator.faults import Fault
-from dask_gce.emulator.links import fingerprint, moment_of, new_id, now
-from dask_gce.emulator.machine import Machine
+from dask_gce.emulator.claims import Claim
+from dask_gce.emulator.errors import APIError, OperationFailed
+from dask_gce.emulator.interfaces import make_machine
+from dask_gce.emulator.links import fingerprint, new_id, now
 from dask_gce.emulator.operations import Operation, Work
+from dask_gce.emulator.power import Power
 from dask_gce.emulator.record import InstanceRecord
+from dask_gce.emulator.run_limit import RunLimit
 
 if TYPE_CHECKING:
     from dask_gce.emulator.cloud import Cloud, Project
@@ -41,7 +46,7 @@ class Instance:
     name : str
         Its name, which is free.
     blueprint : Blueprint
-        What it is.
+        What it is; its demand has been charged to the project, and is released if this raises.
     hostname : str or None
         Its own host name, where one was asked for.
 
@@ -82,17 +87,27 @@ class Instance:
         if hostname is not None:
             self.resource["hostname"] = hostname
         self.record = InstanceRecord(project.id, project.number, zone, self.resource)
-        names = name_disks(project, zone, name, blueprint.disks)
-        self.machine: Machine = self._make_machine(blueprint)
+        self._claim = Claim(cloud, project, zone, blueprint)
+        try:
+            names = name_disks(project, zone, name, blueprint.disks)
+            machine = make_machine(cloud, self.record, blueprint.interfaces, self._guest_ended)
+        except APIError:
+            self._claim.end()
+            raise
         # From here on nothing is refused any more.
+        spawn = cloud.operations.spawn
+        self.power = Power(
+            machine, cloud.timings.booting, spawn, lambda: spawn(deaths.follow_break(self))
+        )
         self.resource["disks"] = attach_disks(
             cloud, project, zone, blueprint.disks, names=names, user=self.link
         )
-        # One transition at a time; `_leaving` makes those in progress give way to the deletion.
-        self._transition = asyncio.Lock()
-        self._leaving = asyncio.Event()
+        # One transition at a time; those in progress give way to the deletion, which ends the nap.
+        self.transition = asyncio.Lock()
+        self._leaving = False
+        self._nap: asyncio.Future[None] | None = None
         self._gone = asyncio.Event()
-        self._limit: asyncio.TimerHandle | None = None
+        self._limit = RunLimit(lambda: deaths.time_is_up(self))
         self._loop = asyncio.get_running_loop()
         project.instances.setdefault(zone, {})[name] = self
 
@@ -102,42 +117,28 @@ class Instance:
         return str(self.resource["status"])
 
     @property
-    def _ending(self) -> bool:
-        return self._leaving.is_set() or self._gone.is_set()
+    def ending(self) -> bool:
+        """Whether it is being deleted, or gone."""
+        return self._leaving or self._gone.is_set()
 
-    def _make_machine(self, blueprint: Blueprint) -> Machine:
-        interfaces: list[Resource] = []
-        self.resource["networkInterfaces"] = interfaces
-        kind = self.cloud.kind
-        first = ""
-        for plan in blueprint.interfaces:
-            wanted = plan.get("networkIP")
-            try:
-                address = kind.allocate(self.record, wanted)
-            except ValueError as error:
-                if first:
-                    # The addresses that could be had go back with their machine.
-                    machine = kind.create(self.record, first, self._guest_ended)
-                    self.cloud.operations.spawn(machine.discard())
-                raise invalid(
-                    "resource.networkInterfaces.networkIP", wanted, f"{error}."
-                ) from error
-            first = first or address
-            interface = {**plan, "networkIP": address, "fingerprint": fingerprint([address])}
-            if "accessConfigs" in plan:
-                interface["accessConfigs"] = [
-                    {**config, "natIP": kind.external_address(address)}
-                    for config in plan["accessConfigs"]
-                ]
-            interfaces.append(interface)
-        return kind.create(self.record, first, self._guest_ended)
+    @property
+    def running(self) -> bool:
+        """Whether it is RUNNING and to stay."""
+        return self.status == "RUNNING" and not self.ending
 
-    def _show(self, status: str) -> None:
+    def show(self, status: str) -> None:
+        """Show a status.
+
+        Parameters
+        ----------
+        status : str
+            The status.
+        """
         self.resource["status"] = status
         self.record.touch()
 
     def creation(self, method: str) -> Work:
-        """Return what an insert does: create it or, where a fault says so, fail.
+        """Return what an insert does: create it or, by a fault or for want of capacity, fail.
 
         Parameters
         ----------
@@ -149,14 +150,21 @@ class Instance:
         callable
             The work of the insert's operation.
         """
-        fault = self.cloud.faults.take(method, self.name, operation=True)
-        return self._create if fault is None else partial(self._fail, fault)
+        fault = self.cloud.conditions.faults.take(method, self.name, operation=True)
+        if fault is not None:
+            return partial(self._fail, fault.operation_errors, fault.delay)
+        try:
+            # Now, so that who comes first is served first.
+            self._claim.place()
+        except OperationFailed as failure:
+            return partial(self._fail, failure.errors, 0.0)
+        return self._create
 
     async def _create(self, operation: Operation) -> None:
         timings = self.cloud.timings
-        async with self._transition:
+        async with self.transition:
             await self._pass(timings.provisioning)
-            self._show("STAGING")
+            self.show("STAGING")
             operation.resource["progress"] = 50
             await self._pass(timings.staging)
             try:
@@ -166,18 +174,26 @@ class Instance:
                     # The machine broke: an instance that cannot boot is not kept.
                     await self._vanish()
 
-    async def _fail(self, fault: Fault, operation: Operation) -> None:
+    async def _fail(
+        self, errors: Sequence[Mapping[str, Any]], delay: float, operation: Operation
+    ) -> None:
         """Vanish instead of booting, and say why."""
-        async with self._transition:
-            await asyncio.sleep(fault.delay)
+        async with self.transition:
+            await asyncio.sleep(delay)
             await self._vanish()
-        raise OperationFailed([dict(error) for error in fault.operation_errors])
+        raise OperationFailed([dict(error) for error in errors])
 
     async def _pass(self, seconds: float) -> None:
         """Let time pass, unless the instance is deleted meanwhile."""
-        try:
-            await asyncio.wait_for(self._leaving.wait(), seconds)
-        except asyncio.TimeoutError:
+        if not self._leaving:
+            self._nap = nap = self._loop.create_future()
+            timer = self._loop.call_later(seconds, _wake, nap)
+            try:
+                await nap
+            finally:
+                timer.cancel()
+                self._nap = None
+        if not self._leaving:
             return
         raise OperationFailed(
             [
@@ -189,18 +205,26 @@ class Instance:
         )
 
     async def _boot(self) -> None:
-        await self.machine.boot()
+        await self.power.on()
         self.resource["lastStartTimestamp"] = now()
         self.record.preempted = False
-        self._arm()
-        self._show("RUNNING")
+        end = self._limit.set(self.resource["scheduling"], self.cloud.timings.run_duration_scale)
+        if end is not None:
+            self.resource["resourceStatus"] = {"scheduling": {"terminationTimestamp": end}}
+        self.show("RUNNING")
 
-    async def _boot_again(self) -> None:
+    async def come_up(self) -> None:
+        """Boot an instance that was off, state by state."""
+        self.show("STAGING")
+        await self._pass(self.cloud.timings.staging)
+        await self.boot_again()
+
+    async def boot_again(self) -> None:
         """Boot an instance that is kept; if it cannot boot it is off, and says so."""
         try:
             await self._boot()
         except BaseException:
-            self._note_off()
+            self.note_off()
             raise
 
     async def start(self, operation: Operation) -> None:
@@ -211,12 +235,11 @@ class Instance:
         operation : Operation
             The operation that does it.
         """
-        async with self._transition:
+        async with self.transition:
             if self.status == "RUNNING":
                 return
-            self._show("STAGING")
-            await self._pass(self.cloud.timings.staging)
-            await self._boot_again()
+            self._claim.renew()
+            await self.come_up()
 
     async def stop(self, operation: Operation) -> None:
         """Shut it down; the work of `instances.stop`.
@@ -226,9 +249,9 @@ class Instance:
         operation : Operation
             The operation that does it.
         """
-        async with self._transition:
-            if self.status != "TERMINATED" and not self._ending:
-                await self._power_off()
+        async with self.transition:
+            if self.status != "TERMINATED" and not self.ending:
+                await self.shut_down()
 
     async def reset(self, operation: Operation) -> None:
         """Cut the power and boot at once; the work of `instances.reset`.
@@ -238,10 +261,10 @@ class Instance:
         operation : Operation
             The operation that does it.
         """
-        async with self._transition:
-            if self.status == "RUNNING" and not self._ending:
-                await self.machine.kill()
-                await self._boot_again()
+        async with self.transition:
+            if self.running:
+                await self.power.cut()
+                await self.boot_again()
 
     async def delete(self, operation: Operation) -> None:
         """Shut it down and remove it with its disks; the work of `instances.delete`.
@@ -251,30 +274,20 @@ class Instance:
         operation : Operation
             The operation that does it.
         """
-        if self._leaving.is_set():
+        if self._leaving:
             await self._gone.wait()
             return
-        self._leaving.set()
-        async with self._transition:
+        self._leaving = True
+        if self._nap is not None:
+            _wake(self._nap)
+        async with self.transition:
             if self._gone.is_set():
                 return
             if self.status != "TERMINATED":
-                self._show("STOPPING")
-                await self.machine.stop(self.cloud.timings.stopping)
+                self.show("STOPPING")
+                await self.power.off(self.cloud.timings.stopping)
             await asyncio.sleep(self.cloud.timings.deleting)
             await self._vanish()
-
-    async def preempt(self, operation: Operation) -> None:
-        """Take it away as Compute Engine takes a Spot instance; the guest is told first.
-
-        Parameters
-        ----------
-        operation : Operation
-            The operation that does it.
-        """
-        self.record.preempted = True
-        self.record.touch()
-        await self.end(operation)
 
     async def end(self, operation: Operation) -> None:
         """Do what ``instanceTerminationAction`` says: delete or stop it.
@@ -289,20 +302,24 @@ class Instance:
         else:
             await self.stop(operation)
 
-    async def _power_off(self) -> None:
-        self._disarm()
-        self._show("STOPPING")
-        await self.machine.stop(self.cloud.timings.stopping)
-        self._note_off()
+    async def shut_down(self) -> None:
+        """Press the power button, and wait until it is off."""
+        self.disarm()
+        self.show("STOPPING")
+        await self.power.off(self.cloud.timings.stopping)
+        self.note_off()
 
-    def _note_off(self) -> None:
-        self._disarm()
+    def note_off(self) -> None:
+        """Show that it is off."""
+        self.disarm()
+        self._claim.rest()
         self.resource["lastStopTimestamp"] = now()
-        self._show("TERMINATED")
+        self.show("TERMINATED")
 
     async def _vanish(self) -> None:
-        self._disarm()
-        await self.machine.discard()
+        self.disarm()
+        await self.power.discard()
+        self._claim.end()
         release_disks(self.project, self.zone, self.resource["disks"], self.link)
         del self.project.instances[self.zone][self.name]
         self._gone.set()
@@ -311,54 +328,29 @@ class Instance:
     def _guest_ended(self, how: str) -> None:
         """Note that the guest powered off or rebooted by itself; any thread may call this."""
         self._loop.call_soon_threadsafe(
-            lambda: self.cloud.operations.spawn(self._follow_guest(how))
+            lambda: self.cloud.operations.spawn(deaths.follow_guest(self, how))
         )
 
-    async def _follow_guest(self, how: str) -> None:
-        async with self._transition:
-            if self._ending or self.status != "RUNNING":
-                return
-            if how == "reboot":
-                await self.machine.kill()
-                await self._boot_again()
-            else:
-                await self._power_off()
-
-    def _arm(self) -> None:
-        """Set the timer of the longest run time; it counts from each start anew."""
-        self._disarm()
-        scheduling = self.resource["scheduling"]
-        scale = self.cloud.timings.run_duration_scale
-        if "maxRunDuration" in scheduling:
-            seconds = int(scheduling["maxRunDuration"]["seconds"]) * scale
-            end = now(seconds)
-        elif "terminationTime" in scheduling:
-            end = scheduling["terminationTime"]
-            left = moment_of(end) - datetime.now(timezone.utc)
-            seconds = max(0.0, left.total_seconds())
-        else:
-            return
-        self.resource["resourceStatus"] = {"scheduling": {"terminationTimestamp": end}}
-        self._limit = self._loop.call_later(seconds, self._time_is_up)
-
-    def _disarm(self) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
+    def disarm(self) -> None:
+        """Stop the timer of its longest run time."""
+        self._limit.cancel()
         self.resource["resourceStatus"] = {"scheduling": {}}
 
-    def _time_is_up(self) -> None:
-        self.begin_system_operation("compute.instances.terminateOnSchedule", self.end)
+    def power_off(self) -> None:
+        """Do as if the guest had powered off by itself."""
+        self._guest_ended("poweroff")
 
-    def begin_system_operation(self, operation_type: str, work: Work) -> Operation:
-        """Begin an operation that nobody asked for.
+    def begin(self, operation_type: str, work: Work, user: str = "system") -> Operation:
+        """Begin an operation that no request asked for.
 
         Parameters
         ----------
         operation_type : str
             What the operation is called.
         work : callable
-            One of this object's coroutines.
+            What it does.
+        user : str
+            Who begins it.
 
         Returns
         -------
@@ -372,9 +364,15 @@ class Instance:
             f"instances/{self.name}",
             work,
             target_id=self.resource["id"],
-            user="system",
+            user=user,
         )
 
     def close(self) -> None:
-        """Stop its timer; its machine is discarded by the kind."""
-        self._disarm()
+        """Stop its timers; its machine is discarded by the kind."""
+        self.disarm()
+        self.power.cancel()
+
+
+def _wake(nap: asyncio.Future[None]) -> None:
+    if not nap.done():
+        nap.set_result(None)

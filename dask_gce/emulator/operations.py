@@ -32,6 +32,8 @@ class Operation:
 
     def __init__(self, resource: dict[str, Any]) -> None:
         self.resource = resource
+        #: Set when what belongs to it has begun as well; None where nothing does.
+        self.complete: asyncio.Event | None = None
         self._done = asyncio.Event()
 
     @property

@@ -111,6 +111,25 @@ def listing(call: Call, kind: str, resources: Iterable[Resource]) -> dict[str, A
     return answer
 
 
+def _warning(code: str, scope: str, message: str) -> dict[str, Any]:
+    data = [{"key": "scope", "value": scope}]
+    return {"warning": {"code": code, "message": message, "data": data}}
+
+
+def _silent(call: Call, scopes: Iterable[str]) -> list[str]:
+    """Return the scopes that do not answer, or refuse the list where it must be complete.
+
+    The undated v1 answers in part only on request; from its first dated version on the API always
+    does (https://cloud.google.com/compute/docs/api-versions).
+    """
+    unreachable = call.cloud.conditions.unreachable
+    silent = [scope for scope in scopes if scope.removeprefix("zones/") in unreachable]
+    partial = call.query.get("returnPartialSuccess", "").lower() == "true"
+    if silent and call.version is None and not partial:
+        unreachable.check(silent[0].removeprefix("zones/"))
+    return silent
+
+
 def aggregate(
     call: Call, kind: str, key: str, scopes: Mapping[str, Iterable[Resource]]
 ) -> dict[str, Any]:
@@ -132,9 +151,11 @@ def aggregate(
     dict
         The list; scopes with nothing on this page carry Google's warning.
     """
+    silent = _silent(call, scopes)
     keyed = [
         ([scope, str(one["name"])], one)
         for scope, resources in scopes.items()
+        if scope not in silent
         for one in select(call, resources)
     ]
     page, token = _page(call, keyed)
@@ -142,20 +163,22 @@ def aggregate(
     for (scope, *_), one in page:
         items.setdefault(scope, {key: []})[key].append(one)
     for scope in scopes:
-        if scope not in items:
-            items[scope] = {
-                "warning": {
-                    "code": "NO_RESULTS_ON_PAGE",
-                    "message": f"There are no results for scope '{scope}' on this page.",
-                    "data": [{"key": "scope", "value": scope}],
-                }
-            }
+        if scope in silent:
+            items[scope] = _warning("UNREACHABLE", scope, f"Scope '{scope}' is unreachable.")
+        elif scope not in items:
+            items[scope] = _warning(
+                "NO_RESULTS_ON_PAGE",
+                scope,
+                f"There are no results for scope '{scope}' on this page.",
+            )
     answer: dict[str, Any] = {
         "kind": f"compute#{kind}",
         "id": call.path,
         "items": items,
         "selfLink": call.cloud.url(call.path),
     }
+    if silent:
+        answer["unreachables"] = [f"{call.project.path}/{scope}" for scope in silent]
     if token is not None:
         answer["nextPageToken"] = token
     return answer

@@ -73,6 +73,8 @@ class Call:
         The request body; empty when there is none.
     version : str or None
         The API version that was asked for; None is the undated v1.
+    by_guest : bool
+        Whether a guest asks, in the name of its service account.
     """
 
     cloud: Cloud
@@ -81,6 +83,7 @@ class Call:
     query: dict[str, str] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=dict)
     version: str | None = None
+    by_guest: bool = False
 
     @property
     def project(self) -> Project:
@@ -111,6 +114,11 @@ class Call:
         return "global"
 
     @property
+    def user(self) -> str:
+        """Who asks."""
+        return self.project.service_account if self.by_guest else self.project.user
+
+    @property
     def path(self) -> str:
         """The path of the request below ``/compute/v1/``."""
         return self.route.template.format(**self.params)
@@ -134,7 +142,9 @@ class Call:
         Operation
             The operation, still PENDING.
         """
-        return self.cloud.begin(self.project, self.scope, operation_type, target, work, **extra)
+        return self.cloud.begin(
+            self.project, self.scope, operation_type, target, work, user=self.user, **extra
+        )
 
 
 class Router:

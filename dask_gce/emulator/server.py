@@ -48,8 +48,6 @@ class Server:
     tokens : sequence of str
         The bearer tokens of which a request must carry one. With none it must come from the
         emulator's own user or from a guest, where the system tells from whom it comes.
-    latency : float
-        Seconds before a request is looked at.
     """
 
     def __init__(
@@ -58,14 +56,12 @@ class Server:
         kind: MachineKind,
         hosts: frozenset[str],
         tokens: Sequence[str],
-        latency: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._kind = kind
         self._peers = Peers()
         self._hosts = hosts
         self._tokens = [token.encode() for token in tokens]
-        self._latency = latency
 
     def application(self) -> web.Application:
         """Make the application that aiohttp runs.
@@ -80,7 +76,6 @@ class Server:
         return application
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(self._latency)
         refusal = await self._refusal(request)
         body = b""
         if refusal is None:

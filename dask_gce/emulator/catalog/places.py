@@ -136,7 +136,12 @@ def zone_resource(base_url: str, project: str, zone: str) -> dict[str, Any]:
 
 
 def region_resource(
-    base_url: str, project: str, region: str, usage: dict[str, float]
+    base_url: str,
+    project: str,
+    region: str,
+    *,
+    limits: dict[str, float],
+    usage: dict[str, float],
 ) -> dict[str, Any]:
     """Return a region as ``regions.get`` answers it.
 
@@ -148,6 +153,8 @@ def region_resource(
         Project ID.
     region : str
         Region name.
+    limits : dict
+        What may be used, by quota metric; others have their usual limits.
     usage : dict
         What is used, by quota metric.
 
@@ -167,7 +174,7 @@ def region_resource(
         "zones": [f"{base_url}/projects/{project}/zones/{zone}" for zone in REGIONS[region]],
         "quotas": [
             {"metric": metric, "limit": limit, "usage": usage.get(metric, 0.0)}
-            for metric, limit in _QUOTAS.items()
+            for metric, limit in {**_QUOTAS, **limits}.items()
         ],
         "selfLink": f"{base_url}/projects/{project}/regions/{region}",
         "supportsPzs": False,

@@ -7,12 +7,15 @@ https://cloud.google.com/compute/docs/instances/multiple/about-bulk-creation
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from dask_gce.emulator.blueprint import Blueprint, draw
+from dask_gce.emulator.catalog.places import ZONES
+from dask_gce.emulator.claims import Claim
 from dask_gce.emulator.errors import OPERATION_CODE, APIError, OperationFailed, invalid, required
 from dask_gce.emulator.lifecycle import Instance
 from dask_gce.emulator.links import check_name
@@ -21,6 +24,12 @@ from dask_gce.emulator.routing import Call
 
 #: https://cloud.google.com/compute/docs/instances/multiple/about-bulk-creation#limitations
 MOST_INSTANCES = 5000
+
+#: https://cloud.google.com/compute/docs/troubleshooting/troubleshooting-bulk-vm-creation
+MOST_AT_ONCE = 10
+
+#: How many instances are begun before others have a turn.
+_CHUNK = 50
 
 
 def bulk_insert(call: Call) -> Operation:
@@ -41,7 +50,7 @@ def bulk_insert(call: Call) -> Operation:
     APIError
         The request as a whole cannot be carried out.
     """
-    body = call.body
+    body, project = call.body, call.project
     if "instanceProperties" not in body:
         raise required("resource.instanceProperties")
     for regional in ("locationPolicy", "instanceFlexibilityPolicy"):
@@ -58,7 +67,7 @@ def bulk_insert(call: Call) -> Operation:
     least = int(body.get("minCount", count))
     if not 0 < least <= count:
         raise invalid("resource.minCount", least, f"Must be between 1 and count, which is {count}.")
-    blueprint = draw(call.cloud, call.project, call.zone, body["instanceProperties"], bulk=True)
+    blueprint = draw(call.cloud, project, call.zone, body["instanceProperties"], bulk=True)
     group = str(uuid.uuid4())
     progress = {
         "status": "CREATING",
@@ -68,10 +77,34 @@ def bulk_insert(call: Call) -> Operation:
         "deletedVmCount": 0,
     }
 
+    if len(project.bulk_inserts) >= MOST_AT_ONCE:
+        raise APIError(
+            403,
+            "rateLimitExceeded",
+            f"Too many bulk inserts: at most {MOST_AT_ONCE} can run at the same time.",
+        )
+    blueprint.demand.charge(call.cloud.conditions.quota, project.id, ZONES[call.zone], count)
     children: dict[str, Operation] = {}
+    complete = asyncio.Event()
 
     async def work(operation: Operation) -> None:
-        await _gather(call, children, progress, least)
+        try:
+            await complete.wait()
+            await _gather(call, children, progress, least)
+        finally:
+            project.bulk_inserts.discard(operation)
+
+    async def begin_children() -> None:
+        try:
+            for index, (name, hostname) in enumerate(hostnames.items()):
+                if index % _CHUNK == _CHUNK - 1:
+                    # Thousands of instances take a while, and others ask as well.
+                    await asyncio.sleep(0)
+                children[name] = _begin_child(
+                    call, name, hostname, blueprint=blueprint, group=group
+                )
+        finally:
+            complete.set()
 
     parent = call.begin(
         "bulkInsert",
@@ -80,9 +113,11 @@ def bulk_insert(call: Call) -> Operation:
         operationGroupId=group,
         instancesBulkInsertOperationMetadata={"perLocationStatus": {call.scope: progress}},
     )
-    # The children begin with the call, so that whoever has its answer finds them in the list.
-    for name, hostname in hostnames.items():
-        children[name] = _begin_child(call, name, hostname, blueprint=blueprint, group=group)
+    # The children begin before the answer, so that whoever has it finds them in the list. A task of
+    # the emulator's own begins them, whether or not the client still waits for the answer.
+    parent.complete = complete
+    project.bulk_inserts.add(parent)
+    call.cloud.operations.spawn(begin_children())
     return parent
 
 
@@ -132,6 +167,7 @@ def _begin_child(
     work: Work
     if name in project.instances.get(zone, {}):
         path = f"{project.path}/zones/{zone}/instances/{name}"
+        Claim(call.cloud, project, zone, blueprint).end()
         work = _failing("RESOURCE_ALREADY_EXISTS", f"The resource '{path}' already exists")
     else:
         try:
@@ -167,7 +203,7 @@ async def _gather(
     progress["status"] = "ROLLING_BACK"
     instances = call.project.instances.get(call.zone, {})
     deletions = [
-        instances[name].begin_system_operation("delete", instances[name].delete)
+        instances[name].begin("delete", instances[name].delete)
         for name, child in children.items()
         if not child.errors and name in instances
     ]

@@ -8,8 +8,9 @@ from dask_gce.emulator.catalog import images, machine_types
 from dask_gce.emulator.catalog.places import REGIONS, ZONES, region_resource, zone_resource
 from dask_gce.emulator.disks import DISK_TYPES
 from dask_gce.emulator.errors import invalid, not_found
-from dask_gce.emulator.links import NAME, last_segment, number_of
+from dask_gce.emulator.links import NAME, number_of
 from dask_gce.emulator.query import aggregate, listing
+from dask_gce.emulator.quota import GLOBAL
 from dask_gce.emulator.routing import AGGREGATED, LIST, Call, Route
 
 Resource = dict[str, Any]
@@ -19,7 +20,9 @@ _WITHOUT_QUOTAS = "2026-10-01-preview"
 
 
 def _project(call: Call) -> Resource:
-    project = call.project
+    project, quota = call.project, call.cloud.conditions.quota
+    limits = {"CPUS_ALL_REGIONS": 32.0, **quota.limits(GLOBAL)}
+    usage = quota.usage(project.id, GLOBAL)
     shown: Resource = {
         "kind": "compute#project",
         "id": str(project.number),
@@ -34,7 +37,10 @@ def _project(call: Call) -> Resource:
         "quotas": [
             {"metric": "NETWORKS", "limit": 15.0, "usage": float(len(project.networks))},
             {"metric": "FIREWALLS", "limit": 200.0, "usage": float(len(project.firewalls))},
-            {"metric": "CPUS_ALL_REGIONS", "limit": 32.0, "usage": 0.0},
+            *(
+                {"metric": metric, "limit": limit, "usage": usage.get(metric, 0.0)}
+                for metric, limit in limits.items()
+            ),
         ],
     }
     if call.version == _WITHOUT_QUOTAS:
@@ -43,13 +49,14 @@ def _project(call: Call) -> Resource:
 
 
 def _region(call: Call, region: str) -> Resource:
-    usage = {"INSTANCES": 0.0, "CPUS": 0.0}
-    for zone in REGIONS.get(region, ()):
-        for instance in call.project.instances.get(zone, {}).values():
-            usage["INSTANCES"] += 1
-            found = machine_types.resolve(last_segment(instance.resource["machineType"]))
-            usage["CPUS"] += found.guest_cpus if found else 0
-    shown = region_resource(call.cloud.base_url, call.project.id, region, usage)
+    quota, project = call.cloud.conditions.quota, call.project.id
+    shown = region_resource(
+        call.cloud.base_url,
+        project,
+        region,
+        limits=quota.limits(region),
+        usage=quota.usage(project, region),
+    )
     if call.version == _WITHOUT_QUOTAS:
         del shown["quotas"]
     return shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Any
 
 from dask_gce.emulator.attributes import check_labels, check_metadata
@@ -9,6 +11,7 @@ from dask_gce.emulator.blueprint import draw
 from dask_gce.emulator.catalog.places import ZONES
 from dask_gce.emulator.errors import (
     APIError,
+    OperationFailed,
     already_exists,
     bad_request,
     condition_not_met,
@@ -17,6 +20,7 @@ from dask_gce.emulator.errors import (
     not_ready,
     required,
 )
+from dask_gce.emulator.faults import Fault
 from dask_gce.emulator.lifecycle import Instance
 from dask_gce.emulator.links import check_name, fingerprint
 from dask_gce.emulator.methods.bulk import bulk_insert
@@ -60,6 +64,7 @@ def _insert(call: Call) -> Operation:
     blueprint = draw(call.cloud, project, zone, call.body, bulk=False)
     if name in project.instances.get(zone, {}):
         raise already_exists(f"{project.path}/zones/{zone}/instances/{name}")
+    blueprint.demand.charge(call.cloud.conditions.quota, project.id, ZONES[zone])
     instance = Instance(call.cloud, project, zone, name, blueprint=blueprint)
     return _begin(call, instance, "insert", instance.creation(call.route.method_id))
 
@@ -68,6 +73,18 @@ def _begin(call: Call, instance: Instance, operation_type: str, work: Work) -> O
     return call.begin(
         operation_type, f"instances/{instance.name}", work, target_id=instance.resource["id"]
     )
+
+
+def _begin_or_fail(call: Call, instance: Instance, operation_type: str, work: Work) -> Operation:
+    """Begin an operation; by a fault it does nothing but fail, and the instance stays as it is."""
+    faults = call.cloud.conditions.faults
+    fault = faults.take(call.route.method_id, instance.name, operation=True)
+    return _begin(call, instance, operation_type, work if fault is None else partial(_fail, fault))
+
+
+async def _fail(fault: Fault, operation: Operation) -> None:
+    await asyncio.sleep(fault.delay)
+    raise OperationFailed([dict(error) for error in fault.operation_errors])
 
 
 def _get(call: Call) -> Resource:
@@ -96,26 +113,26 @@ def _delete(call: Call) -> Operation:
             "Invalid resource usage: 'Resource cannot be deleted if it's protected against"
             " deletion. Disable deletion protection before deleting the resource.'.",
         )
-    return _begin(call, instance, "delete", instance.delete)
+    return _begin_or_fail(call, instance, "delete", instance.delete)
 
 
 def _stop(call: Call) -> Operation:
     instance = find(call)
-    return _begin(call, instance, "stop", instance.stop)
+    return _begin_or_fail(call, instance, "stop", instance.stop)
 
 
 def _start(call: Call) -> Operation:
     instance = find(call)
     if instance.status == "STOPPING":
         raise not_ready(instance.path)
-    return _begin(call, instance, "start", instance.start)
+    return _begin_or_fail(call, instance, "start", instance.start)
 
 
 def _reset(call: Call) -> Operation:
     instance = find(call)
     if instance.status != "RUNNING":
         raise not_ready(instance.path)
-    return _begin(call, instance, "reset", instance.reset)
+    return _begin_or_fail(call, instance, "reset", instance.reset)
 
 
 async def _nothing_more(operation: Operation) -> None:

@@ -1,0 +1,36 @@
+"""The conditions under which a local Compute Engine works; all may change while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dask_gce.emulator.capacity import Capacity
+from dask_gce.emulator.faults import Faults
+from dask_gce.emulator.quota import Quota
+from dask_gce.emulator.rate_limits import RateLimits
+from dask_gce.emulator.unreachable import Unreachable
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What goes wrong and what is scarce.
+
+    Parameters
+    ----------
+    faults : Faults
+        What is to go wrong.
+    capacity : Capacity
+        What the zones have to give.
+    quota : Quota
+        What a project may use.
+    rate_limits : RateLimits
+        How many requests are answered.
+    unreachable : Unreachable
+        The zones that do not answer.
+    """
+
+    faults: Faults = field(default_factory=Faults)
+    capacity: Capacity = field(default_factory=Capacity)
+    quota: Quota = field(default_factory=Quota)
+    rate_limits: RateLimits = field(default_factory=RateLimits)
+    unreachable: Unreachable = field(default_factory=Unreachable)

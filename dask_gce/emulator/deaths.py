@@ -1,0 +1,131 @@
+"""How instances end without anybody's request: preempted, with their host, by their guest, in time.
+
+Owns: the operations that Compute Engine begins by itself, whose user is ``system``, and what they
+do. The steps are those of `lifecycle`. The operations' names are those of Compute Engine's system
+event logs (https://cloud.google.com/compute/docs/logging/audit-logging), but for that of the
+longest run time, which Google's pages do not name.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dask_gce.emulator.operations import Operation
+
+if TYPE_CHECKING:
+    from dask_gce.emulator.lifecycle import Instance
+
+
+def preempt(instance: Instance) -> Operation:
+    """Take an instance away as Compute Engine takes a Spot instance; the guest is told first.
+
+    Parameters
+    ----------
+    instance : Instance
+        The instance.
+
+    Returns
+    -------
+    Operation
+        The operation that does it.
+    """
+    return instance.begin("compute.instances.preempted", partial(_preempt, instance))
+
+
+async def _preempt(instance: Instance, operation: Operation) -> None:
+    instance.record.preempted = True
+    instance.record.touch()
+    await instance.end(operation)
+
+
+def host_error(instance: Instance) -> Operation:
+    """Break the host of an instance, which comes up again where ``automaticRestart`` says so.
+
+    Parameters
+    ----------
+    instance : Instance
+        The instance.
+
+    Returns
+    -------
+    Operation
+        The operation that does it.
+    """
+    return instance.begin("compute.instances.hostError", partial(_crash, instance))
+
+
+async def _crash(instance: Instance, operation: Operation) -> None:
+    async with instance.transition:
+        if not instance.running:
+            return
+        instance.disarm()
+        restarts = instance.resource["scheduling"]["automaticRestart"]
+        instance.show("REPAIRING" if restarts else "STOPPING")
+        await instance.power.cut()
+        if restarts:
+            instance.begin("compute.instances.automaticRestart", partial(_restart, instance))
+        else:
+            instance.note_off()
+
+
+async def _restart(instance: Instance, operation: Operation) -> None:
+    async with instance.transition:
+        # Somebody may have stopped or deleted it meanwhile.
+        if instance.status == "REPAIRING" and not instance.ending:
+            await instance.come_up()
+
+
+def time_is_up(instance: Instance) -> Operation:
+    """End an instance whose longest run time is over.
+
+    Parameters
+    ----------
+    instance : Instance
+        The instance.
+
+    Returns
+    -------
+    Operation
+        The operation that does it.
+    """
+    return instance.begin("compute.instances.terminateOnSchedule", instance.end)
+
+
+async def follow_guest(instance: Instance, how: str) -> None:
+    """Do what a guest has done by itself.
+
+    Parameters
+    ----------
+    instance : Instance
+        The instance.
+    how : str
+        ``poweroff`` or ``reboot``.
+    """
+    async with instance.transition:
+        if not instance.running:
+            return
+        if how == "reboot":
+            await instance.power.cut()
+            await instance.boot_again()
+            return
+    instance.begin("compute.instances.guestTerminate", partial(_follow_power_off, instance))
+
+
+async def _follow_power_off(instance: Instance, operation: Operation) -> None:
+    async with instance.transition:
+        if instance.running:
+            await instance.shut_down()
+
+
+async def follow_break(instance: Instance) -> None:
+    """Note that a machine could not boot though it was said to run.
+
+    Parameters
+    ----------
+    instance : Instance
+        The instance.
+    """
+    async with instance.transition:
+        if instance.running:
+            instance.note_off()

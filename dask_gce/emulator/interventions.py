@@ -1,0 +1,152 @@
+"""What a test does to a local Compute Engine while it runs, beside what it asks of it as a client.
+
+Owns: the verbs by which instances end without a request, and the conditions that can be changed.
+What they do to an instance is the business of `lifecycle`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+from dask_gce.emulator import deaths
+from dask_gce.emulator.capacity import Capacity
+from dask_gce.emulator.cloud import Cloud
+from dask_gce.emulator.conditions import Conditions
+from dask_gce.emulator.faults import Faults
+from dask_gce.emulator.lifecycle import Instance
+from dask_gce.emulator.quota import Quota
+from dask_gce.emulator.rate_limits import RateLimits
+from dask_gce.emulator.unreachable import Unreachable
+
+T = TypeVar("T")
+
+
+class Interventions(ABC):
+    """The conditions of an emulator, and the deaths of its instances.
+
+    Parameters
+    ----------
+    minute : float
+        Seconds that a minute of the rate quotas lasts.
+    """
+
+    def __init__(self, minute: float) -> None:
+        self._conditions = Conditions(rate_limits=RateLimits(minute))
+
+    @property
+    def faults(self) -> Faults:
+        """What is to go wrong."""
+        return self._conditions.faults
+
+    @property
+    def capacity(self) -> Capacity:
+        """How many instances the zones can hold."""
+        return self._conditions.capacity
+
+    @property
+    def quota(self) -> Quota:
+        """How much a project may use."""
+        return self._conditions.quota
+
+    @property
+    def rate_limits(self) -> RateLimits:
+        """How many requests are answered a minute."""
+        return self._conditions.rate_limits
+
+    @property
+    def unreachable(self) -> Unreachable:
+        """The zones that do not answer."""
+        return self._conditions.unreachable
+
+    @abstractmethod
+    def _open_cloud(self) -> Cloud:
+        """Return the state of an emulator that is open."""
+
+    @abstractmethod
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Return an answer from the emulator's own thread."""
+
+    def _let(self, name: str, deed: Callable[[Instance], object]) -> None:
+        def find_and_do() -> None:
+            for project in self._open_cloud().projects.values():
+                for held in project.instances.values():
+                    if name in held:
+                        deed(held[name])
+                        return
+            raise LookupError(f"The ComputeEmulator has no instance {name!r}.")
+
+        self._ask(find_and_do)
+
+    def preempt(self, name: str) -> None:
+        """Take an instance away, as Compute Engine takes Spot instances.
+
+        The operation is ``compute.instances.preempted``, its user ``system``. What is left is up
+        to the instance's ``instanceTerminationAction``.
+
+        Parameters
+        ----------
+        name : str
+            The instance, in whichever project and zone.
+
+        Raises
+        ------
+        LookupError
+            There is no such instance.
+        """
+        self._let(name, deaths.preempt)
+
+    def host_error(self, name: str) -> None:
+        """Break the host under an instance; its guest learns nothing of it.
+
+        The operation is ``compute.instances.hostError``, its user ``system``. An instance with
+        ``automaticRestart`` is REPAIRING, then the operation ``compute.instances.automaticRestart``
+        boots it anew; any other is TERMINATED. An instance that is not RUNNING stays as it is.
+
+        Parameters
+        ----------
+        name : str
+            The instance, in whichever project and zone.
+
+        Raises
+        ------
+        LookupError
+            There is no such instance.
+        """
+        self._let(name, deaths.host_error)
+
+    def power_off(self, name: str) -> None:
+        """Let a guest switch its machine off, as ``poweroff`` inside it does.
+
+        The operation is ``compute.instances.guestTerminate``, its user ``system``. The instance is
+        TERMINATED; one that is not RUNNING stays as it is.
+
+        Parameters
+        ----------
+        name : str
+            The instance, in whichever project and zone.
+
+        Raises
+        ------
+        LookupError
+            There is no such instance.
+        """
+        self._let(name, Instance.power_off)
+
+    def delete(self, name: str, *, user: str) -> None:
+        """Delete an instance in the name of somebody else.
+
+        Parameters
+        ----------
+        name : str
+            The instance, in whichever project and zone.
+        user : str
+            Who the operation says began it, for example ``"colleague@example.org"``.
+
+        Raises
+        ------
+        LookupError
+            There is no such instance.
+        """
+        self._let(name, lambda one: one.begin("delete", one.delete, user))
