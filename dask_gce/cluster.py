@@ -1,8 +1,9 @@
 """The cluster: what a user makes, scales and closes.
 
 Owns the order of things: what is found out before the first machine, what runs while the cluster
-lives, and that everything is gone afterwards, whichever way it ends. How one machine is made is in
-`blueprint`, how all of them are watched and removed in `fleet`.
+lives, and that everything is gone afterwards, whichever way it ends. How the workers follow the
+plan is in `scaling`, how one machine is made in `blueprint`, how all are watched and removed in
+`fleet`.
 """
 
 from __future__ import annotations
@@ -10,44 +11,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import operator
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from typing import Any
 
 from dask.utils import parse_timedelta
 from distributed.core import Status
-from distributed.deploy.adaptive import Adaptive
 from distributed.deploy.cluster import Cluster
 from distributed.deploy.spec import SpecCluster
+from distributed.objects import SchedulerInfo
 
 from dask_gce import names
-from dask_gce.blueprint import Blueprint
-from dask_gce.compute import Compute
-from dask_gce.errors import GCEError, SettingsError
+from dask_gce.errors import GCEError
 from dask_gce.fleet import Fleet
 from dask_gce.instance import build_insert
-from dask_gce.preparation import prepare
-from dask_gce.scheduler import GCEScheduler
+from dask_gce.preparation import Preparation, prepare
+from dask_gce.scaling import ScalingCluster
+from dask_gce.scheduler import GCEScheduler, answers_at
 from dask_gce.settings import Settings
-from dask_gce.watcher import Watcher
 from dask_gce.worker import GCEWorker
 
 logger = logging.getLogger(__name__)
 
-#: Adaptive defaults for machines that take a minute to boot. Dask's own are made for processes
-#: that start in a second: it would give a VM three seconds to prove that it is needed.
-ADAPTIVE_DEFAULTS: Mapping[str, Any] = {
-    "interval": "5s",
-    "wait_count": 24,
-    "target_duration": "3 minutes",
-}
+#: Seconds between attempts to reach a scheduler that was lost from sight.
+RECONNECT_AFTER = 2.0
 
-#: Seconds until a worker that the scheduler did not let go is asked to go again.
-RETIRE_AGAIN = 2.0
+#: Seconds that a closing scheduler may take to tell its clients and workers so.
+FAREWELL = 2.0
+
+#: Workers that the representation in a notebook lists one by one.
+SHOWN_WORKERS = 20
 
 
-class GCECluster(SpecCluster):
+class GCECluster(ScalingCluster):
     """A Dask cluster on Google Compute Engine.
 
     Every argument that is None comes from the dask config (``gce:`` in YAML or ``DASK_GCE__...``),
@@ -63,8 +59,8 @@ class GCECluster(SpecCluster):
         Zone, or zones in order of preference: the first that offers the machine types is used.
     name : str, optional
         The cluster's name, by which its instances are labelled; a new one by default.
-    machine_type : str, optional
-        Machine type of scheduler and workers.
+    machine_type : str or list of str, optional
+        Machine type of scheduler and workers, or several in order of preference.
     asynchronous : bool
         Whether the cluster is used from a running event loop, with ``await``.
     loop : tornado.ioloop.IOLoop, optional
@@ -109,7 +105,7 @@ class GCECluster(SpecCluster):
         project: str | None = None,
         zone: str | list[str] | None = None,
         name: str | None = None,
-        machine_type: str | None = None,
+        machine_type: str | list[str] | None = None,
         asynchronous: bool = False,
         loop: Any = None,
         silence_logs: bool | int = False,
@@ -119,7 +115,7 @@ class GCECluster(SpecCluster):
         quiet: bool = False,
         **settings: Any,
     ) -> None:
-        self.settings = Settings.load(
+        loaded = Settings.load(
             n_workers=n_workers,
             project=project,
             zone=zone,
@@ -127,32 +123,20 @@ class GCECluster(SpecCluster):
             machine_type=machine_type,
             **settings,
         )
-        #: What went wrong with machines of this cluster so far, oldest first.
-        self.failures: list[GCEError] = []
-        self._failures_before = 0
-        self._compute: Compute | None = None
-        self._fleet: Fleet | None = None
-        self._blueprint: Blueprint | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._retiring: asyncio.Future[Any] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._lost: GCEError | None = None
-        self._kept: set[str] = set()
-        self._watcher = Watcher(
-            workers=lambda: set(self.workers) & set(self.worker_spec),
-            registered=self._registered,
-            drop=self._drop,
-        )
         self._quiet = quiet
-        self._scheduler_name = ""
         # SpecCluster makes its lock when it starts, but needs it to close what never started.
         self._lock = asyncio.Lock()
         try:
             super().__init__(
+                loaded,
+                loaded.name or names.new_cluster_name(),
                 asynchronous=asynchronous,
                 loop=loop,
                 silence_logs=silence_logs,
-                name=self.settings.name or names.new_cluster_name(),
                 shutdown_on_close=shutdown_on_close,
                 scheduler_sync_interval=scheduler_sync_interval,
                 shutdown_scheduler=shutdown_scheduler,
@@ -168,11 +152,13 @@ class GCECluster(SpecCluster):
     async def _start(self) -> None:
         if self.status == Status.running:
             return
-        ended = self.status in (Status.closing, Status.closed)
-        if ended and (self._starting is None or self._starting.done()):
+        if self._starting is None and self._closing is not None:
             raise GCEError(f"Cluster {self.name} is closed; make a new one.")
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._start_once())
+        elif self._starting.done() and not self._starting.cancelled():
+            if self._starting.exception() is None:
+                raise GCEError(f"Cluster {self.name} is closed; make a new one.")
         try:
             await asyncio.shield(self._starting)
         except asyncio.CancelledError:
@@ -186,20 +172,71 @@ class GCECluster(SpecCluster):
 
     async def _start_once(self) -> None:
         self.quiet = self._quiet
+        self.status = Status.starting
         try:
-            fleet = await self._prepare()
+            self._prepared = await prepare(self.settings, self.name)
+            self._begin(self._prepared)
+            await self._scheduler
+            self._log(f"The scheduler is at {self._scheduler.address}")
+            # SpecCluster takes it from here: it finds the scheduler started, and connects.
+            self.status = Status.created
             await super()._start()
-        except RuntimeError as error:
-            # SpecCluster has closed the cluster and wrapped what happened in a RuntimeError.
-            if isinstance(error.__cause__, GCEError):
-                raise error.__cause__ from error.__cause__.__cause__
-            raise
-        except GCEError:
+        except BaseException as error:
             await self._close()
+            cause = error.__cause__
+            if isinstance(error, RuntimeError) and isinstance(cause, Exception):
+                # SpecCluster wraps whatever happened in a RuntimeError.
+                raise cause from cause.__cause__
             raise
-        self._watching = asyncio.ensure_future(self._watcher.run(fleet, self._scheduler_name))
+        self._note_arrival(set(self._registered()))
+
+    def _begin(self, prepared: Preparation) -> None:
+        """Ask for the scheduler's machine and for those of the first workers, side by side."""
+        blueprint = prepared.blueprint
+        self.security = prepared.security
+        cluster = weakref.ref(self)
+        limit = self.settings.max_workers
+        self._fleet = fleet = Fleet(
+            prepared.compute,
+            self.name,
+            blueprint.identity,
+            events=self.events,
+            max_workers=math.inf if limit is None else limit // blueprint.processes,
+            delete_at_exit=self.shutdown_on_close,
+            on_exit=lambda: _abandon(cluster()),
+            changed=self._watcher.disturb,
+        )
+        location = prepared.schedulers.choose()
+        assert location is not None, "nothing is blocked before the first request"
+        self.scheduler = GCEScheduler(
+            name=names.instance_name(self.name, "scheduler"),
+            fleet=fleet,
+            blueprint=blueprint,
+            placement=prepared.schedulers,
+            location=location,
+            moved=self._follow_scheduler,
+        )
+        self.scheduler_spec = {"cls": GCEScheduler, "options": {}}
+        self.new_spec = {
+            "cls": GCEWorker,
+            "options": {"fleet": fleet, "blueprint": blueprint},
+        }
+        if blueprint.suffixes:
+            self.new_spec["group"] = list(blueprint.suffixes)
+        # A worker that could not even be asked for is better found out before the scheduler runs.
+        address = self._scheduler.contact_address
+        build_insert(blueprint.worker("worker", self._choose_location(), address))
+        self._log(
+            f"Starting the scheduler of {self.name}: {location.machine_type} in {location.zone}, "
+            f"project {blueprint.project}"
+        )
+        self._watching = asyncio.ensure_future(
+            self._watcher.run(fleet, lambda: self._scheduler.name)
+        )
         self._watching.add_done_callback(_tell_why_it_ended)
-        self.scale(self.settings.n_workers)
+        self._target = self._machines_for(self.settings.n_workers, adapting=False)
+        self._fill()
+        self._correct_state()
 
     def __await__(self) -> Generator[Any, None, GCECluster]:
         async def started() -> GCECluster:
@@ -218,281 +255,146 @@ class GCECluster(SpecCluster):
     async def __aenter__(self) -> GCECluster:
         return await self
 
-    async def _prepare(self) -> Fleet:
-        """Find out what the machines are made of; nothing is created here."""
-        preparation = await prepare(self.settings, self.name)
-        self._compute, self._blueprint = preparation.compute, preparation.blueprint
-        self.security = preparation.security
-        cluster = weakref.ref(self)
-        fleet = self._fleet = Fleet(
-            self._compute,
-            self.name,
-            self._blueprint.zone,
-            self._blueprint.identity,
-            delete_at_exit=self.shutdown_on_close,
-            on_exit=lambda: _abandon(cluster()),
-        )
-        self._scheduler_name = names.instance_name(self.name, "scheduler")
-        # A worker that could not even be asked for is better found out before the scheduler runs.
-        build_insert(self._blueprint.worker("worker", self._blueprint.address("scheduler")))
-        parts = {"fleet": fleet, "blueprint": self._blueprint}
-        self.scheduler_spec = {
-            "cls": GCEScheduler,
-            "options": {**parts, "name": self._scheduler_name},
-        }
-        self.new_spec = {"cls": GCEWorker, "options": parts}
-        self._log(
-            f"Starting the scheduler of {self.name}: {self.settings.scheduler_machine_type} "
-            f"in {self._blueprint.zone}, project {self._blueprint.project}"
-        )
-        return fleet
-
     # -- while it runs ----------------------------------------------------------------------------
 
-    def _new_worker_name(self, worker_number: int) -> str:
-        return names.instance_name(self.name, "worker")
-
-    def _correct_state(self) -> asyncio.Future[None]:
-        # Several may wait for one correction; one that is cancelled does not take it with it.
-        return asyncio.shield(super()._correct_state())
-
-    async def _correct_state_internal(self) -> None:
-        """Make the workers what `worker_spec` says.
-
-        Differs from SpecCluster's in that workers are retired by name (it passes names where
-        addresses are expected, and retires nobody), that one whom the scheduler does not let go is
-        kept, that those being started are visible at once, and that one that cannot be started
-        does not keep the others from starting.
-        """
-        async with self._lock:
-            self._correct_state_waiting = None
-            surplus = set(self.workers) - set(self.worker_spec)
-            failed = {failure.name for failure in self.failures if hasattr(failure, "name")}
-            kept = await self._retire(surplus & self._registered() - failed)
-            if kept:
-                if not kept <= self._kept:
-                    self._log(
-                        f"{len(kept)} workers hold results that fit nowhere else; their machines "
-                        "are kept until the results are released."
-                    )
-                asyncio.get_running_loop().call_later(RETIRE_AGAIN, self._retire_again)
-            self._kept = kept
-            await asyncio.gather(*map(self._remove_worker, surplus - kept))
-            await self._add_workers(set(self.worker_spec) - set(self.workers))
-        self._watcher.disturb()
-
-    def _retire_again(self) -> None:
-        if self.status == Status.running:
-            self._correct_state()
-
-    async def _retire(self, surplus: set[str]) -> set[str]:
-        """Have the scheduler move workers' results elsewhere; return whom it did not let go."""
-        if not surplus or self.status != Status.running or self.scheduler_comm is None:
-            return set()
-        # close() cancels this: who closes a cluster does not wait for its results to move.
-        self._retiring = asyncio.ensure_future(
-            self.scheduler_comm.retire_workers(names=list(surplus), close_workers=True)
-        )
-        await asyncio.wait({self._retiring})
-        if self._retiring.cancelled():
-            return set()
-        if (error := self._retiring.exception()) is not None:
-            logger.warning("The scheduler could not retire %d workers: %s", len(surplus), error)
-            return surplus & self._registered()
-        retired = {str(worker["name"]) for worker in self._retiring.result().values()}
-        return (surplus - retired) & self._registered()
-
-    async def _remove_worker(self, name: str) -> None:
-        await self.workers[name].close()
-        self.workers.pop(name, None)
-
-    async def _add_workers(self, missing: set[str]) -> None:
-        # Known before the scheduler exists; self.scheduler may not have started yet.
-        scheduler = self._plan().address(self._scheduler_name)
-
-        async def add(name: str) -> None:
-            spec = self.worker_spec[name]
-            try:
-                worker = spec["cls"](scheduler, **{"name": name, **spec.get("options", {})})
-                worker._cluster = weakref.ref(self)
-                self._created.add(worker)
-                self.workers[name] = worker
-                await worker
-            except GCEError as error:
-                self._drop(name, error)
-
-        await asyncio.gather(*map(add, missing))
-
     def _drop(self, name: str, failure: GCEError) -> None:
-        """Take a worker that failed out of the plan, and remember why."""
-        if name == self._scheduler_name:
-            if self._lost is None:
-                self._lost = failure
-                self.failures.append(failure)
-                self._log(str(failure))
-            return
-        if self.worker_spec.pop(name, None) is None:
-            return  # it was on its way out, or has been reported
-        self.failures.append(failure)
-        self._log(str(failure))
-        # Soon, not now: this may be called while the lock is held.
-        asyncio.get_running_loop().call_soon(self._correct_state)
-
-    def _registered(self) -> set[str]:
-        return {str(worker["name"]) for worker in self.scheduler_info["workers"].values()}
-
-    def _update_worker_status(self, op: str, msg: Any) -> None:
-        # Not SpecCluster's, which would close a lost worker but leave it in the plan.
-        Cluster._update_worker_status(self, op, msg)
-        self._watcher.disturb()
+        """Take a machine that failed out of the plan; without its scheduler the cluster is lost."""
+        scheduler = self._scheduler
+        if name != scheduler.name:
+            super()._drop(name, failure)
+        elif self.status == Status.starting:
+            scheduler.failure = failure  # its start() raises it
+        elif self._lost is None:
+            self._lost = failure
+            self.failures.append(failure)
+            self.events.note(name, "lost", str(failure).partition("\n")[0])
+            self._log(str(failure))
 
     async def _watch_worker_status(self, comm: Any) -> None:
         await super()._watch_worker_status(comm)
-        # The scheduler has gone, or we have.
-        self._watcher.disturb()
+        # The scheduler has gone, or the network has, or we have.
+        if self.status == Status.running:
+            self._watcher.disturb()
+            self._spawn(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        """Listen to the scheduler again, as after a laptop's sleep, unless it is gone."""
+        scheduler, rpc = self._scheduler, self.scheduler_comm
+        self.events.note(scheduler.name, "disconnected")
+        host, _, port = str(scheduler.address).rpartition("://")[2].rpartition(":")
+        while self.status == Status.running and self._lost is None and rpc is not None:
+            if await answers_at(host, int(port)):
+                try:
+                    comm = await rpc.live_comm()
+                    comm.name = "Cluster worker status"
+                    await comm.write({"op": "subscribe_worker_status"})
+                    self.scheduler_info = SchedulerInfo(await comm.read())
+                except OSError as error:
+                    logger.info("The scheduler does not answer yet: %s", error)
+                else:
+                    self._watch_worker_status_comm = comm
+                    self._watch_worker_status_task = asyncio.ensure_future(
+                        self._watch_worker_status(comm)
+                    )
+                    self.events.note(scheduler.name, "reconnected")
+                    self._note_arrival(set(self._registered()))
+                    self._watcher.disturb()
+                    return
+            await asyncio.sleep(RECONNECT_AFTER)
 
     async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
         loop = asyncio.get_running_loop()
         seconds = parse_timedelta(timeout) if timeout else None
         deadline = math.inf if seconds is None else loop.time() + seconds
+        # From what the scheduler has told: asking it each time costs a tenth of a core.
         while (count := len(self.scheduler_info["workers"])) < n_workers:
             if self._lost is not None:
                 raise self._lost
-            # Nobody asks for a failed worker again until the next scale().
-            if len(self.failures) > self._failures_before and len(self.worker_spec) < n_workers:
-                raise self.failures[-1]
+            if self._recovery.exhausted is not None:
+                raise self._recovery.exhausted
+            if self._closing is not None:
+                raise GCEError(f"Cluster {self.name} was closed; {count} workers had arrived.")
             if loop.time() > deadline:
                 raise asyncio.TimeoutError(
                     f"Only {count} of {n_workers} workers of {self.name} arrived within "
                     f"{seconds:g} s; {len(self._fleet.waiting) if self._fleet else 0} machines are "
-                    "still on their way."
+                    f"still on their way, {len(self.failures)} have failed (see cluster.events)."
                 )
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
 
-    # -- scaling ----------------------------------------------------------------------------------
-
-    def scale(self, n: int = 0, memory: int | str | None = None, cores: int | None = None) -> Any:
-        """Scale to a number of workers; returns at once, machines follow.
-
-        Parameters
-        ----------
-        n : int
-            Number of workers.
-        memory : int or str, optional
-            As many workers as have this much memory together, in bytes or as ``"100 GB"``.
-        cores : int, optional
-            As many workers as have this many threads together.
-
-        Returns
-        -------
-        awaitable or None
-            Something to await when the cluster is asynchronous.
-
-        Raises
-        ------
-        SettingsError
-            If the number is not a whole number from zero on.
-        """
-        self._failures_before = len(self.failures)
-        return super().scale(_whole_number(n), memory=memory, cores=cores)
-
-    def _threads_per_worker(self) -> int:
-        return self._plan().nthreads
-
-    def _memory_per_worker(self) -> int:
-        return self._plan().memory
-
-    def _plan(self) -> Blueprint:
-        if self._blueprint is None:
-            raise GCEError(f"Cluster {self.name} has not started; await it before you scale it.")
-        return self._blueprint
-
-    def adapt(
-        self,
-        Adaptive: type[Adaptive] = Adaptive,
-        minimum: float = 0,
-        maximum: float = math.inf,
-        minimum_cores: int | None = None,
-        maximum_cores: int | None = None,
-        minimum_memory: str | None = None,
-        maximum_memory: str | None = None,
-        **options: Any,
-    ) -> Adaptive:
-        """Let the number of workers follow the work.
-
-        Parameters
-        ----------
-        Adaptive : type
-            Class that decides, :class:`distributed.deploy.Adaptive` or one of your own.
-        minimum : int
-            Fewest workers.
-        maximum : int
-            Most workers.
-        minimum_cores : int, optional
-            Fewest threads, over all workers.
-        maximum_cores : int, optional
-            Most threads, over all workers.
-        minimum_memory : str, optional
-            Least memory, over all workers, such as ``"10 GB"``.
-        maximum_memory : str, optional
-            Most memory, over all workers.
-        **options
-            What the class takes. Unless given, a decision is made every 5 s (``interval``), a
-            worker goes when it was idle at 24 of them (``wait_count``), and workers are added for
-            work that would take longer than 3 minutes (``target_duration``): machines take a minute
-            to boot and are billed for at least one.
-
-        Returns
-        -------
-        Adaptive
-            The object that decides.
-        """
-        # Cluster keeps the options of earlier calls, so that two calls would be mixed.
-        self._adaptive_options: dict[str, Any] = {}
-        return super().adapt(
-            Adaptive,
-            minimum,
-            maximum,
-            minimum_cores,
-            maximum_cores,
-            minimum_memory,
-            maximum_memory,
-            **{**ADAPTIVE_DEFAULTS, **options},
-        )
+    def _repr_html_(self, cluster_status: Any = None) -> Any:
+        # The list of workers is made on the event loop, where a thousand would stop everything.
+        info = self.scheduler_info
+        if len(info["workers"]) <= SHOWN_WORKERS:
+            return super()._repr_html_(cluster_status)
+        shown = dict(list(info["workers"].items())[:SHOWN_WORKERS])
+        self.scheduler_info = SchedulerInfo({**info, "workers": shown})
+        try:
+            return super()._repr_html_(cluster_status)
+        finally:
+            self.scheduler_info = info
 
     # -- ending -----------------------------------------------------------------------------------
 
     async def _close(self) -> None:
         if self.status == Status.closed:
             return
-        starting = self._starting is asyncio.current_task()
-        if not starting:
-            await _end(self._starting)
-        await _end(self._watching)
-        if self._retiring is not None:
-            self._retiring.cancel()
+        ended = self._closing is not None and self._closing.done()
+        if self._closing is None or ended:
+            starting = self._starting is asyncio.current_task()
+            self._closing = asyncio.ensure_future(self._close_once(starting))
+        # Whoever waits no longer does not leave half a cluster behind.
+        await asyncio.shield(self._closing)
+
+    async def _close_once(self, starting: bool) -> None:
+        """Delete every machine; what the scheduler still has to say is not waited for long."""
+        connected = self.status == Status.running and self._lost is None
+        self.status = Status.closing
+        if self._adaptive is not None:
+            self._adaptive.stop()
+        if self._restoring is not None:
+            self._restoring.cancel()
+        self.worker_spec.clear()
+        for task in (None if starting else self._starting, self._watching, *self._tasks):
+            await _end(task)
         listening = self._watch_worker_status_task
-        if self._lost is not None or (listening is not None and listening.done()):
+        if listening is not None and listening.done():
             # Nothing to say to a scheduler that is gone; connecting would take half a minute.
-            self.shutdown_scheduler = False
+            connected = False
+        farewell = asyncio.ensure_future(self._say_farewell(connected))
         try:
-            await super()._close()
+            if self._fleet is not None:
+                await self._fleet.delete_all()
+        except GCEError as error:
+            if not starting:
+                raise
+            # The error that made the start fail is the one to raise.
+            logger.error("%s", error)
         finally:
+            await asyncio.wait({farewell}, timeout=FAREWELL)
+            await _end(farewell)
+            await self._release()
+
+    async def _say_farewell(self, connected: bool) -> None:
+        """Let the scheduler tell its clients and workers that it ends."""
+        if connected and self.shutdown_scheduler and self.scheduler_comm is not None:
             try:
-                await self._release()
-            except GCEError as error:
-                if not starting:
-                    raise
-                # The error that made the start fail is the one to raise.
-                logger.error("%s", error)
+                await self.scheduler_comm.terminate()
+            except OSError as error:
+                logger.info("The scheduler was gone already: %s", error)
 
     async def _release(self) -> None:
-        """Give back all that the cluster holds, whatever state it was in."""
-        fleet, compute = self._fleet, self._compute
-        if fleet is not None:
-            await fleet.delete_all()
-        if compute is not None:
-            await compute.close()
+        """Give back all that is left: objects, connections, threads."""
+        for process in [*self._created, *([self.scheduler] if self.scheduler else [])]:
+            # Their machines are deleted, all together.
+            process.status = Status.closed
+            process._event_finished.set()
+        self.workers.clear()
+        # SpecCluster would close all over again; from this status on it only lets go.
+        self.status = Status.closing_gracefully
+        await super()._close()
+        if self._prepared is not None:
+            await self._prepared.compute.close()
 
 
 def _abandon(cluster: GCECluster | None) -> None:
@@ -502,7 +404,7 @@ def _abandon(cluster: GCECluster | None) -> None:
         cluster.status = Status.closed
 
 
-async def _end(task: asyncio.Task[None] | None) -> None:
+async def _end(task: asyncio.Future[Any] | None) -> None:
     """Cancel a task and wait for its end; again, since a cancellation can be swallowed."""
     while task is not None and not task.done():
         task.cancel()
@@ -511,16 +413,4 @@ async def _end(task: asyncio.Task[None] | None) -> None:
 
 def _tell_why_it_ended(watching: asyncio.Task[None]) -> None:
     if not watching.cancelled() and (error := watching.exception()) is not None:
-        logger.error("The cluster's workers are no longer watched.", exc_info=error)
-
-
-def _whole_number(n: Any) -> int:
-    try:
-        number = operator.index(n)
-    except TypeError:
-        number = -1
-    if number < 0 or isinstance(n, bool):
-        raise SettingsError(
-            f"scale(n={n!r}): the number of workers is a whole number from 0 on.", key="n"
-        )
-    return number
+        logger.error("The cluster's machines are no longer watched.", exc_info=error)

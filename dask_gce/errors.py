@@ -12,6 +12,7 @@
     |  +- OutOfCapacity
     +- InstanceError                .name .zone .phase .serial_tail
     |  +- StartTimeout  InstanceLost
+    +- WorkersFailed
     +- TunnelError                  .code
 
 Which class is raised follows from an HTTP status, a reason or an operation's error code, never from
@@ -42,6 +43,7 @@ __all__ = [
     "StartTimeout",
     "TransportError",
     "TunnelError",
+    "WorkersFailed",
 ]
 
 
@@ -229,6 +231,10 @@ class StartTimeout(InstanceError):
 
 class InstanceLost(InstanceError):
     """An instance is gone that should be there."""
+
+
+class WorkersFailed(GCEError):
+    """Workers failed to start so many times in a row that no more are started."""
 
 
 class TunnelError(GCEError):

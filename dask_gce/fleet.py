@@ -1,9 +1,9 @@
 """The machines of one cluster as one thing: made, watched and removed.
 
 Owns the record of every instance the cluster asked for, written before the call that creates it,
-and the ways it goes away: in order, after a failure, and when the interpreter ends. It judges
-machines only by what Compute Engine and the machine itself say; what the scheduler knows of the
-workers is told by its callers.
+and the judgement which of them have failed. It judges machines only by what Compute Engine and the
+machine itself say; what the scheduler knows of the workers is told by its callers. How instances
+are asked for is in `insertion`, how they go away in `removal`.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Collection
 
 from dask_gce import names
 from dask_gce.compute import Compute
-from dask_gce.errors import (
-    APIError,
-    GCEError,
-    InstanceError,
-    InstanceLost,
-    OperationError,
-    ServerFault,
-    StartTimeout,
-)
+from dask_gce.errors import GCEError, InstanceError, InstanceLost, OperationError, StartTimeout
+from dask_gce.events import EventLog
 from dask_gce.exit import at_exit, not_at_exit
-from dask_gce.instance import InstanceSpec, build_insert, parse_instance
+from dask_gce.insertion import Insertion
+from dask_gce.instance import Instance, InstanceSpec, parse_instance
 from dask_gce.member import Member
+from dask_gce.operation import explain_end
+from dask_gce.removal import Removal
 
 logger = logging.getLogger(__name__)
 
 #: How many machines are asked for their boot phase per look. Each answer is a call of its own, so
 #: without a limit the cost of looking would grow with the number of workers.
-PHASES_PER_LOOK = 8
+PHASES_PER_LOOK = 2
+
+#: Seconds after which a running machine that does not report is asked for its boot phase.
+PHASE_AFTER = 5.0
 
 #: How many lists in a row must lack an instance before it is believed gone: lists lag behind.
 MISSES = 3
 
-#: Seconds the interpreter's exit may take to delete what is left.
-EXIT_TIMEOUT = 60
+#: Of how many machines that fail at once the consoles are read; the reason is mostly the same.
+DETAILED = 4
 
 
 class Fleet:
@@ -51,37 +51,54 @@ class Fleet:
         The Compute API.
     cluster : str
         The cluster's name, by whose label its instances are found.
-    zone : str
-        The zone of its instances.
     identity : str
         What tells it from other clusters of that name: the label that all its instances carry.
+    events : EventLog
+        Where what happens is noted.
+    max_workers : float
+        How many worker instances there may be at a time.
     delete_at_exit : bool
         Whether to delete what is left when the interpreter ends.
     on_exit : callable, optional
         Called after that.
+    changed : callable, optional
+        Called when a look is worth while.
     """
 
     def __init__(
         self,
         compute: Compute,
         cluster: str,
-        zone: str,
         identity: str,
         *,
+        events: EventLog | None = None,
+        max_workers: float = math.inf,
         delete_at_exit: bool = True,
         on_exit: Callable[[], None] | None = None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.compute = compute
         self.cluster = cluster
-        self.zone = zone
+        self.events = EventLog() if events is None else events
         self.members: dict[str, Member] = {}
         self.on_exit = on_exit
+        self.max_workers = max_workers
+        self._changed = changed
         self._label = names.label_filter({names.CLUSTER_LABEL: cluster, names.ID_LABEL: identity})
+        # Every zone in which something was asked for: what is left there must be found too.
+        self._zones: set[str] = set()
+        self._unreachable: frozenset[str] = frozenset()
+        self._held: list[Member] = []
+        self._insertion = Insertion(compute, changed)
+        self._removal = Removal(compute, cluster, self._label, lambda: self._zones)
+        self._ended = False
         if delete_at_exit:
             at_exit(self, self._end)
 
-    async def insert(self, spec: InstanceSpec, timeout: float) -> Member:
-        """Ask for an instance; returns when Compute Engine has accepted the request.
+    # -- making -----------------------------------------------------------------------------------
+
+    def request(self, spec: InstanceSpec, timeout: float) -> asyncio.Future[None]:
+        """Ask for an instance, in one call with all that are asked for in this turn of the loop.
 
         Asking again for the same name is the same request.
 
@@ -94,28 +111,53 @@ class Fleet:
 
         Returns
         -------
-        Member
-            The record of it.
-
-        Raises
-        ------
-        GCEError
-            If the request was refused or did not get through.
+        asyncio.Future
+            Done when Compute Engine has accepted the request; fails with a GCEError when it was
+            refused.
         """
-        member = self.members.setdefault(spec.name, Member(spec, timeout))
-        if member.call is None:
-            insert = self.compute.insert_instance(
-                spec.zone, build_insert(spec), request_id=member.request_id
-            )
-            member.call = asyncio.ensure_future(insert)
-        try:
-            member.operation = await asyncio.shield(member.call)
-        except ServerFault:
-            raise  # it may exist all the same, so it stays on record
-        except APIError:
-            self.members.pop(spec.name, None)
-            raise
-        return member
+        member = self.members.get(spec.name)
+        if member is None:
+            if self._ended:
+                raise GCEError(f"Cluster {self.cluster} is closed and makes no {spec.name}.")
+            member = self.members[spec.name] = Member(spec, timeout)
+            self._zones.add(spec.zone)
+            if self.max_workers < math.inf and _is_worker(spec):
+                member.accepted = asyncio.get_running_loop().create_future()
+                self._held.append(member)
+                self._changed()
+                return member.accepted
+            return self._insertion.add(member)
+        if member.accepted is not None:
+            return member.accepted
+        accepted = asyncio.get_running_loop().create_future()
+        if member.failure is not None:
+            accepted.set_exception(member.failure)
+        else:
+            accepted.set_result(None)
+        return accepted
+
+    def _release(self, found: Collection[Instance]) -> None:
+        """Ask for those that were held back, as many as the cap allows by the cloud's own count."""
+        if not self._held:
+            return
+        there = {(each.zone, each.name) for each in found if not each.ended}
+        there |= {
+            (member.zone, member.name)
+            for member in self.members.values()
+            # Asked for, but not listed yet; or in a zone that does not tell.
+            if (member.batch is not None and not member.never_was and not _is_gone(member))
+            or member.zone in self._unreachable
+        }
+        schedulers = {
+            (each.zone, each.name) for each in self.members.values() if not _is_worker(each.spec)
+        }
+        held = {(each.zone, each.name) for each in self._held}
+        room = int(self.max_workers) - len(there - schedulers - held)
+        for member in self._held[: max(0, room)]:
+            self._insertion.add(member)
+        del self._held[: max(0, room)]
+
+    # -- watching ---------------------------------------------------------------------------------
 
     async def look(self) -> None:
         """See what state all instances are in, with one call.
@@ -126,12 +168,31 @@ class Fleet:
             If Compute Engine did not answer. Nothing is known then; nothing is gone.
         """
         started = time.monotonic()
-        found = await self.compute.list_instances(self.zone, self._label)
-        seen = {instance.name: instance for instance in map(parse_instance, found)}
+        if len(self._zones) == 1:
+            (zone,) = self._zones
+            listed = await self.compute.list_instances(zone, self._label)
+            unreachable: frozenset[str] = frozenset()
+        else:
+            listed, unreachable = await self.compute.aggregated_list_instances(self._label)
+        self._note_unreachable(unreachable & self._zones)
+        found = [parse_instance(each) for each in listed]
+        seen = {(instance.zone, instance.name): instance for instance in found}
         for member in self.members.values():
-            if member.inserted < started:
-                member.instance = seen.get(member.name)
-                member.missed = 0 if member.instance else member.missed + 1
+            batch = member.batch
+            if member.zone in unreachable or batch is None or batch.accepted_at > started:
+                continue
+            was_running = member.running_since is not None
+            member.see(seen.get((member.zone, member.name)))
+            if member.running_since is not None and not was_running:
+                self.events.note(member.name, "running")
+        self._removal.review(found, self.members.keys())
+        self._release(found)
+
+    def _note_unreachable(self, zones: frozenset[str]) -> None:
+        for zone in sorted(zones - self._unreachable):
+            why = f"zone {zone} does not answer; its instances are taken for what they were"
+            self.events.note(self.cluster, "unknown", why)
+        self._unreachable = zones
 
     def mark_ready(self, name: str) -> None:
         """Note that an instance does what it was made for.
@@ -141,8 +202,10 @@ class Fleet:
         name : str
             The instance's name.
         """
-        if name in self.members:
-            self.members[name].ready = True
+        member = self.members.get(name)
+        if member is not None and member.ready_since is None:
+            member.ready_since = time.monotonic()
+            self.events.note(name, "ready")
 
     @property
     def waiting(self) -> list[str]:
@@ -151,8 +214,15 @@ class Fleet:
 
     @property
     def unsettled(self) -> bool:
-        """Whether some instance is on its way, or was there and is missed."""
-        return any(not member.ready or member.missed for member in self.members.values())
+        """Whether some instance is on its way in or out, or was there and is missed."""
+        return self._removal.going_on or any(
+            not member.ready or member.missed for member in self.members.values()
+        )
+
+    @property
+    def following(self) -> bool:
+        """Whether the end of an insert will be told, so that looking before is of little use."""
+        return self._insertion.following
 
     async def check(self, only: Collection[str]) -> list[InstanceError]:
         """Find instances that have failed, after a :meth:`look`.
@@ -165,49 +235,78 @@ class Fleet:
         Returns
         -------
         list of InstanceError
-            One for each instance that failed, with its boot phase and the end of its console.
+            One for each instance that failed, with the reason, its boot phase and the end of its
+            console.
         """
-        waiting = []
-        failures: list[InstanceError] = []
+        verdicts: list[tuple[Member, type[InstanceError], str]] = []
+        silent: list[Member] = []
+        now = time.monotonic()
         for member in [self.members[name] for name in only if name in self.members]:
-            if (failure := await self._judge(member)) is not None:
-                failures.append(failure)
-            elif not member.ready and member.instance and member.instance.status == "RUNNING":
-                waiting.append(member)
+            if (verdict := self._judge(member, now)) is not None:
+                verdicts.append((member, *verdict))
+            elif _is_silent(member, now):
+                silent.append(member)
+            if member.missed >= MISSES and member.batch is not None and not member.batch.ended:
+                await self._look_at_operation(member)
         # The longest silent first, a few at a time.
-        waiting.sort(key=lambda member: (member.asked, member.inserted))
-        for member in waiting[:PHASES_PER_LOOK]:
+        silent.sort(key=lambda member: (member.asked, member.inserted))
+        for member in silent[:PHASES_PER_LOOK]:
             await member.read_phase(self.compute)
             if member.phase.startswith("failed"):
-                failures.append(await member.failure(InstanceError, member.phase, self.compute))
-        return failures
+                verdicts.append((member, InstanceError, member.phase))
+        reasons = await self._reasons(
+            [member for member, cls, _ in verdicts if cls is InstanceLost]
+        )
+        return [
+            await member.failed(
+                cls,
+                f"{what}: {reasons[member.name]}" if reasons.get(member.name) else what,
+                self.compute,
+                detailed=number < DETAILED,
+            )
+            for number, (member, cls, what) in enumerate(verdicts)
+        ]
 
-    async def _judge(self, member: Member) -> InstanceError | None:
-        waited = time.monotonic() - member.inserted
+    def _judge(self, member: Member, now: float) -> tuple[type[InstanceError], str] | None:
+        if member.failure is not None:
+            return InstanceError, member.failure.message.rstrip(".")
         if member.instance is not None and member.instance.ended:
-            what = f"it is {member.instance.status}"
-            return await member.failure(InstanceLost, what, self.compute)
-        if member.missed and (failure := await self._judge_missing(member)) is not None:
-            return failure
-        if not member.ready and waited > member.timeout:
-            what = f"it was not ready within {member.timeout:g} s"
-            return await member.failure(StartTimeout, what, self.compute)
+            return InstanceLost, f"it is {member.instance.status}"
+        if member.missed >= MISSES and member.batch is not None and member.batch.ended:
+            return InstanceLost, "it no longer exists"
+        if not member.ready and now - member.inserted > member.timeout:
+            if member in self._held:
+                what = f"max_workers = {self.max_workers:g} left no room for it"
+                return StartTimeout, f"{what} within {member.timeout:g} s"
+            return StartTimeout, f"it was not ready within {member.timeout:g} s"
         return None
 
-    async def _judge_missing(self, member: Member) -> InstanceError | None:
-        if member.operation is None:
-            return None
+    async def _look_at_operation(self, member: Member) -> None:
+        """Learn whether the operation of an insert that nobody waits for has ended."""
+        batch = member.batch
+        if batch is None or batch.operation is None:
+            return
         try:
-            operation = await self.compute.get_operation(member.operation)
+            batch.ended = (await self.compute.get_operation(batch.operation)).done
         except OperationError as error:
-            failure = await member.failure(InstanceError, error.message, self.compute)
-            failure.__cause__ = error
-            return failure
-        except GCEError:
-            return None  # unknown is not gone
-        if operation.done and member.missed >= MISSES:
-            return await member.failure(InstanceLost, "it no longer exists", self.compute)
-        return None
+            batch.ended = True
+            member.failure = error
+        except GCEError as error:
+            # Unknown is not gone.
+            logger.info("It is not known how an insert went: %s", error)
+
+    async def _reasons(self, lost: Collection[Member]) -> dict[str, str]:
+        """Ask who ended instances: the operations tell."""
+        reasons = {}
+        for zone in {member.zone for member in lost}:
+            found = [member.name for member in lost if member.zone == zone]
+            # The reason is a help, not a need.
+            with contextlib.suppress(GCEError):
+                operations = await self.compute.list_instance_operations(zone, found)
+                reasons.update({name: explain_end(operations, name) for name in found})
+        return reasons
+
+    # -- removing ---------------------------------------------------------------------------------
 
     async def delete(self, name: str) -> None:
         """Delete an instance and forget it. One that is gone already is no error.
@@ -220,21 +319,16 @@ class Fleet:
         Raises
         ------
         GCEError
-            If Compute Engine refused; the instance stays on record and :meth:`delete_all` tries
-            again.
+            If Compute Engine refused; the instance is deleted again later, and by
+            :meth:`delete_all`.
         """
         member = self.members.get(name)
         if member is None:
             return
-        if member.call is not None:
-            with contextlib.suppress(GCEError):
-                member.operation = await asyncio.shield(member.call)
-        deleting = await self.compute.delete_instance(member.spec.zone, name)
-        if deleting is None and member.operation is not None:
-            # Not there, or not there yet: an accepted insert may still be on its way.
-            with contextlib.suppress(OperationError):
-                await self.compute.wait_operation(member.operation, EXIT_TIMEOUT)
-                await self.compute.delete_instance(member.spec.zone, name)
+        if member in self._held:
+            self._held.remove(member)
+        if not self._insertion.remove(member):
+            await self._removal.delete(member)
         self.members.pop(name, None)
 
     async def delete_all(self) -> None:
@@ -246,18 +340,12 @@ class Fleet:
             If it is not certain that all are deleted, with the commands that tell and do it by
             hand. Then the interpreter's exit tries again.
         """
-        known = list(self.members)
-        results = await asyncio.gather(*map(self.delete, known), return_exceptions=True)
-        causes = [result for result in results if isinstance(result, BaseException)]
-        try:
-            listed = await self.compute.list_instances(self.zone, self._label)
-            for instance in map(parse_instance, listed):
-                if instance.name not in known:
-                    await self.compute.delete_instance(self.zone, instance.name)
-        except GCEError as error:
-            causes.append(error)
-        if causes:
-            raise GCEError(f"{causes[0]}\n{self._by_hand()}") from causes[0]
+        self._ended = True
+        self._held.clear()
+        await self._insertion.stop()
+        if self._zones:
+            await self._removal.delete_all(list(self.members.values()))
+        self.members.clear()
         not_at_exit(self)
 
     def delete_now(self) -> None:
@@ -266,43 +354,10 @@ class Fleet:
         For the interpreter's exit, when loops and thread pools no longer work. Returns when the
         requests are accepted, not when the instances are gone.
         """
-        # The scheduler first: workers that have lost it end by themselves.
-        found = sorted(self.members, key=self._is_worker)
-        deadline = time.monotonic() + EXIT_TIMEOUT + len(found)
-        causes: list[GCEError] = []
-        try:
-            listed = self.compute.list_instances_now(self.zone, self._label, deadline=deadline)
-            found += [each.name for each in map(parse_instance, listed) if each.name not in found]
-        except GCEError as error:
-            causes.append(error)
-        for name in found:
-            try:
-                self.compute.delete_instance_now(self.zone, name, deadline=deadline)
-            except GCEError as error:
-                causes.append(error)
-            else:
-                self.members.pop(name, None)
-        if causes:
-            logger.error("%s\n%s", causes[0], self._by_hand())
+        self._ended = True
+        if self._zones and self._removal.delete_now(list(self.members.values())):
+            self.members.clear()
         not_at_exit(self)
-
-    def _is_worker(self, name: str) -> bool:
-        return self.members[name].spec.labels.get(names.ROLE_LABEL) == "worker"
-
-    def _by_hand(self) -> str:
-        """Tell how to find and delete what may be left."""
-        project = self.compute.project
-        lines = [
-            f"Instances of cluster {self.cluster} may be left, and cost money. List them:",
-            f"gcloud compute instances list --project {project} "
-            f"--filter=labels.{names.CLUSTER_LABEL}={self.cluster}",
-        ]
-        if self.members:
-            lines.append(
-                f"Delete those known: gcloud compute instances delete {' '.join(self.members)} "
-                f"--zone {self.zone} --project {project}"
-            )
-        return "\n".join(lines)
 
     def _end(self) -> None:
         try:
@@ -310,3 +365,19 @@ class Fleet:
         finally:
             if self.on_exit is not None:
                 self.on_exit()
+
+
+def _is_worker(spec: InstanceSpec) -> bool:
+    return spec.labels.get(names.ROLE_LABEL) == "worker"
+
+
+def _is_gone(member: Member) -> bool:
+    return member.missed >= MISSES or (member.instance is not None and member.instance.ended)
+
+
+def _is_silent(member: Member, now: float) -> bool:
+    return (
+        not member.ready
+        and member.running_since is not None
+        and now - member.running_since > PHASE_AFTER
+    )

@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from dataclasses import dataclass, field
 
 from dask_gce import names
+from dask_gce.batch import Batch
 from dask_gce.compute import Compute
-from dask_gce.errors import GCEError, InstanceError, InstanceLost, StartTimeout
+from dask_gce.errors import GCEError, InstanceError, InstanceLost, OperationError, StartTimeout
 from dask_gce.instance import Instance, InstanceSpec
-from dask_gce.operation import Operation
 from dask_gce.startup import PHASE_KEY, PHASE_NAMESPACE
 
 #: Lines of the serial console that an error carries.
 TAIL_LINES = 25
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class Member:
     """One instance of the fleet, from the moment it is decided until it is gone.
 
@@ -33,42 +32,78 @@ class Member:
         What was asked for.
     timeout : float
         Seconds it may take until it is ready.
-    request_id : str
-        Makes the insert safe to repeat.
     inserted : float
         When it was asked for, on the monotonic clock.
-    call : asyncio.Task or None
-        The insert's call. It is never cancelled: it may create something all the same.
-    operation : Operation or None
-        The insert's operation, once accepted.
+    accepted : asyncio.Future or None
+        Done when Compute Engine has accepted the request, or refused it; None after that.
+    batch : Batch or None
+        The request that it went out with.
+    failure : GCEError or None
+        Why it was refused, or why its operation failed.
     instance : Instance or None
         What the last look saw of it.
+    running_since : float or None
+        When it was first seen RUNNING.
+    ready_since : float or None
+        When it first did what it was made for.
     phase : str
         The last boot phase it reported.
     missed : int
         How many looks in a row did not find it.
     asked : int
         How often its boot phase was asked for.
-    ready : bool
-        Whether it has been ready once.
     """
 
     spec: InstanceSpec
     timeout: float
-    request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     inserted: float = field(default_factory=time.monotonic)
-    call: asyncio.Task[Operation] | None = None
-    operation: Operation | None = None
+    accepted: asyncio.Future[None] | None = None
+    batch: Batch | None = None
+    failure: GCEError | None = None
     instance: Instance | None = None
+    running_since: float | None = None
+    ready_since: float | None = None
     phase: str = ""
     missed: int = 0
     asked: int = 0
-    ready: bool = False
 
     @property
     def name(self) -> str:
         """The instance's name."""
         return self.spec.name
+
+    @property
+    def zone(self) -> str:
+        """The instance's zone."""
+        return self.spec.zone
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has been ready once."""
+        return self.ready_since is not None
+
+    @property
+    def never_was(self) -> bool:
+        """Whether it is certain that the instance was not created."""
+        if self.instance is not None:
+            return False
+        return isinstance(self.failure, OperationError) or self.batch is None or not self.batch.sent
+
+    def see(self, instance: Instance | None) -> None:
+        """Take note of what a look found.
+
+        Parameters
+        ----------
+        instance : Instance or None
+            The instance, or None when it was not there.
+        """
+        if instance is None:
+            self.missed += 1
+            return
+        self.missed = 0
+        self.instance = instance
+        if self.running_since is None and instance.status == "RUNNING":
+            self.running_since = time.monotonic()
 
     async def read_phase(self, compute: Compute) -> None:
         """Ask the instance how far its boot has come; no answer changes nothing.
@@ -81,11 +116,13 @@ class Member:
         self.asked += 1
         with contextlib.suppress(GCEError):
             attributes = await compute.get_guest_attributes(
-                self.spec.zone, self.name, f"{PHASE_NAMESPACE}/"
+                self.zone, self.name, f"{PHASE_NAMESPACE}/"
             )
             self.phase = attributes.get(PHASE_KEY, self.phase)
 
-    async def failure(self, cls: type[InstanceError], what: str, compute: Compute) -> InstanceError:
+    async def failed(
+        self, cls: type[InstanceError], what: str, compute: Compute, *, detailed: bool = True
+    ) -> InstanceError:
         """Make an error that tells all there is to know of the instance.
 
         Parameters
@@ -96,6 +133,8 @@ class Member:
             What happened, the end of a sentence.
         compute : Compute
             The Compute API, which is asked for the boot phase and the serial console.
+        detailed : bool
+            Whether to ask it; a thousand machines that fail for one reason need not be asked all.
 
         Returns
         -------
@@ -103,10 +142,10 @@ class Member:
             The error, to be raised or kept.
         """
         tail = ""
-        if self.instance is not None:
+        if detailed and self.instance is not None and not self.missed:
             await self.read_phase(compute)
             with contextlib.suppress(GCEError):
-                text, _ = await compute.get_serial_port_output(self.spec.zone, self.name)
+                text, _ = await compute.get_serial_port_output(self.zone, self.name)
                 tail = "\n".join(text.splitlines()[-TAIL_LINES:])
         spec = self.spec
         role = spec.labels.get(names.ROLE_LABEL, "instance")
@@ -117,9 +156,11 @@ class Member:
         ]
         if tail:
             lines.append(f"Its serial console ends with:\n{tail}")
-        return cls(
+        error = cls(
             "\n".join(lines), name=self.name, zone=spec.zone, phase=self.phase, serial_tail=tail
         )
+        error.__cause__ = self.failure
+        return error
 
     def _next_step(self, cls: type[InstanceError]) -> str:
         phase = self.phase

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from collections.abc import Callable
 
 from distributed.core import Status
 
+from dask_gce import names
 from dask_gce.blueprint import Blueprint
 from dask_gce.errors import GCEError
+from dask_gce.failures import Cause, cause_of
 from dask_gce.fleet import Fleet
 from dask_gce.member import Member
+from dask_gce.placement import Location, Placement
 from dask_gce.process import GCEProcess
 
-#: Seconds between looks at a booting scheduler: quick at first, since the local Compute Engine and
-#: warm images boot in a second, and never slower than this.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+logger = logging.getLogger(__name__)
+
+#: Seconds between attempts to reach a booting scheduler: quick at first, since the local Compute
+#: Engine and warm images boot in a second, and never slower than this.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
 
 #: Seconds after which a connection attempt counts as unanswered.
 PROBE_TIMEOUT = 3.0
@@ -24,7 +31,8 @@ PROBE_TIMEOUT = 3.0
 class GCEScheduler(GCEProcess):
     """The cluster's scheduler.
 
-    It is started once its port answers through the route that the client will use.
+    It is started once its port answers through the route that the client will use. Where there is
+    no capacity or quota for it, it moves to the next location, under a new name.
 
     Parameters
     ----------
@@ -34,13 +42,36 @@ class GCEScheduler(GCEProcess):
         The cluster's instances.
     blueprint : Blueprint
         How the cluster's machines are made.
+    placement : Placement
+        Where it may be made.
+    location : Location
+        Where it is made first.
+    moved : callable
+        Called when it moves, with the name it leaves, so that its workers move with it.
     """
 
-    def __init__(self, *, name: str, fleet: Fleet, blueprint: Blueprint) -> None:
-        super().__init__(fleet, blueprint.scheduler(name), blueprint.settings.start_timeout)
+    def __init__(
+        self,
+        *,
+        name: str,
+        fleet: Fleet,
+        blueprint: Blueprint,
+        placement: Placement,
+        location: Location,
+        moved: Callable[[str], None],
+    ) -> None:
+        spec = blueprint.scheduler(name, location)
+        super().__init__(fleet, spec, location, blueprint.settings.start_timeout)
         self.blueprint = blueprint
-        #: Where workers find it.
-        self.contact_address = blueprint.address(name)
+        self._placement = placement
+        self._moved = moved
+        #: Set by the cluster: why the scheduler has failed, or why it is in the wrong place.
+        self.failure: GCEError | None = None
+
+    @property
+    def contact_address(self) -> str:
+        """Where workers find it; known before it exists."""
+        return self.blueprint.address(self.name, self.location.zone)
 
     async def start(self) -> None:
         """Boot the scheduler and wait until it can be reached.
@@ -51,36 +82,56 @@ class GCEScheduler(GCEProcess):
             If the instance was refused, failed, or was not ready within ``start_timeout``. The
             message carries its boot phase and the end of its serial console.
         """
-        await super().start()
-        self.status = Status.starting
-        try:
-            host = await self._wait_until_reachable()
-        except GCEError:
-            self.status = Status.failed
-            raise
+        while True:
+            try:
+                await super().start()
+                self.status = Status.starting
+                host = await self._wait_until_reachable()
+                break
+            except GCEError as error:
+                if not self._move(error):
+                    self.status = Status.failed
+                    raise
         port = self.blueprint.settings.scheduler_port
         self.address = self.external_address = f"{self.blueprint.protocol}://{host}:{port}"
         self.status = Status.running
+
+    def _move(self, error: GCEError) -> bool:
+        """Move on to the next location, if that may help."""
+        reason = error.__cause__ if isinstance(error.__cause__, GCEError) else error
+        if cause_of(reason) not in (Cause.CAPACITY, Cause.QUOTA):
+            return False
+        if self.failure is None:
+            # Else it was the workers' machines that are not to be had here.
+            self._placement.block(self.location, reason)
+        location = self._placement.choose()
+        if location is None or location == self.location:
+            return False
+        self.fleet.events.note(
+            self.name, "moved", f"to {location.machine_type} in {location.zone}: {reason}"
+        )
+        self.failure = None
+        self.location = location
+        name = names.instance_name(self.fleet.cluster, "scheduler")
+        left, self.spec = self.name, self.blueprint.scheduler(name, location)
+        self._moved(left)
+        return True
 
     async def _wait_until_reachable(self) -> str:
         pause = FIRST_PAUSE
         member = self.fleet.members[self.name]
         port = self.blueprint.settings.scheduler_port
         while True:
-            # A look that was not answered tells nothing; the deadline is checked all the same.
-            with contextlib.suppress(GCEError):
-                await self.fleet.look()
+            if self.failure is not None:
+                raise self.failure
             hosts = self._hosts(member)
-            answers = await asyncio.gather(*(_answers(host, port) for host in hosts))
+            answers = await asyncio.gather(*(answers_at(host, port) for host in hosts))
             for host, answered in zip(hosts, answers, strict=True):
                 if answered:
                     self.fleet.mark_ready(self.name)
                     return host
-            failures = await self.fleet.check(only=[self.name])
-            if failures:
-                raise failures[0]
             await asyncio.sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+            pause = min(pause * 1.2, LONGEST_PAUSE)
 
     def _hosts(self, member: Member) -> list[str]:
         """Return the addresses through which this process may reach the scheduler, once known.
@@ -94,7 +145,21 @@ class GCEScheduler(GCEProcess):
         return [host for host in (instance.external_ip, instance.internal_ip) if host]
 
 
-async def _answers(host: str, port: int) -> bool:
+async def answers_at(host: str, port: int) -> bool:
+    """Tell whether something listens there.
+
+    Parameters
+    ----------
+    host : str
+        An IP address.
+    port : int
+        A port.
+
+    Returns
+    -------
+    bool
+        Whether a connection was accepted.
+    """
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), PROBE_TIMEOUT)
     except (OSError, asyncio.TimeoutError):

@@ -1,4 +1,4 @@
-"""Watches a cluster's workers while it lives.
+"""Watches a cluster's machines while it lives.
 
 Owns the comparison of two views: what Compute Engine says of the machines, and whom the scheduler
 knows. Whoever should be a worker and is none any more, or does not become one in time, is reported
@@ -19,69 +19,90 @@ from dask_gce.fleet import Fleet
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks while machines are on their way, and when all is quiet.
-BUSY_TICK, QUIET_TICK = 1.0, 15.0
+#: Seconds between looks right after a change and while machines are on their way; and how the
+#: first grows into the second.
+FIRST_TICK, BUSY_TICK, GROWTH = 0.25, 1.0, 1.5
 
-#: Seconds between looks at least, however many workers come and go.
-SHORTEST_TICK = 0.2
+#: Seconds between looks while Compute Engine will tell that an insert has ended, and in quiet.
+FOLLOWED_TICK, QUIET_TICK = 3.0, 15.0
+
+#: Seconds between looks at least, however much happens.
+SHORTEST_TICK = 0.1
 
 #: Looks in a row without an answer after which the user is told.
 WARN_AFTER = 5
 
 
 class Watcher:
-    """Watches the workers of one cluster.
+    """Watches the machines of one cluster.
 
     Parameters
     ----------
-    workers : callable
-        Returns the names of the workers that should be there.
+    machines : callable
+        Returns the names of the worker machines that should be there.
     registered : callable
-        Returns the names of the workers that the scheduler knows.
+        Returns the names of those of whose workers the scheduler knows one at least.
     drop : callable
         Told the name of an instance that failed, and why.
+    after : callable
+        Called after each look.
     """
 
     def __init__(
         self,
         *,
-        workers: Callable[[], Collection[str]],
+        machines: Callable[[], Collection[str]],
         registered: Callable[[], Collection[str]],
         drop: Callable[[str, GCEError], None],
+        after: Callable[[], None] = lambda: None,
     ) -> None:
-        self._workers = workers
+        self._machines = machines
         self._registered = registered
         self._drop = drop
+        self._after = after
         self._disturbed = asyncio.Event()
         self._unregistered: dict[str, float] = {}
+        self._tick = FIRST_TICK
         self._silent = 0
 
     def disturb(self) -> None:
         """Look soon: something has changed."""
         self._disturbed.set()
 
-    async def run(self, fleet: Fleet, scheduler: str) -> None:
+    async def run(self, fleet: Fleet, scheduler: Callable[[], str]) -> None:
         """Watch until cancelled.
 
         Parameters
         ----------
         fleet : Fleet
             The cluster's instances.
-        scheduler : str
-            The name of the scheduler's instance, which is watched too.
+        scheduler : callable
+            Returns the name of the scheduler's instance, which is watched too.
         """
         while True:
-            tick = BUSY_TICK if fleet.unsettled or self._unregistered else QUIET_TICK
             # Not wait_for, which before Python 3.12 can swallow the cancellation that ends this.
             disturbed = asyncio.ensure_future(self._disturbed.wait())
             try:
-                await asyncio.wait({disturbed}, timeout=tick)
+                await asyncio.wait({disturbed}, timeout=self._next_tick(fleet))
             finally:
                 disturbed.cancel()
             self._disturbed.clear()
-            await self._look(fleet)
-            await self._compare(fleet, scheduler)
+            if fleet.members:
+                await self._look(fleet)
+                await self._compare(fleet, scheduler())
+                self._after()
             await asyncio.sleep(SHORTEST_TICK)
+
+    def _next_tick(self, fleet: Fleet) -> float:
+        if not fleet.unsettled and not self._unregistered:
+            self._tick = FIRST_TICK
+            return QUIET_TICK
+        if fleet.following:
+            self._tick = FIRST_TICK
+            return FOLLOWED_TICK
+        tick = self._tick
+        self._tick = min(tick * GROWTH, BUSY_TICK)
+        return tick
 
     async def _look(self, fleet: Fleet) -> None:
         try:
@@ -89,26 +110,27 @@ class Watcher:
         except GCEError as error:
             # What was seen last stays, and deadlines go on.
             self._silent += 1
-            level = logging.WARNING if self._silent == WARN_AFTER else logging.INFO
-            logger.log(level, "Compute Engine does not tell how the instances are: %s", error)
+            if self._silent == WARN_AFTER:
+                why = f"Compute Engine does not tell how the instances are: {error}"
+                logger.warning("%s", why)
+                fleet.events.note(fleet.cluster, "unknown", why)
         else:
             self._silent = 0
 
     async def _compare(self, fleet: Fleet, scheduler: str) -> None:
-        for name in self._registered():
-            fleet.mark_ready(name)
-        for failure in await fleet.check(only=[scheduler, *self._workers()]):
+        for failure in await fleet.check(only=[scheduler, *self._machines()]):
             self._drop(failure.name, failure)
 
         now = asyncio.get_running_loop().time()
-        absent = set(self._workers()) - set(self._registered()) - set(fleet.waiting)
+        absent = set(self._machines()) - set(self._registered()) - set(fleet.waiting)
         self._unregistered = {name: self._unregistered.get(name, now) for name in absent}
         # How long a worker may be away is Dask's own setting: a nanny restarts its worker.
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         for name, since in self._unregistered.items():
-            if now - since > patience:
+            member = fleet.members.get(name)
+            if now - since > patience and member is not None:
                 text = (
                     f"The worker {name} left the scheduler {patience:g} s ago and did not come "
-                    f"back. Its instance in zone {fleet.zone} is deleted."
+                    f"back. Its instance in zone {member.zone} is deleted."
                 )
-                self._drop(name, InstanceLost(text, name=name, zone=fleet.zone))
+                self._drop(name, InstanceLost(text, name=name, zone=member.zone))

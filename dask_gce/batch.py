@@ -1,0 +1,70 @@
+"""One request that makes instances, from its first attempt until its operation has ended.
+
+Owns what is certain of it: whether it may have taken effect, and when no instance can come of it
+any more. Which instances go into it, and what becomes of them, is the business of `insertion`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import uuid
+
+from dask_gce.compute import Compute
+from dask_gce.errors import GCEError
+from dask_gce.operation import Operation
+
+__all__ = ["Batch"]
+
+
+class Batch:
+    """One insert, of one instance or of many.
+
+    Parameters
+    ----------
+    zone : str
+        The zone.
+    """
+
+    __slots__ = ("_settling", "accepted_at", "ended", "operation", "request_id", "sent", "zone")
+
+    def __init__(self, zone: str) -> None:
+        self.zone = zone
+        #: Makes the request safe to repeat.
+        self.request_id = str(uuid.uuid4())
+        #: Whether it may have taken effect. Taken back when Compute Engine has refused it.
+        self.sent = False
+        #: When Compute Engine accepted it, on the monotonic clock; a list from before tells nothing.
+        self.accepted_at = math.inf
+        #: What it started, once accepted.
+        self.operation: Operation | None = None
+        #: Whether nothing more can come of it.
+        self.ended = False
+        self._settling: asyncio.Task[None] | None = None
+
+    async def settle(self, compute: Compute, timeout: float) -> None:
+        """Wait until no instance can come of it any more, for all who ask at the same time.
+
+        Parameters
+        ----------
+        compute : Compute
+            The Compute API.
+        timeout : float
+            Seconds after which that is not waited for.
+        """
+        if self.ended or not self.sent:
+            return
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.ensure_future(self._settle(compute, timeout))
+        await asyncio.shield(self._settling)
+
+    async def _settle(self, compute: Compute, timeout: float) -> None:
+        # However it ends is as good: what has come of it is found by its label.
+        with contextlib.suppress(GCEError):
+            if self.operation is None:
+                # No answer came, but the request may have arrived.
+                self.operation = await compute.find_operation(self.zone, self.request_id)
+            if self.operation is not None:
+                await compute.wait_operation(self.operation, timeout)
+        self.ended = True

@@ -1,0 +1,269 @@
+"""How instances come into being: the inserts of one turn of the loop become a few calls.
+
+Owns the queue of what is to be inserted, the repeats of a request that did not get through, and
+the reading of the operations, which tell for each instance why there is none. Whether an instance
+then boots is watched by `fleet`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from dask_gce.batch import Batch
+from dask_gce.bulk import batches, build_bulk_insert
+from dask_gce.compute import Compute
+from dask_gce.errors import (
+    GCEError,
+    OperationError,
+    RateLimited,
+    ServerFault,
+    TransportError,
+)
+from dask_gce.failures import Place, operation_error
+from dask_gce.instance import build_insert
+from dask_gce.member import Member
+from dask_gce.operation import Operation
+
+__all__ = ["Insertion"]
+
+logger = logging.getLogger(__name__)
+
+#: Bulk inserts of one cluster at a time; Compute Engine runs no more for a project.
+#: https://docs.cloud.google.com/compute/docs/troubleshooting/troubleshooting-bulk-vm-creation
+BULKS = 10
+
+#: Operations of single inserts that are waited for, each of which holds a connection. Of the others
+#: the list of instances tells, a little later.
+SINGLES = 4
+
+#: Seconds until a request that did not get through is made again: at first, and at most.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+
+
+class Insertion:
+    """Makes the instances of one cluster.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API.
+    changed : callable
+        Called when an operation has ended: a look at the instances is worth while.
+    """
+
+    def __init__(self, compute: Compute, changed: Callable[[], None]) -> None:
+        self._compute = compute
+        self._changed = changed
+        self._queue: list[Member] = []
+        self._queued = 0
+        self._bulks = asyncio.Semaphore(BULKS)
+        self._singles = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def following(self) -> bool:
+        """Whether the end of an operation will be told, so that looking before is of little use."""
+        return bool(self._tasks)
+
+    def add(self, member: Member) -> asyncio.Future[None]:
+        """Have an instance inserted together with others of this turn of the loop.
+
+        Parameters
+        ----------
+        member : Member
+            The instance.
+
+        Returns
+        -------
+        asyncio.Future
+            Done when Compute Engine has accepted the request.
+        """
+        loop = asyncio.get_running_loop()
+        if member.accepted is None:
+            member.accepted = loop.create_future()
+        if not self._queue:
+            self._queued = 0
+            loop.call_soon(self._flush)
+        self._queue.append(member)
+        return member.accepted
+
+    def remove(self, member: Member) -> bool:
+        """Take an instance back that has not been asked for yet.
+
+        Parameters
+        ----------
+        member : Member
+            The instance.
+
+        Returns
+        -------
+        bool
+            Whether it was in time.
+        """
+        if member.batch is not None or member not in self._queue:
+            return False
+        self._queue.remove(member)
+        _cancel(member)
+        return True
+
+    async def stop(self) -> None:
+        """Insert nothing more. What has been sent may still take effect."""
+        for member in self._queue:
+            _cancel(member)
+        self._queue.clear()
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=1)
+
+    def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        if len(self._queue) > self._queued:
+            # A thousand workers are made over several turns, so as not to hold the loop.
+            self._queued = len(self._queue)
+            loop.call_soon(self._flush)
+            return
+        members = {member.name: member for member in self._queue}
+        self._queue = []
+        for specs in batches([member.spec for member in members.values()]):
+            self._begin([members[spec.name] for spec in specs])
+
+    def _begin(self, members: Sequence[Member]) -> None:
+        batch = Batch(members[0].zone)
+        for member in members:
+            member.batch = batch
+        task = asyncio.ensure_future(self._insert(batch, members))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _insert(self, batch: Batch, members: Sequence[Member]) -> None:
+        if len(members) == 1:
+            await self._insert_one(batch, members[0])
+            return
+        try:
+            body = build_bulk_insert([each.spec for each in members])
+        except GCEError as error:
+            _refuse(members, error)
+            return
+        if body is None:
+            # Settings of the user's that a bulk insert does not know.
+            for member in members:
+                self._begin([member])
+            return
+        async with self._bulks:
+            await self._ask(
+                batch,
+                members,
+                lambda: self._compute.bulk_insert_instances(
+                    batch.zone, body, request_id=batch.request_id
+                ),
+            )
+            await self._follow(batch, members)
+
+    async def _insert_one(self, batch: Batch, member: Member) -> None:
+        try:
+            body = build_insert(member.spec)
+        except GCEError as error:
+            _refuse([member], error)
+            return
+        await self._ask(
+            batch,
+            [member],
+            lambda: self._compute.insert_instance(batch.zone, body, request_id=batch.request_id),
+        )
+        if self._singles < SINGLES:
+            self._singles += 1
+            try:
+                await self._follow(batch, [member])
+            finally:
+                self._singles -= 1
+
+    async def _ask(
+        self,
+        batch: Batch,
+        members: Sequence[Member],
+        call: Callable[[], Awaitable[Operation]],
+    ) -> None:
+        """Make a request until it is known what became of it."""
+        deadline = members[0].inserted + members[0].timeout
+        pause = FIRST_PAUSE
+        while batch.operation is None:
+            batch.sent = True
+            try:
+                batch.operation = await call()
+            except (RateLimited, ServerFault, TransportError) as error:
+                # It may have taken effect. Asking again with the same ID is the same request.
+                if time.monotonic() + pause > deadline:
+                    _refuse(members, error)
+                    return
+                logger.info("Asking again in %g s: %s", pause, error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            except GCEError as error:
+                batch.sent = False
+                _refuse(members, error)
+                return
+        batch.accepted_at = time.monotonic()
+        for member in members:
+            if member.accepted is not None and not member.accepted.done():
+                member.accepted.set_result(None)
+            member.accepted = None
+
+    async def _follow(self, batch: Batch, members: Sequence[Member]) -> None:
+        """Learn how the operation ends, and from its children what each instance lacked."""
+        if batch.operation is None:
+            return
+        remaining = max(1.0, members[0].inserted + members[0].timeout - time.monotonic())
+        try:
+            operation = await self._compute.wait_operation(batch.operation, remaining)
+        except OperationError as error:
+            batch.ended = True
+            await self._blame(batch.operation, members, error)
+        except GCEError as error:
+            # Unknown is not failed: the list of instances tells.
+            logger.info("It is not known how an insert ended: %s", error)
+        else:
+            batch.ended = True
+            if operation.missing:
+                await self._blame(operation, members, None)
+        self._changed()
+
+    async def _blame(
+        self, operation: Operation, members: Sequence[Member], error: OperationError | None
+    ) -> None:
+        children = {}
+        if operation.group:
+            try:
+                found = await self._compute.list_group_operations(operation)
+            except GCEError as unknown:
+                logger.info("It is not known which inserts failed: %s", unknown)
+                return
+            children = {child.target: child for child in found}
+        for member in members:
+            child = children.get(member.name)
+            if child is None:
+                member.failure = error
+            elif child.failed:
+                member.failure = operation_error(
+                    child.name,
+                    child.errors,
+                    Place(f"insert instance {member.name}", member.spec.project, member.zone),
+                    status=child.http_status,
+                    message=child.http_message,
+                )
+
+
+def _refuse(members: Sequence[Member], error: GCEError) -> None:
+    for member in members:
+        member.failure = error
+        if member.accepted is not None and not member.accepted.done():
+            member.accepted.set_exception(error)
+        member.accepted = None
+
+
+def _cancel(member: Member) -> None:
+    if member.accepted is not None:
+        member.accepted.cancel()
