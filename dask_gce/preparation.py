@@ -85,6 +85,7 @@ async def prepare(settings: Settings, cluster: str) -> Preparation:
         endpoint=settings.api_endpoint,
         credentials=credentials,
         threads=settings.api_connections,
+        rate=settings.api_rate,
         # A single call does not outlast the wait that it is part of.
         call_timeout=min(CALL_TIMEOUT, settings.start_timeout),
     )
