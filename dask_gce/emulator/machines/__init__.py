@@ -4,10 +4,12 @@ This package owns whatever stands in for hardware and guest: addresses, processe
 server and the sandbox. The life cycle of instances, and everything the Compute API answers, belongs
 to :mod:`dask_gce.emulator`; the two meet in :mod:`dask_gce.emulator.machine`.
 
-============ =========================================================================
-``process``  a supervised tree of real processes on its own loopback address (default)
-``paper``    states only, for tests of scale: no process, no file, no socket
-============ =========================================================================
+================= ====================================================================
+``process``       a supervised tree of real processes on its own loopback address (default)
+``paper``         states only, for tests of scale: no process, no file, no socket
+``light``         process machines, but Dask workers share two processes
+``paper-workers`` process machines, but Dask workers are paper
+================= ====================================================================
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dask_gce.emulator.machine import MachineKind
 __all__ = ["KINDS", "make_kind"]
 
 #: The kinds of machine there are, the default first.
-KINDS = ("process", "paper")
+KINDS = ("process", "paper", "light", "paper-workers")
 
 
 def make_kind(
@@ -51,12 +53,18 @@ def make_kind(
     >>> make_kind("paper", access_token="ya29.local").name
     'paper'
     """
+    if name not in KINDS:
+        raise ValueError(f"no machines of kind {name!r}: the kinds are {', '.join(KINDS)}")
+    from dask_gce.emulator.machines.by_role import ByRole
+    from dask_gce.emulator.machines.light import LightKind
+    from dask_gce.emulator.machines.paper import PaperKind
+    from dask_gce.emulator.machines.process import ProcessKind
+
     if name == "paper":
-        from dask_gce.emulator.machines.paper import PaperKind
-
         return PaperKind()
-    if name == "process":
-        from dask_gce.emulator.machines.process import ProcessKind
-
-        return ProcessKind(access_token=access_token, container_images=container_images)
-    raise ValueError(f"no machines of kind {name!r}: the kinds are {', '.join(KINDS)}")
+    processes = ProcessKind(access_token=access_token, container_images=container_images)
+    if name == "light":
+        return ByRole(name, others=processes, workers=LightKind(processes))
+    if name == "paper-workers":
+        return ByRole(name, others=processes, workers=PaperKind())
+    return processes
