@@ -273,6 +273,22 @@ def test_the_program_makes_a_token_that_only_its_user_may_read(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_program_takes_its_time(tmp_path):
+    address = tmp_path / "address"
+    timings = ["provisioning=0", "compute.instances.list=0.3", "latency=0", "staging=0.4"]
+    arguments = [part for one in timings for part in ("--timing", one)]
+    with started(["--address-file", str(address), *arguments], address) as program:
+        rest = Rest(Remote(address.read_text().strip()))
+        began = time.monotonic()
+        rest.insert()
+        inserted = time.monotonic()
+        rest.names()
+        listed = time.monotonic()
+        program.terminate()
+        assert program.communicate(timeout=20)[1] == ""
+    assert 0.4 <= inserted - began < 2 and 0.3 <= listed - inserted < 2
+
+
 def test_the_program_reads_a_token_from_a_private_file_only(tmp_path):
     address, token = tmp_path / "address", tmp_path / "token"
     token.write_text("s3cret\n")
@@ -299,6 +315,12 @@ def test_the_program_reads_a_token_from_a_private_file_only(tmp_path):
         (["--token-file", "{absent}"], "No such file"),
         (["--machines", "steam"], "invalid choice"),
         (["--port", "many"], "invalid int"),
+        (["--timing", "boots=1"], "there is no timing 'boots'"),
+        (["--timing", "latencies=1"], "there is no timing 'latencies'"),
+        (["--timing", "booting"], "NAME=SECONDS"),
+        (["--timing", "booting=soon"], "NAME=SECONDS"),
+        (["--timing", "booting=-1"], "negative"),
+        (["--timing", "compute.instances.fly=1"], "no method"),
     ],
 )
 def test_the_program_refuses_senseless_options(tmp_path, capsys, arguments, word):

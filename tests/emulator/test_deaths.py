@@ -1,0 +1,299 @@
+"""How instances end without their owner's request, and who the operations list says it was."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from rest import PROJECT, ZONE, ObservedKind, Rest, instance, properties
+
+from dask_gce.emulator import ComputeEmulator, Fault, Timings, machines
+
+INSTANCES = f"zones/{ZONE}/instances"
+
+
+def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def kind():
+    return ObservedKind()
+
+
+@pytest.fixture
+def rest(kind, discovery):
+    timings = Timings(latency=0, provisioning=0.02, staging=0.1, deleting=0.02)
+    with ComputeEmulator(kind, timings=timings) as emulator:
+        rest = Rest(emulator)
+        yield rest
+        gone = [rest.delete(f"{INSTANCES}/{name}") for name in rest.names()]
+        for operation in gone:
+            rest.wait(operation)
+        assert not emulator.leftovers()
+
+
+def why(rest, *names):
+    """Return the operations of instances as (instance, operation type, user), oldest first."""
+    text = f'targetLink eq ".*/instances/({"|".join(names)})"'
+    found = rest.get(f"zones/{ZONE}/operations", filter=text).get("items", [])
+    found.sort(key=lambda one: one["insertTime"])
+    return [
+        (one["targetLink"].rsplit("/", 1)[1], one["operationType"], one["user"]) for one in found
+    ]
+
+
+def status(rest, name):
+    return rest.instance(name)["status"]
+
+
+def test_a_host_error_restarts_an_instance_that_wants_it(rest, kind):
+    rest.insert(name="a")
+    rest.emulator.host_error("a")
+    until(lambda: status(rest, "a") in ("REPAIRING", "STAGING"))
+    until(lambda: status(rest, "a") == "RUNNING")
+    assert kind.machines["a"].deeds == ["boot", "kill", "boot"]
+    assert [one[1:] for one in why(rest, "a")[1:]] == [
+        ("compute.instances.hostError", "system"),
+        ("compute.instances.automaticRestart", "system"),
+    ]
+
+
+@pytest.mark.parametrize("scheduling", [{"automaticRestart": False}, {"provisioningModel": "SPOT"}])
+def test_a_host_error_terminates_an_instance_that_does_not_restart(rest, kind, scheduling):
+    rest.insert(name="a", scheduling=scheduling)
+    rest.emulator.host_error("a")
+    until(lambda: status(rest, "a") == "TERMINATED")
+    assert kind.machines["a"].deeds == ["boot", "kill"]
+    assert why(rest, "a")[1:] == [("a", "compute.instances.hostError", "system")]
+    # It is off: there is nothing left to break.
+    rest.emulator.host_error("a")
+    until(
+        lambda: all(
+            one["status"] == "DONE" for one in rest.get(f"zones/{ZONE}/operations")["items"]
+        )
+    )
+    assert kind.machines["a"].deeds == ["boot", "kill"]
+
+
+def test_stopping_or_deleting_wins_over_an_automatic_restart(rest, kind):
+    for name, end in (("a", "stop"), ("b", "delete")):
+        rest.insert(name=name)
+        rest.emulator.host_error(name)
+        until(lambda name=name: status(rest, name) in ("REPAIRING", "STAGING"))
+        path = f"{INSTANCES}/{name}"
+        rest.wait(rest.post(f"{path}/stop") if end == "stop" else rest.delete(path))
+        until(lambda: not any("operation" in one for one in rest.emulator.leftovers()))
+    assert rest.names() == ["a"] and status(rest, "a") == "TERMINATED"
+
+
+def test_a_guest_that_powers_off_leaves_its_name(rest, kind):
+    rest.insert(name="a")
+    rest.insert(name="b")
+    kind.machines["a"].on_exit("poweroff")
+    rest.emulator.power_off("b")
+    for name in ("a", "b"):
+        until(lambda name=name: status(rest, name) == "TERMINATED")
+        assert why(rest, name)[1:] == [(name, "compute.instances.guestTerminate", "system")]
+    # A guest that reboots is no news to Compute Engine.
+    rest.wait(rest.post(f"{INSTANCES}/a/start"))
+    before = why(rest, "a")
+    kind.machines["a"].on_exit("reboot")
+    until(lambda: kind.machines["a"].deeds[-2:] == ["kill", "boot"])
+    assert why(rest, "a") == before
+
+
+def test_a_guest_that_powers_off_while_it_is_deleted_ends_once(kind, discovery):
+    with ComputeEmulator(kind, timings=Timings(latency=0, deleting=0.2)) as emulator:
+        rest = Rest(emulator)
+        rest.insert(name="a")
+        deletion = rest.delete(f"{INSTANCES}/a")
+        until(lambda: status(rest, "a") == "STOPPING")
+        kind.machines["a"].on_exit("poweroff")
+        rest.wait(deletion)
+        assert [one[1] for one in why(rest, "a")] == ["insert", "delete"]
+
+
+def test_the_longest_run_time_is_an_operation_of_the_system(discovery):
+    timings = Timings(latency=0, run_duration_scale=0.005)
+    with ComputeEmulator("paper", timings=timings) as emulator:
+        rest = Rest(emulator)
+        scheduling = {"maxRunDuration": {"seconds": "30"}, "instanceTerminationAction": "DELETE"}
+        rest.insert(name="a", scheduling=scheduling)
+        until(lambda: not rest.names())
+        assert why(rest, "a")[1:] == [("a", "compute.instances.terminateOnSchedule", "system")]
+
+
+def test_the_filter_tells_who_ended_which_of_many(rest):
+    names = [f"w-{index}" for index in range(6)]
+    body = {
+        "count": "6",
+        "perInstanceProperties": {name: {} for name in names},
+        "instanceProperties": properties(scheduling={"provisioningModel": "SPOT"}),
+    }
+    rest.wait(rest.post(f"{INSTANCES}/bulkInsert", body))
+    rest.emulator.delete("w-1", user="colleague@example.org")
+    rest.emulator.preempt("w-2")
+    rest.wait(rest.delete(f"{INSTANCES}/w-3"))
+    until(lambda: rest.names() == ["w-0", "w-2", "w-4", "w-5"])
+    mine = f"local@{PROJECT}.iam.gserviceaccount.com"
+    assert why(rest, "w-1", "w-2", "w-3", "w-")[3:] == [
+        ("w-1", "delete", "colleague@example.org"),
+        ("w-2", "compute.instances.preempted", "system"),
+        ("w-3", "delete", mine),
+    ]
+    with pytest.raises(LookupError, match="w-1"):
+        rest.emulator.delete("w-1", user="me")
+
+
+def test_a_guest_that_deletes_itself_does_so_as_its_service_account(discovery, monkeypatch):
+    handed_out = []
+    make_kind = machines.make_kind
+
+    def spy(name, *, access_token, **options):
+        handed_out.append(access_token)
+        return make_kind(name, access_token=access_token, **options)
+
+    monkeypatch.setattr(machines, "make_kind", spy)
+    with ComputeEmulator("paper", timings=Timings(latency=0)) as emulator:
+        rest = Rest(emulator)
+        account = rest.get("")["defaultServiceAccount"]
+        rest.insert(name="a")
+        headers = {"Authorization": f"Bearer {handed_out[0]}"}
+        path = f"/compute/v1/projects/{PROJECT}/{INSTANCES}/a"
+        status_, body, _ = rest.raw("DELETE", path, headers=headers)
+        assert status_ == 200
+        rest.wait(json.loads(body))
+        assert [(one[1], one[2] == account) for one in why(rest, "a")] == [
+            ("insert", False),
+            ("delete", True),
+        ]
+
+
+@pytest.mark.parametrize("verb", ["delete", "stop", "reset"])
+def test_an_operation_that_fails_leaves_the_instance_as_it_was(rest, kind, verb):
+    error = {"code": "RESOURCE_OPERATION_RATE_EXCEEDED", "message": "Too often."}
+    rest.emulator.faults.add(Fault(f"compute.instances.{verb}", operation_errors=[error]))
+    rest.insert(name="a")
+    before = rest.instance("a")
+    path = f"{INSTANCES}/a"
+
+    def call():
+        return rest.wait(rest.delete(path) if verb == "delete" else rest.post(f"{path}/{verb}"))
+
+    done = call()
+    assert done["error"]["errors"] == [error] and done["httpErrorStatusCode"] == 429
+    assert not rest.emulator.faults.unused()
+    assert rest.instance("a") == before and before["status"] == "RUNNING"
+    assert kind.machines["a"].deeds == ["boot"]
+    # Once, as scripted.
+    assert "error" not in call()
+    if verb == "delete":
+        assert not rest.names()
+
+
+def test_a_start_that_fails_leaves_the_instance_off(rest):
+    error = {"code": "INTERNAL_ERROR", "message": "No."}
+    rest.emulator.faults.add(Fault("compute.instances.start", operation_errors=[error], delay=0.05))
+    rest.insert(name="a")
+    rest.wait(rest.post(f"{INSTANCES}/a/stop"))
+    began = time.monotonic()
+    assert rest.wait(rest.post(f"{INSTANCES}/a/start"))["error"]["errors"] == [error]
+    assert time.monotonic() - began >= 0.05
+    assert status(rest, "a") == "TERMINATED"
+
+
+def test_no_death_without_an_instance():
+    with ComputeEmulator("paper") as emulator:
+        for kill in (emulator.host_error, emulator.preempt, emulator.power_off):
+            with pytest.raises(LookupError, match="'a'"):
+                kill("a")
+
+
+# The operating system boots ------------------------------------------------------------------
+
+BOOTING = Timings(latency=0, provisioning=0.01, staging=0.01, deleting=0.01, booting=0.25)
+
+
+def test_a_machine_begins_when_its_operating_system_has_booted(kind, discovery):
+    with ComputeEmulator(kind, timings=BOOTING) as emulator:
+        rest = Rest(emulator)
+        done = rest.insert(name="a")
+        began = time.monotonic()
+        assert "error" not in done and status(rest, "a") == "RUNNING"
+        assert kind.machines["a"].deeds == []
+        until(lambda: kind.machines["a"].deeds == ["boot"])
+        assert 0.1 < time.monotonic() - began < 2
+        # So it does each time.
+        rest.wait(rest.post(f"{INSTANCES}/a/reset"))
+        assert kind.machines["a"].deeds == ["boot", "kill"]
+        until(lambda: kind.machines["a"].deeds == ["boot", "kill", "boot"])
+
+
+@pytest.mark.parametrize("end", ["stop", "delete", "hostError"])
+def test_a_machine_that_ends_while_it_boots_never_begins(kind, discovery, end):
+    with ComputeEmulator(kind, timings=BOOTING) as emulator:
+        rest = Rest(emulator)
+        rest.insert(name="a", scheduling={"automaticRestart": False})
+        machine = kind.machines["a"]
+        path = f"{INSTANCES}/a"
+        if end == "stop":
+            rest.wait(rest.post(f"{path}/stop"))
+        elif end == "delete":
+            rest.wait(rest.delete(path))
+        else:
+            emulator.host_error("a")
+            until(lambda: status(rest, "a") == "TERMINATED")
+        time.sleep(0.4)
+        assert "boot" not in machine.deeds
+        assert end == "delete" or status(rest, "a") == "TERMINATED"
+
+
+def test_a_machine_that_breaks_after_it_was_said_to_run_is_off(discovery, caplog):
+    with ComputeEmulator(ObservedKind(broken=True), timings=BOOTING) as emulator:
+        rest = Rest(emulator)
+        assert "error" not in rest.insert(name="a")
+        until(lambda: status(rest, "a") == "TERMINATED")
+        rest.wait(rest.delete(f"{INSTANCES}/a"))
+        assert not emulator.leftovers()
+    assert "no such device" in caplog.text
+
+
+def test_closing_while_machines_boot_leaves_nothing(kind, discovery):
+    with ComputeEmulator(kind, timings=BOOTING) as emulator:
+        rest = Rest(emulator)
+        rest.insert(name="a")
+        rest.post(INSTANCES, instance(name="b"))
+    time.sleep(0.3)
+    assert kind.machines["a"].deeds == [] and not emulator.leftovers()
+
+
+# Latency by method ---------------------------------------------------------------------------
+
+
+def test_each_method_has_its_latency(discovery):
+    latencies = {"compute.instances.insert": 0.3, "compute.instances.list": 0.15}
+    with ComputeEmulator("paper", timings=Timings(latency=0, latencies=latencies)) as emulator:
+        rest = Rest(emulator)
+        took = {}
+        for name, call in (
+            ("insert", lambda: rest.post(INSTANCES, instance())),
+            ("list", rest.names),
+            ("get", lambda: rest.instance("a")),
+        ):
+            began = time.monotonic()
+            call()
+            took[name] = time.monotonic() - began
+        assert took["insert"] >= 0.3 > took["list"] >= 0.15 > took["get"]
+        assert rest.emulator.requests["compute.instances.insert"] == 1
+
+
+def test_latency_is_for_methods_that_exist():
+    with pytest.raises(ValueError, match=r"compute\.instance\.insert"):
+        ComputeEmulator("paper", timings=Timings(latencies={"compute.instance.insert": 1}))
+    with pytest.raises(ValueError, match="negative"):
+        Timings(latencies={"compute.instances.insert": -1})
