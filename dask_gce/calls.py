@@ -1,7 +1,10 @@
 """Calls to Compute Engine with their repeats, for the event loop and for threads without one.
 
 It owns the pool of threads, the queue before it, and the repeating by the rules of `policy`. What
-is asked is left to `compute`, the single exchange to `library`.
+is asked is left to `compute`, the single exchange to `library`, how often to `rates`.
+
+Every attempt first waits for its turn in the bucket of its rate quota, then for a thread: what may
+not go out yet must not keep others from going.
 
 Every exchange runs on a thread of a pool of its own, never on the loop's default executor, which
 others fill and which is gone when the interpreter exits. At most so many exchanges are under way
@@ -18,66 +21,23 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from dask_gce.errors import TransportError
+from dask_gce.clock import Clock
+from dask_gce.errors import GCEError, TransportError
 from dask_gce.failures import failure_error
 from dask_gce.library import Call, ExchangeError, Library
 from dask_gce.policy import Deadline, RetryPolicy
+from dask_gce.rates import Group, RateBucket, Turn
 
-__all__ = ["Caller", "Clock", "Verbs"]
+__all__ = ["Caller"]
 
 T = TypeVar("T")
 
 #: The least time that is worth another attempt, in seconds.
 SHORTEST_ATTEMPT = 1.0
-
-
-class Clock:
-    """How time passes; a test can make it pass faster."""
-
-    def monotonic(self) -> float:
-        """Return seconds that never go back.
-
-        Returns
-        -------
-        float
-            Seconds since some moment.
-        """
-        return time.monotonic()
-
-    def time(self) -> float:
-        """Return the wall clock.
-
-        Returns
-        -------
-        float
-            Seconds since the epoch.
-        """
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait on the event loop.
-
-        Parameters
-        ----------
-        seconds : float
-            How long.
-        """
-        await asyncio.sleep(seconds)
-
-    def pause(self, seconds: float) -> None:
-        """Wait on the calling thread.
-
-        Parameters
-        ----------
-        seconds : float
-            How long.
-        """
-        time.sleep(seconds)
 
 
 class Caller:
@@ -87,6 +47,8 @@ class Caller:
     ----------
     library : Library
         Makes the exchanges.
+    bucket : callable
+        Takes a region, or ``"global"``, and a group of `rates`; returns the bucket of that quota.
     threads : int
         How many exchanges may be under way at a time.
     exchange_timeout : float
@@ -103,6 +65,7 @@ class Caller:
         self,
         library: Library,
         *,
+        bucket: Callable[[str, Group], RateBucket],
         threads: int,
         exchange_timeout: float,
         call_timeout: float,
@@ -111,6 +74,8 @@ class Caller:
     ) -> None:
         self.clock = clock
         self._library = library
+        # Looked up once: a look-up also sets the bucket's rate, which a newer client may change.
+        self._bucket = functools.cache(bucket)
         self._exchange_timeout = exchange_timeout
         self._call_timeout = call_timeout
         self._policy = policy
@@ -168,8 +133,8 @@ class Caller:
         creates : sequence of str
             Keys of what the call may create, for `settled`.
         deadline : Deadline or None
-            When to give up; None counts the call timeout from the first attempt. The time in the
-            queue does not count: a thousand deletes may take their turn.
+            When to give up; None counts the call timeout from the first attempt, but not the time
+            in the bucket and the queue: a thousand deletes may take their turn.
         exchange_timeout : float or None
             Seconds for one exchange; None for the usual.
 
@@ -181,25 +146,38 @@ class Caller:
         Raises
         ------
         GCEError
-            The error of `failures` for the last attempt.
+            The error of `failures` for the last attempt; TransportError when there was no time for
+            a first.
         """
         attempt = 0
+        counted = 0.0  # of the next wait, what counts nevertheless: the pause after a refusal
+        until = deadline
+        last: ExchangeError | None = None
         while True:
-            await self._slots.acquire()
-            if deadline is None:
-                deadline = Deadline.after(self._call_timeout, self.clock.monotonic)
-            timeout = _attempt_time(exchange_timeout or self._exchange_timeout, deadline)
+            began = self.clock.monotonic()
+            turn = await self._turn(call, deadline, last)
+            if until is None:
+                until = Deadline.after(self._call_timeout, self.clock.monotonic)
+            elif deadline is None:
+                waited = self.clock.monotonic() - began
+                until = replace(until, at=until.at + max(0.0, waited - counted))
+            timeout = _attempt_time(exchange_timeout or self._exchange_timeout, until)
             sent = self._masked(call)
             try:
                 return await self._on_thread(sent, timeout, creates)
             except ExchangeError as error:
                 if call.long_poll and error.failure.reason == "timeout":
                     return {}
-                pause = self._pause(call, sent, error, attempt, deadline)
-            await self.clock.sleep(pause)
+                pause = self._pause(call, sent, error, attempt, deadline=until, turn=turn)
+                last = error
+            counted = pause if last.failure.over_rate else 0.0
+            if not last.failure.over_rate:
+                await self.clock.sleep(pause)
             attempt += 1
 
-    def answer_now(self, call: Call, deadline: Deadline) -> dict[str, Any]:
+    def answer_now(
+        self, call: Call, deadline: Deadline, *, exchange_timeout: float | None = None
+    ) -> dict[str, Any]:
         """Make a call on the calling thread, with its repeats.
 
         Needs neither loop nor pool.
@@ -209,12 +187,14 @@ class Caller:
         call : Call
             What to ask.
         deadline : Deadline
-            When to give up.
+            When to give up. The time in the bucket counts.
+        exchange_timeout : float or None
+            Seconds for one exchange; None for the usual.
 
         Returns
         -------
         dict
-            The answer as API JSON.
+            The answer as API JSON; empty when a long poll has nothing to tell yet.
 
         Raises
         ------
@@ -226,13 +206,20 @@ class Caller:
             # A thousand deletes must not take a second each after the time is up.
             raise TransportError(f"No time was left to {call.place}; nothing was sent.")
         attempt = 0
+        last: ExchangeError | None = None
         while True:
+            turn = self._turn_now(call, deadline, last)
+            timeout = _attempt_time(exchange_timeout or self._exchange_timeout, deadline)
             sent = self._masked(call)
             try:
-                return self._library.exchange(sent, _attempt_time(self._exchange_timeout, deadline))
+                return self._library.exchange(sent, timeout)
             except ExchangeError as error:
-                pause = self._pause(call, sent, error, attempt, deadline)
-            self.clock.pause(pause)
+                if call.long_poll and error.failure.reason == "timeout":
+                    return {}
+                pause = self._pause(call, sent, error, attempt, deadline=deadline, turn=turn)
+                last = error
+            if not last.failure.over_rate:
+                self.clock.pause(pause)
             attempt += 1
 
     async def settled(self, key: str) -> None:
@@ -260,6 +247,32 @@ class Caller:
         creating = self._creating.get(key)
         if creating:
             concurrent.futures.wait(list(creating.values()), timeout=deadline.remaining)
+
+    async def _turn(
+        self, call: Call, deadline: Deadline | None, last: ExchangeError | None
+    ) -> Turn:
+        """Wait until the bucket lets an attempt go, and take a slot for it."""
+        bucket = self._bucket(_region(call), call.group)
+        turn = bucket.reserve()
+        while True:
+            while (left := turn.wait()) > 0:
+                if deadline is not None and not deadline.allows(left):
+                    raise _no_turn(call, bucket, last)
+                await self.clock.sleep(left)
+            await self._slots.acquire()
+            if turn.wait() == 0:
+                return turn
+            # The bucket was held while the attempt waited for its slot.
+            self._slots.release()
+
+    def _turn_now(self, call: Call, deadline: Deadline, last: ExchangeError | None) -> Turn:
+        bucket = self._bucket(_region(call), call.group)
+        turn = bucket.reserve()
+        while (left := turn.wait()) > 0:
+            if not deadline.allows(left):
+                raise _no_turn(call, bucket, last)
+            self.clock.pause(left)
+        return turn
 
     async def _on_thread(
         self, call: Call, timeout: float, creates: Sequence[str]
@@ -299,9 +312,19 @@ class Caller:
         return call if self._masks else replace(call, mask="")
 
     def _pause(
-        self, call: Call, sent: Call, error: ExchangeError, attempt: int, deadline: Deadline
+        self,
+        call: Call,
+        sent: Call,
+        error: ExchangeError,
+        attempt: int,
+        *,
+        deadline: Deadline,
+        turn: Turn,
     ) -> float:
-        """Return how long to wait before the next attempt, or raise if there is none."""
+        """Return how long to wait before the next attempt, or raise if there is none.
+
+        Over the rate, the bucket is held for as long, and the next turn brings the pause with it.
+        """
         failure = error.failure
         if failure.status == 400 and call.mask:
             # A mask only saves traffic: where an API refuses ours, whole answers do as well. Where
@@ -310,45 +333,33 @@ class Caller:
             if sent.mask:
                 return 0.0
         pause = self._policy.delay(failure, attempt, now=self.clock.time())
-        if pause is None or not deadline.allows(pause + SHORTEST_ATTEMPT):
+        left = deadline.remaining - SHORTEST_ATTEMPT
+        if pause is not None and failure.over_rate:
+            turn.hold(pause)
+        elif pause is not None and failure.retry_after is None:
+            # A backoff may be shorter, what the server wants may not. So the last attempt comes
+            # right before the deadline, and not up to a longest backoff earlier.
+            pause = min(pause, max(left, SHORTEST_ATTEMPT))
+        if pause is None or pause > left:
             raise failure_error(failure, call.place) from error.__cause__
         return pause
 
 
-class Verbs:
-    """What the verbs of `compute` share.
-
-    Parameters
-    ----------
-    project : str
-        Project ID.
-    caller : Caller
-        Makes the calls.
-    """
-
-    def __init__(self, project: str, caller: Caller) -> None:
-        self.project = project
-        self._caller = caller
-
-    async def _pages(self, call: Call) -> AsyncIterator[dict[str, Any]]:
-        following: Call | None = call
-        while following is not None:
-            page = await self._caller.answer(following)
-            yield page
-            following = _next_page(following, page)
-
-    def _pages_now(self, call: Call, deadline: Deadline) -> Iterator[dict[str, Any]]:
-        following: Call | None = call
-        while following is not None:
-            page = self._caller.answer_now(following, deadline)
-            yield page
-            following = _next_page(following, page)
-
-
-def _next_page(call: Call, page: Mapping[str, Any]) -> Call | None:
-    token = page.get("nextPageToken")
-    return replace(call, fields={**call.fields, "page_token": token}) if token else None
-
-
 def _attempt_time(usual: float, deadline: Deadline) -> float:
     return min(usual, max(deadline.remaining, SHORTEST_ATTEMPT))
+
+
+def _region(call: Call) -> str:
+    zone = call.place.zone
+    return zone.rpartition("-")[0] or zone or "global"
+
+
+def _no_turn(call: Call, bucket: RateBucket, last: ExchangeError | None) -> GCEError:
+    if last is not None:
+        error = failure_error(last.failure, call.place)
+        error.__cause__ = last.__cause__
+        return error
+    return TransportError(
+        f"The limit of {bucket.rate:g} requests a second left no time to {call.place}; nothing was "
+        "sent."
+    )

@@ -1,22 +1,26 @@
 """The Compute API of one project, as the rest of the package sees it.
 
 It owns the construction of everything below it, its life, and the verbs that look things up. The
-other verbs are in `instances` and `operations`; threads, repeats and what cancelling a call means
-are the business of `calls`, google-cloud-compute that of `library`.
+other verbs are in `instances`, `instances_now` and `operations`; threads, repeats and what
+cancelling a call means are the business of `calls`, google-cloud-compute that of `library`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any
 
-from dask_gce.calls import Caller, Clock
+from dask_gce.calls import Caller
+from dask_gce.clock import SYSTEM_CLOCK, Clock
 from dask_gce.failures import Place
 from dask_gce.instances import InstanceVerbs
+from dask_gce.instances_now import InstanceVerbsNow
 from dask_gce.library import Call, Library
 from dask_gce.operation import Operation
 from dask_gce.operations import OperationVerbs
 from dask_gce.policy import RetryPolicy
+from dask_gce.rates import rate_bucket
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Clock", "Compute", "Operation"]
 
 
-class Compute(InstanceVerbs, OperationVerbs):
+class Compute(InstanceVerbs, InstanceVerbsNow, OperationVerbs):
     """The Compute API of one project.
 
     The async verbs belong to one event loop. Each raises the errors of `dask_gce.errors`: APIError
@@ -40,6 +44,9 @@ class Compute(InstanceVerbs, OperationVerbs):
     endpoint : str or None
         Scheme, host and port of the API without a path, for example ``"http://127.0.0.1:8080"``;
         None for Google's own.
+    rate : float
+        Requests a second, in each region and each group of Compute Engine's rate quotas;
+        ``math.inf`` for no limit. All clients of a process share them, see `rates`.
     threads : int
         How many exchanges may be under way at a time.
     exchange_timeout : float
@@ -58,20 +65,25 @@ class Compute(InstanceVerbs, OperationVerbs):
         *,
         credentials: Credentials,
         endpoint: str | None = None,
-        threads: int = 16,
+        rate: float = 20.0,
+        threads: int = 32,
         exchange_timeout: float = 30.0,
         call_timeout: float = 180.0,
         policy: RetryPolicy | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._library = Library(credentials, endpoint=endpoint, connections=threads)
+        clock = clock or SYSTEM_CLOCK
         caller = Caller(
             self._library,
+            bucket=functools.partial(
+                rate_bucket, self._library.endpoint, project, rate=rate, clock=clock
+            ),
             threads=threads,
             exchange_timeout=exchange_timeout,
             call_timeout=call_timeout,
             policy=policy or RetryPolicy(),
-            clock=clock or Clock(),
+            clock=clock,
         )
         # A wait holds its thread for seconds; half of them stay free for everything else.
         super().__init__(project, caller, max(1, threads // 2))
@@ -109,31 +121,6 @@ class Compute(InstanceVerbs, OperationVerbs):
 
     # Looking things up -----------------------------------------------------------------------
 
-    async def get_project(self) -> dict[str, Any]:
-        """Return the project.
-
-        Returns
-        -------
-        dict
-            A ``compute#project`` resource.
-        """
-        return await self._get("Projects", "GetProjectRequest", f"get project {self.project}")
-
-    async def get_zone(self, zone: str) -> dict[str, Any]:
-        """Return a zone.
-
-        Parameters
-        ----------
-        zone : str
-            Zone name.
-
-        Returns
-        -------
-        dict
-            A ``compute#zone`` resource.
-        """
-        return await self._get("Zones", "GetZoneRequest", f"get zone {zone}", zone=zone)
-
     async def get_machine_type(self, zone: str, name: str) -> dict[str, Any]:
         """Return a machine type, predefined or custom.
 
@@ -149,13 +136,14 @@ class Compute(InstanceVerbs, OperationVerbs):
         dict
             A ``compute#machineType`` resource.
         """
-        return await self._get(
+        call = Call(
             "MachineTypes",
+            "get",
             "GetMachineTypeRequest",
-            f"get machine type {name}",
-            zone=zone,
-            machine_type=name,
+            Place(f"get machine type {name}", self.project, zone, name),
+            {"project": self.project, "zone": zone, "machine_type": name},
         )
+        return await self._caller.answer(call)
 
     async def get_image_from_family(self, project: str, family: str) -> dict[str, Any]:
         """Return the newest image of a family that is not deprecated.
@@ -179,9 +167,4 @@ class Compute(InstanceVerbs, OperationVerbs):
             Place(f"get the image of family {family}", project, name=family),
             {"project": project, "family": family},
         )
-        return await self._caller.answer(call)
-
-    async def _get(self, service: str, request: str, action: str, **fields: str) -> dict[str, Any]:
-        place = Place(action, self.project, fields.get("zone", ""))
-        call = Call(service, "get", request, place, {"project": self.project, **fields})
         return await self._caller.answer(call)

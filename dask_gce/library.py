@@ -28,6 +28,7 @@ from dask_gce._version import __version__
 from dask_gce.errors import SettingsError
 from dask_gce.failures import Place
 from dask_gce.policy import Failure, parse_retry_after
+from dask_gce.rates import Group
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -66,6 +67,8 @@ class Call:
         A field mask for the answer; empty for all of it.
     long_poll : bool
         Whether an answer that does not come in time only means "not yet".
+    group : str
+        The group of Compute Engine's rate quotas that it is charged to, see `rates`.
     """
 
     service: str
@@ -77,6 +80,7 @@ class Call:
     body_field: str = ""
     mask: str = ""
     long_poll: bool = False
+    group: Group = "read"
 
 
 class ExchangeError(Exception):

@@ -7,14 +7,19 @@ endpoint. What an operation looks like is left to `operation`, the errors to `fa
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+from collections.abc import Collection, Iterator
 from dataclasses import replace
+from urllib.parse import quote
 
-from dask_gce.calls import Caller, Verbs
-from dask_gce.errors import OperationError, TransportError
+from dask_gce.calls import Caller
+from dask_gce.errors import GCEError, OperationError, TransportError
 from dask_gce.failures import MIN_COUNT_CODE, Place, operation_error
 from dask_gce.library import Call
-from dask_gce.operation import Operation, parse_operation
+from dask_gce.operation import OPERATION_FIELDS, Operation, parse_operation
 from dask_gce.policy import Deadline
+from dask_gce.verbs import Verbs
 
 __all__ = ["OperationVerbs"]
 
@@ -26,6 +31,11 @@ WAIT_SLICE = 5.0
 WAIT_FLOOR = 0.5
 #: How often an operation is looked at when no thread is free to wait for it, in seconds.
 LOOK_INTERVAL = 2.0
+#: Longest filter that is sent, in characters of the URL; the rest of the URL needs a few hundred,
+#: and servers and proxies refuse URLs of more than about 8 kB.
+LONGEST_FILTER = 5500
+
+_LIST_MASK = f"items({','.join(OPERATION_FIELDS)}),nextPageToken"
 
 
 class OperationVerbs(Verbs):
@@ -64,7 +74,15 @@ class OperationVerbs(Verbs):
         if filter:
             fields["filter"] = filter
         place = Place("list operations", self.project, zone)
-        call = Call("ZoneOperations", "list", "ListZoneOperationsRequest", place, fields)
+        call = Call(
+            "ZoneOperations",
+            "list",
+            "ListZoneOperationsRequest",
+            place,
+            fields,
+            mask=_LIST_MASK,
+            group="operation",
+        )
         return [
             parse_operation(item)
             async for page in self._pages(call)
@@ -93,6 +111,47 @@ class OperationVerbs(Verbs):
             for child in found
             if child.group == operation.group and child.name != operation.name
         ]
+
+    async def list_instance_operations(self, zone: str, names: Collection[str]) -> list[Operation]:
+        """Return what was done to instances, but for creating them.
+
+        Parameters
+        ----------
+        zone : str
+            Zone name.
+        names : collection of str
+            The instances; they need not exist any more.
+
+        Returns
+        -------
+        list of Operation
+            The operations that are still kept, in no order.
+        """
+        wanted = set(names)
+        return [
+            found
+            for filter in _target_filters(wanted)
+            for found in await self.list_operations(zone, filter)
+            if found.target in wanted and found.type != "insert"
+        ]
+
+    async def find_operation(self, zone: str, request_id: str) -> Operation | None:
+        """Return the operation that a request began, where its answer was lost.
+
+        Parameters
+        ----------
+        zone : str
+            Zone name.
+        request_id : str
+            The UUID that the request carried.
+
+        Returns
+        -------
+        Operation or None
+            The operation; None when no request of that ID was accepted.
+        """
+        found = await self.list_operations(zone, f'clientOperationId = "{request_id}"')
+        return next(iter(found), None)
 
     async def get_operation(self, operation: Operation) -> Operation:
         """Look at an operation.
@@ -144,17 +203,13 @@ class OperationVerbs(Verbs):
             back this is the reason of its instances, not ``VM_MIN_COUNT_NOT_REACHED``.
         TransportError
             The time ran out and the operation goes on; it may still end well.
+        GCEError
+            Compute Engine could not be asked until the time ran out, or refused to tell.
         """
         deadline = Deadline.after(timeout, self._caller.clock.monotonic)
         while not operation.done:
             if deadline.expired:
-                raise TransportError(
-                    f"Operation {operation.name} ({operation.what}) in zone {operation.zone} of "
-                    f"project {self.project} is still {operation.status} after {timeout:g} s.",
-                    method="POST",
-                    url=f"projects/{self.project}/zones/{operation.zone}/operations/"
-                    f"{operation.name}/wait",
-                )
+                raise self._unfinished(operation, timeout)
             began = self._caller.clock.monotonic()
             if self._wait_slots.locked():
                 # All threads for waiting are taken: look, rather than queue behind long waits.
@@ -162,10 +217,9 @@ class OperationVerbs(Verbs):
                 answer = await self._caller.answer(call, deadline=deadline)
                 shortest = LOOK_INTERVAL
             else:
-                call = self._operation_call("wait", "WaitZoneOperationRequest", operation)
                 async with self._wait_slots:
                     answer = await self._caller.answer(
-                        replace(call, long_poll=True),
+                        self._wait_call(operation),
                         deadline=deadline,
                         exchange_timeout=min(WAIT_SLICE, deadline.remaining),
                     )
@@ -179,18 +233,75 @@ class OperationVerbs(Verbs):
             raise await self._operation_error(operation)
         return operation
 
+    def wait_operation_now(self, operation: Operation, deadline: float) -> Operation:
+        """Wait on the calling thread until an operation has ended, well or badly.
+
+        Needs neither the event loop nor the pool of threads: works in an ``atexit`` handler and
+        after `Compute.close`.
+
+        Parameters
+        ----------
+        operation : Operation
+            What to wait for.
+        deadline : float
+            When to give up, on the clock of :func:`time.monotonic`.
+
+        Returns
+        -------
+        Operation
+            It, when done; `failed` says how it ended.
+
+        Raises
+        ------
+        TransportError
+            The time ran out and the operation goes on.
+        """
+        clock = self._caller.clock
+        until = Deadline(deadline, clock.monotonic)
+        timeout = until.remaining
+        while not operation.done:
+            if until.expired:
+                raise self._unfinished(operation, timeout)
+            began = clock.monotonic()
+            answer = self._caller.answer_now(
+                self._wait_call(operation),
+                until,
+                exchange_timeout=min(WAIT_SLICE, until.remaining),
+            )
+            if answer:
+                operation = parse_operation(answer)
+            if not operation.done:
+                rest = WAIT_FLOOR - (clock.monotonic() - began)
+                clock.pause(min(max(rest, 0.0), until.remaining))
+        return operation
+
+    def _unfinished(self, operation: Operation, timeout: float) -> TransportError:
+        path = f"projects/{self.project}/zones/{operation.zone}/operations/{operation.name}"
+        return TransportError(
+            f"Operation {operation.name} ({operation.what}) in zone {operation.zone} of project "
+            f"{self.project} is still {operation.status} after {timeout:g} s.",
+            method="POST",
+            url=f"{path}/wait",
+        )
+
+    def _wait_call(self, operation: Operation) -> Call:
+        call = self._operation_call("wait", "WaitZoneOperationRequest", operation)
+        return replace(call, long_poll=True, group="heavy")
+
     def _operation_call(self, verb: str, request: str, operation: Operation) -> Call:
         place = Place(
             f"look at operation {operation.name} ({operation.what})", self.project, operation.zone
         )
         fields = {"project": self.project, "zone": operation.zone, "operation": operation.name}
-        return Call("ZoneOperations", verb, request, place, fields)
+        return Call("ZoneOperations", verb, request, place, fields, group="operation")
 
     async def _operation_error(self, operation: Operation) -> OperationError:
         errors = list(operation.errors)
         if operation.group and all(error.get("code") == MIN_COUNT_CODE for error in errors):
-            for child in await self.list_group_operations(operation):
-                errors.extend(child.errors)
+            # That it has failed is known, whether or not its children can be asked why.
+            with contextlib.suppress(GCEError):
+                for child in await self.list_group_operations(operation):
+                    errors.extend(child.errors)
         return operation_error(
             operation.name,
             errors,
@@ -198,3 +309,31 @@ class OperationVerbs(Verbs):
             status=operation.http_status,
             message=operation.http_message,
         )
+
+
+def _target_filters(names: Collection[str]) -> Iterator[str]:
+    """Yield filters for the operations on instances, as few as the length of a URL allows.
+
+    ``eq`` takes a regular expression (RE2) that must match the whole value. No other form covers
+    many values of one field in so few characters. It cannot be combined with a second field.
+    """
+    if not names:
+        return
+    # The names of a cluster begin alike; what all share is what the first and the last share.
+    ends = zip(min(names), max(names), strict=False)
+    prefix = "".join(
+        one for one, other in itertools.takewhile(lambda pair: pair[0] == pair[1], ends)
+    )
+    frame = f'targetLink eq ".*/instances/{prefix}({{}})"'
+    room = LONGEST_FILTER - len(quote(frame))
+    chunk: list[str] = []
+    length = 0
+    for rest in sorted(name[len(prefix) :] for name in names):
+        cost = len(quote(f"|{rest}"))
+        if chunk and length + cost > room:
+            yield frame.format("|".join(chunk))
+            chunk, length = [], 0
+        chunk.append(rest)
+        length += cost
+    if chunk:
+        yield frame.format("|".join(chunk))

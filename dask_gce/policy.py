@@ -39,15 +39,14 @@ CAPACITY_CODES = frozenset(
 )
 #: A quota of the project does not suffice.
 QUOTA_CODES = frozenset({"QUOTA_EXCEEDED", "quotaExceeded"})
+#: Too many changes to one resource.
+RESOURCE_RATE_CODES = frozenset({"RESOURCE_OPERATION_RATE_EXCEEDED"})
 #: Too many requests, or too many changes to one resource.
-RATE_CODES = frozenset(
-    {
-        "RATE_LIMIT_EXCEEDED",
-        "RESOURCE_OPERATION_RATE_EXCEEDED",
-        "rateLimitExceeded",
-        "userRateLimitExceeded",
-    }
-)
+RATE_CODES = RESOURCE_RATE_CODES | {
+    "RATE_LIMIT_EXCEEDED",
+    "rateLimitExceeded",
+    "userRateLimitExceeded",
+}
 #: Statuses that say nothing against the same request a little later (https://google.aip.dev/194).
 PASSING_STATUSES = frozenset({408, 500, 502, 503, 504})
 #: A 400 that passes: the resource is still being made or changed by another operation.
@@ -158,6 +157,11 @@ class Failure:
     def rate_limited(self) -> bool:
         """Whether this minute's share of requests is used up."""
         return self.reason in RATE_CODES or (self.status == 429 and self.reason not in QUOTA_CODES)
+
+    @property
+    def over_rate(self) -> bool:
+        """Whether what is used up is shared, so that other requests would be refused as well."""
+        return self.rate_limited and self.reason not in RESOURCE_RATE_CODES
 
     @property
     def passing(self) -> bool:

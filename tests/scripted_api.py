@@ -1,14 +1,19 @@
 """An HTTP server that answers as a test tells it to, for faults that no healthy API makes.
 
 It runs on threads of its own, so that tests of the synchronous path and of a blocked loop can use
-it.
+it. Beside it, what every test of the Compute verbs needs: a client, a clock, an instance.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +21,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+from google.auth.credentials import AnonymousCredentials
+
+from dask_gce.clock import Clock
+from dask_gce.compute import Compute
+
+PROJECT = "my-project"
+ZONE = "us-central1-a"
 
 
 @dataclass(frozen=True)
@@ -157,3 +170,66 @@ class ScriptedAPI:
                 connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._thread.join()
+
+
+class FastClock(Clock):
+    """Sleeping takes no time, but the clock says it did."""
+
+    def __init__(self, now: float = 50.0) -> None:
+        self.passed = 0.0
+        self.slept: list[float] = []
+        self._start = now
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.passed
+
+    def time(self) -> float:
+        return self._start + self.passed
+
+    def pause(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.passed += seconds
+
+    async def sleep(self, seconds: float) -> None:
+        self.pause(seconds)
+        await asyncio.sleep(0)
+
+
+def make_compute(endpoint: str, **options: Any) -> Compute:
+    options.setdefault("credentials", AnonymousCredentials())
+    return Compute(PROJECT, endpoint=endpoint, **options)
+
+
+def instance(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "machineType": f"zones/{ZONE}/machineTypes/e2-standard-2",
+        "labels": {"dask-gce-cluster": "c"},
+        "disks": [
+            {
+                "boot": True,
+                "autoDelete": True,
+                "initializeParams": {
+                    "sourceImage": "projects/cos-cloud/global/images/family/cos-stable"
+                },
+            }
+        ],
+        "networkInterfaces": [{"network": "global/networks/default"}],
+        "metadata": {"items": [{"key": "enable-guest-attributes", "value": "TRUE"}]},
+        **more,
+    }
+
+
+def run_python(code: str, *arguments: str, python: str = sys.executable) -> str:
+    """Run a program and return what it printed; nothing may go to stderr."""
+    done = subprocess.run(
+        [python, "-c", textwrap.dedent(code), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "error::ResourceWarning,ignore::FutureWarning"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout

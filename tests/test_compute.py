@@ -4,56 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import subprocess
+import math
+import re
 import sys
-import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Literal
+from urllib.parse import quote
 
 import psutil
 import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import RefreshError
 from google.oauth2.credentials import Credentials
-from scripted_api import Answer, Request, ScriptedAPI, operation, refusal
+from scripted_api import (
+    PROJECT,
+    Answer,
+    FastClock,
+    Request,
+    ScriptedAPI,
+    instance,
+    make_compute,
+    operation,
+    refusal,
+    run_python,
+)
 
 from dask_gce import errors, operations
-from dask_gce.calls import Clock
+from dask_gce.clock import Clock
 from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault
-from dask_gce.operation import Operation
+from dask_gce.operation import Operation, explain_end
 from dask_gce.policy import RetryPolicy
 
-PROJECT = "my-project"
 ZONE = "us-central1-a"
 RUNNING = Operation("operation-1", "z", "insert", "RUNNING", "i")
+DELETING = operation(operationType="delete")
 
 
-class FastClock(Clock):
-    """Sleeping takes no time, but the clock says it did."""
+class HurriedClock(Clock):
+    """Time passes fifty times as fast, for many that wait at the same time."""
 
-    def __init__(self, now: float = 50.0) -> None:
-        self.passed = 0.0
-        self.slept: list[float] = []
-        self._start = now
+    def __init__(self) -> None:
+        self.slept = 0
 
     def monotonic(self) -> float:
-        return super().monotonic() + self.passed
-
-    def time(self) -> float:
-        return self._start + self.passed
-
-    def pause(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.passed += seconds
+        return super().monotonic() * 50
 
     async def sleep(self, seconds: float) -> None:
-        self.pause(seconds)
-        await asyncio.sleep(0)
+        self.slept += 1
+        await asyncio.sleep(seconds / 50)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -62,11 +65,6 @@ async def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
-
-
-def make_compute(endpoint: str, **options: Any) -> Compute:
-    options.setdefault("credentials", AnonymousCredentials())
-    return Compute(PROJECT, endpoint=endpoint, **options)
 
 
 @pytest.fixture
@@ -89,26 +87,6 @@ async def scripted(
     with ScriptedAPI(script) as api:
         async with make_compute(api.endpoint, **options) as compute:
             yield compute, api
-
-
-def instance(name: str, **more: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "machineType": f"zones/{ZONE}/machineTypes/e2-standard-2",
-        "labels": {"dask-gce-cluster": "c"},
-        "disks": [
-            {
-                "boot": True,
-                "autoDelete": True,
-                "initializeParams": {
-                    "sourceImage": "projects/cos-cloud/global/images/family/cos-stable"
-                },
-            }
-        ],
-        "networkInterfaces": [{"network": "global/networks/default"}],
-        "metadata": {"items": [{"key": "enable-guest-attributes", "value": "TRUE"}]},
-        **more,
-    }
 
 
 def bulk(*names: str) -> dict[str, Any]:
@@ -155,14 +133,12 @@ async def test_the_life_of_an_instance(compute: Compute, paper: ComputeEmulator)
 
 
 async def test_looking_things_up(compute: Compute) -> None:
-    assert (await compute.get_project())["name"] == PROJECT
-    assert (await compute.get_zone(ZONE))["name"] == ZONE
     shape = await compute.get_machine_type(ZONE, "n2-custom-8-16384")
     assert (shape["guestCpus"], shape["memoryMb"]) == (8, 16384)
     image = await compute.get_image_from_family("cos-cloud", "cos-stable")
     assert image["name"].startswith("cos-stable-")
-    with pytest.raises(errors.NotFound, match="no-such-zone"):
-        await compute.get_zone("no-such-zone")
+    with pytest.raises(errors.NotFound, match="no-such-type"):
+        await compute.get_machine_type(ZONE, "no-such-type")
 
 
 async def test_a_bulk_insert_and_lists(compute: Compute) -> None:
@@ -194,13 +170,112 @@ async def test_a_repeat_after_a_broken_connection_makes_one_instance(
 
 
 async def test_over_the_rate_limit_a_call_waits_for_the_next_minute(paper: ComputeEmulator) -> None:
-    refused = Fault("compute.zones.get", status=403, reason="rateLimitExceeded", times=2)
+    refused = Fault("compute.machineTypes.get", status=403, reason="rateLimitExceeded", times=2)
     paper.faults.add(refused)
     clock = FastClock(now=50.0)
     policy = RetryPolicy(draw=lambda: 0.5)
     async with make_compute(paper.endpoint, clock=clock, policy=policy) as compute:
-        assert (await compute.get_zone(ZONE))["name"] == ZONE
-    assert clock.slept == [12.5, 60.0]
+        assert (await compute.get_machine_type(ZONE, "e2-standard-2"))["name"] == "e2-standard-2"
+    assert clock.slept == pytest.approx([12.5, 60.0], abs=0.5)
+
+
+async def test_nothing_goes_out_while_the_rate_is_used_up_and_no_stampede_follows() -> None:
+    """A thousand deletes must not all come back at the first second of the new minute."""
+    clock = HurriedClock()
+    sent: list[tuple[float, str]] = []
+
+    def script(request: Request) -> Answer:
+        sent.append((clock.monotonic(), request.path.rpartition("/")[2]))
+        return refusal(403, "rateLimitExceeded", Retry_After="30") if len(sent) == 5 else DELETING
+
+    policy = RetryPolicy(draw=lambda: 0.0)
+    options = {"clock": clock, "policy": policy, "rate": 5.0, "threads": 1}
+    async with scripted(script, **options) as (compute, _):
+        await compute.open()
+        names = [f"i-{number}" for number in range(20)]
+        await asyncio.gather(*(compute.delete_instance("europe-west1-b", name) for name in names))
+        assert len(sent) == 21
+        assert {name for _, name in sent} == set(names)
+        passed = [at - sent[4][0] for at, _ in sent[5:]]
+        # One may have been on its way; then nothing, then one at a time.
+        late = [at for at in passed if at > 10]
+        assert len(late) >= 15
+        assert min(late) >= 29.9
+        assert len([at for at in late if at < 30.9]) <= 6
+        assert max(late) >= 30 + (len(late) - 1) / 5 - 0.1
+        # Other regions and groups have quotas of their own.
+        before = clock.slept
+        await compute.delete_instance("us-central1-a", "i")
+        await compute.get_instance("europe-west1-b", "i")
+        assert clock.slept == before
+
+
+async def test_time_in_the_bucket_does_not_count_against_a_calls_deadline() -> None:
+    clock = FastClock()
+    options = {"clock": clock, "rate": 0.1, "call_timeout": 15.0}
+    async with scripted(lambda request: operation(), **options) as (compute, api):
+        await asyncio.gather(*(compute.delete_instance("z", f"i-{n}") for n in range(10)))
+    assert len(api.requests) == 10
+    assert clock.passed > 80
+
+
+async def test_a_wait_ends_in_time_though_the_bucket_is_held() -> None:
+    clock = FastClock(now=0.0)
+    options = {"clock": clock, "policy": RetryPolicy(draw=lambda: 1.0)}
+    answers = [refusal(403, "rateLimitExceeded")]
+    async with scripted(lambda request: answers.pop(0), **options) as (compute, api):
+        with pytest.raises(errors.RateLimited):
+            await compute.wait_operation(RUNNING, 30)
+        # The bucket is held for everybody, so this one is not even sent.
+        with pytest.raises(errors.TransportError, match="20 requests a second left no time"):
+            await compute.wait_operation(RUNNING, 30)
+    assert len(api.requests) == 1
+
+
+async def test_calls_are_charged_to_the_groups_of_googles_quotas() -> None:
+    """With one request in a thousand seconds, the second of a group has to wait."""
+
+    def script(request: Request) -> Answer:
+        return operation(status="DONE") if "operations/" in request.path else Answer()
+
+    groups: dict[str, list[Callable[[Compute], Awaitable[Any]]]] = {
+        "write": [
+            lambda compute: compute.insert_instance(ZONE, {"name": "i"}),
+            lambda compute: compute.bulk_insert_instances(ZONE, {"count": "1"}),
+            lambda compute: compute.delete_instance(ZONE, "i"),
+            lambda compute: compute.get_guest_attributes(ZONE, "i"),
+        ],
+        "read": [
+            lambda compute: compute.get_instance(ZONE, "i"),
+            lambda compute: compute.list_instances(ZONE),
+            lambda compute: compute.get_serial_port_output(ZONE, "i"),
+            lambda compute: compute.get_machine_type(ZONE, "m"),
+        ],
+        "operation": [
+            lambda compute: compute.list_operations(ZONE),
+            lambda compute: compute.get_operation(replace(RUNNING, zone=ZONE)),
+        ],
+    }
+    with ScriptedAPI(script) as api:
+        for calls in groups.values():
+            for number, call in enumerate(calls):
+                clock = FastClock()
+                async with make_compute(api.endpoint, clock=clock, rate=0.001) as compute:
+                    for others in groups.values():
+                        if others is not calls:
+                            await others[0](compute)
+                    assert clock.passed == 0
+                    await calls[number - 1](compute)
+                    assert clock.passed == 0
+                    await call(compute)
+                    assert clock.passed > 900
+        clock = FastClock()
+        async with make_compute(api.endpoint, clock=clock, rate=0.001) as compute:
+            await compute.aggregated_list_instances()  # is global
+            await compute.wait_operation(replace(RUNNING, zone=ZONE), 5)
+            assert clock.passed == 0
+            with pytest.raises(errors.TransportError, match=r"0\.001 requests a second"):
+                await compute.wait_operation(replace(RUNNING, zone=ZONE), 5)
 
 
 @pytest.mark.parametrize(
@@ -425,16 +500,18 @@ async def test_faults_are_repeated_until_the_deadline() -> None:
     options = {"clock": clock, "call_timeout": 60.0, "policy": RetryPolicy(draw=lambda: 1.0)}
     async with scripted(lambda request: refusal(500, "backendError"), **options) as (compute, api):
         with pytest.raises(errors.ServerFault):
-            await compute.get_project()
-    assert clock.slept == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
-    assert len(api.requests) == 7
+            await compute.get_machine_type("z", "m")
+    assert clock.slept[:-1] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
+    # The last pause is cut, so that the last attempt comes right before the deadline.
+    assert 26.5 < clock.slept[-1] <= 27.5
+    assert len(api.requests) == 8
 
 
 async def test_retry_after_is_honoured() -> None:
     answers = [refusal(503, "backendError", Retry_After="9"), Answer({"name": "p"})]
     clock = FastClock()
     async with scripted(lambda request: answers.pop(0), clock=clock) as (compute, _):
-        await compute.get_project()
+        await compute.get_machine_type("z", "m")
     assert len(clock.slept) == 1
     assert 9.0 <= clock.slept[0] <= 9.5
 
@@ -444,9 +521,9 @@ async def test_an_answer_from_something_else_than_compute_engine() -> None:
     answers = [Answer(text=page, status=404), Answer(text=page)]
     async with scripted(lambda request: answers.pop(0)) as (compute, api):
         with pytest.raises(errors.NotFound) as refused:
-            await compute.get_project()
+            await compute.get_machine_type("z", "m")
         with pytest.raises(errors.TransportError, match="not Compute Engine"):
-            await compute.get_project()
+            await compute.get_machine_type("z", "m")
     assert len(str(refused.value)) < 1500
     assert len(api.requests) == 2
 
@@ -477,7 +554,7 @@ async def test_credentials_that_give_no_token() -> None:
 
     async with scripted(lambda request: Answer(), credentials=Expired()) as (compute, api):
         with pytest.raises(errors.CredentialsError, match="Reauthentication is needed") as info:
-            await compute.get_project()
+            await compute.get_machine_type("z", "m")
     assert "SECRET" not in str(info.value)
     assert api.requests == []
 
@@ -488,7 +565,7 @@ async def test_a_proxy_of_the_environment_is_not_asked_for_a_local_endpoint(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     async with scripted(lambda request: Answer({"name": "p"}), call_timeout=0.5) as (compute, _):
-        assert await compute.get_project() == {"name": "p"}
+        assert await compute.get_machine_type("z", "m") == {"name": "p"}
 
 
 # Waiting for operations ----------------------------------------------------------------------
@@ -555,6 +632,107 @@ async def test_the_operations_of_the_instances_tell_why_a_bulk_insert_failed() -
     assert api.requests[1].query == {"filter": 'operationGroupId eq ".*\\bg\\b.*"'}
 
 
+async def test_a_wait_outlasts_a_long_outage() -> None:
+    """A bulk insert takes minutes; nothing that passes may end the wait for it."""
+    clock = FastClock()
+    outage = 500.0
+
+    def script(request: Request) -> Answer:
+        if clock.passed < outage:
+            return Answer(drop=True) if len(api.requests) % 2 else refusal(503, "backendError")
+        return operation(status="DONE")
+
+    options = {"clock": clock, "policy": RetryPolicy(draw=lambda: 1.0), "call_timeout": 60.0}
+    async with scripted(script, **options) as (compute, api):
+        assert (await compute.wait_operation(RUNNING, 600)).done
+        # It costs a call in half a minute.
+        assert len(api.requests) < 30
+        outage = math.inf
+        began = clock.passed
+        with pytest.raises((errors.TransportError, errors.ServerFault)):
+            await compute.wait_operation(RUNNING, 600)
+        assert 595 < clock.passed - began <= 600
+
+
+async def test_a_failed_bulk_insert_is_told_even_where_its_children_cannot_be_asked() -> None:
+    vague = {"code": "VM_MIN_COUNT_NOT_REACHED", "message": "Requested minimum count of 4 VMs"}
+    failed = operation(
+        operationType="bulkInsert", operationGroupId="g", status="DONE", error={"errors": [vague]}
+    )
+
+    def script(request: Request) -> Answer:
+        return failed if request.path.endswith("/wait") else refusal(403, "forbidden")
+
+    async with scripted(script) as (compute, _):
+        with pytest.raises(errors.OperationError, match="Requested minimum count of 4 VMs"):
+            await compute.wait_operation(RUNNING, 10)
+
+
+async def test_a_bulk_insert_tells_how_many_it_made(
+    compute: Compute, paper: ComputeEmulator
+) -> None:
+    stock_out = {"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": "No more"}
+    paper.faults.add(Fault("compute.instances.bulkInsert", operation_errors=[stock_out], times=2))
+    body = {**bulk(*(f"dask-{number}" for number in range(5))), "minCount": "1"}
+    ended = await compute.wait_operation(await compute.bulk_insert_instances(ZONE, body), 10)
+    assert (ended.created, ended.missing) == (3, 2)
+    assert ended.user
+    assert ended.started
+
+
+async def test_what_was_done_to_instances(compute: Compute, paper: ComputeEmulator) -> None:
+    names = [f"dask-{number}" for number in range(4)]
+    await compute.wait_operation(await compute.bulk_insert_instances(ZONE, bulk(*names)), 10)
+    for name in names[:2]:
+        deleting = await compute.delete_instance(ZONE, name)
+        assert deleting is not None
+        await compute.wait_operation(deleting, 10)
+    before = paper.requests["compute.zoneOperations.list"]
+    found = await compute.list_instance_operations(ZONE, [*names[1:], "dask", "gone"])
+    assert [(one.type, one.target) for one in found] == [("delete", "dask-1")]
+    assert explain_end(found, "dask-1").startswith("deleted by ")
+    assert explain_end(found, "dask-2") == ""
+    assert await compute.list_instance_operations(ZONE, ["dask-0", "dask-1"]) != []
+    assert paper.requests["compute.zoneOperations.list"] == before + 2
+    assert await compute.list_instance_operations(ZONE, []) == []
+    assert paper.requests["compute.zoneOperations.list"] == before + 2
+
+
+async def test_many_instances_are_asked_about_in_few_short_calls() -> None:
+    names = [f"dask-3f9a61c2-worker-{number:08x}" for number in range(1000)]
+    stranger = operation(operationType="delete", targetLink=".../zones/z/instances/x").json
+    later = operation("o", operationType="delete", targetLink=f".../z/instances/{names[7]}").json
+
+    def script(request: Request) -> Answer:
+        return Answer({"items": [stranger, operation().json, later]})
+
+    async with scripted(script) as (compute, api):
+        found = await compute.list_instance_operations("z", names)
+        assert {one.target for one in found} == {names[7]}
+    filters = [request.query["filter"] for request in api.requests]
+    assert len(filters) <= 3
+    assert all(len(quote(filter)) < 6000 for filter in filters)
+    asked: list[str] = []
+    for filter in filters:
+        match = re.fullmatch(r'targetLink eq "\.\*/instances/(.*)\((.*)\)"', filter)
+        assert match is not None
+        asked += [match[1] + rest for rest in match[2].split("|")]
+    assert sorted(asked) == names
+
+
+async def test_the_operation_of_a_request_whose_answer_was_lost() -> None:
+    answers = [Answer({"items": [operation().json]}), Answer({})]
+    async with scripted(lambda request: answers.pop(0)) as (compute, api):
+        found = await compute.find_operation("z", "11111111-2222-4333-8444-555555555555")
+        assert found is not None
+        assert found.name == "operation-1"
+        assert await compute.find_operation("z", "11111111-2222-4333-8444-555555555556") is None
+    assert api.requests[0].query["filter"] == (
+        'clientOperationId = "11111111-2222-4333-8444-555555555555"'
+    )
+    assert "items(name," in api.requests[0].headers["x-goog-fieldmask"]
+
+
 async def test_waits_leave_threads_for_other_calls() -> None:
     release = threading.Event()
 
@@ -568,12 +746,12 @@ async def test_waits_leave_threads_for_other_calls() -> None:
         await until(lambda: len(api.requests) == 2)
         # With half the threads held, a third wait looks instead, and other calls go through.
         assert (await compute.wait_operation(RUNNING, 60)).done
-        await compute.get_project()
+        await compute.get_machine_type("z", "m")
         assert [request.path.rpartition("/")[2] for request in api.requests] == [
             "wait",
             "wait",
             "operation-1",
-            PROJECT,
+            "m",
         ]
         release.set()
         await asyncio.gather(*held)
@@ -593,16 +771,19 @@ async def test_the_loop_goes_on_and_the_pool_is_bounded() -> None:
             last = time.monotonic()
 
     answer = Answer({"name": "p"}, delay=0.05)
-    async with scripted(lambda request: answer, threads=16) as (compute, api):
+    async with scripted(lambda request: answer, threads=16, rate=math.inf) as (
+        compute,
+        api,
+    ):
         await compute.open()
         heart = asyncio.create_task(beat())
         began = time.monotonic()
-        await asyncio.gather(*(compute.get_project() for _ in range(100)))
+        await asyncio.gather(*(compute.get_machine_type("z", "m") for _ in range(100)))
         took = time.monotonic() - began
         heart.cancel()
         assert len(api.requests) == 100
         for _ in range(2):
-            await asyncio.gather(*(compute.get_project() for _ in range(16)))
+            await asyncio.gather(*(compute.get_machine_type("z", "m") for _ in range(16)))
     assert api.connections <= 16  # all of them are kept and used again
     assert 8 <= api.most_at_once <= 16
     assert took < 2.5  # one after the other they take five seconds
@@ -612,14 +793,14 @@ async def test_the_loop_goes_on_and_the_pool_is_bounded() -> None:
 
 async def test_a_call_in_the_queue_can_be_cancelled() -> None:
     async with scripted(lambda request: Answer({}, delay=0.2), threads=1) as (compute, api):
-        first = asyncio.create_task(compute.get_zone("first"))
-        second = asyncio.create_task(compute.get_zone("second"))
+        first = asyncio.create_task(compute.get_machine_type("z", "first"))
+        second = asyncio.create_task(compute.get_machine_type("z", "second"))
         await until(lambda: api.requests)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
         await first
-        await compute.get_zone("third")
+        await compute.get_machine_type("z", "third")
     assert [request.path.rpartition("/")[2] for request in api.requests] == ["first", "third"]
 
 
@@ -641,7 +822,7 @@ async def test_a_delete_does_not_overtake_an_insert_that_was_cancelled(now: bool
         with pytest.raises(asyncio.CancelledError):
             await insert
         if now:
-            assert compute.delete_instance_now("z", "i", time.monotonic() + 5)
+            assert compute.delete_instances_now([("z", "i")], time.monotonic() + 5) == []
         else:
             assert await compute.delete_instance("z", "i")
     assert events == ["POST begins", "POST ends", "DELETE begins", "DELETE ends"]
@@ -690,89 +871,14 @@ async def test_close_waits_for_what_is_under_way_and_leaves_nothing() -> None:
         assert connections() == []
         await compute.close()
         with pytest.raises(errors.TransportError, match="closed"):
-            await compute.get_project()
+            await compute.get_machine_type("z", "m")
         # The synchronous verbs still work, and clean up after themselves too.
-        assert compute.delete_instance_now("z", "i", time.monotonic() + 5)
+        assert compute.delete_instances_now([("z", "i")], time.monotonic() + 5) == []
         assert connections()
         compute.close_now()
         assert connections() == []
     del compute
     gc.collect()  # an open socket would show as a ResourceWarning here
-
-
-def test_the_synchronous_verbs_repeat_and_give_up_in_time() -> None:
-    answers = [
-        refusal(503, "backendError"),
-        Answer({"items": [{"name": "i"}], "nextPageToken": "2"}),
-        Answer({"items": [{"name": "j"}]}),
-        Answer(drop=True),
-        operation(),
-        refusal(404, "notFound"),
-    ]
-    clock = FastClock()
-    with ScriptedAPI(lambda request: answers.pop(0)) as api:
-        compute = make_compute(api.endpoint, clock=clock)
-        found = compute.list_instances_now("z", "labels.a = b", clock.monotonic() + 60)
-        assert [item["name"] for item in found] == ["i", "j"]
-        assert compute.delete_instance_now("z", "i", clock.monotonic() + 60)
-        assert not compute.delete_instance_now("z", "i", clock.monotonic() + 60)
-        assert api.requests[3].query["requestId"] == api.requests[4].query["requestId"]
-        answers += [refusal(503, "backendError")] * 2
-        with pytest.raises(errors.ServerFault):
-            compute.delete_instance_now("z", "i", clock.monotonic() + 1)
-        assert len(answers) == 1  # no time for a second attempt
-        with pytest.raises(errors.TransportError, match="No time was left to delete instance i"):
-            compute.delete_instance_now("z", "i", clock.monotonic())
-        assert len(answers) == 1
-        compute.close_now()
-
-
-def run_python(code: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "PYTHONWARNINGS": "error::ResourceWarning,ignore::FutureWarning"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
-
-
-def test_the_synchronous_verbs_work_at_the_interpreters_exit(paper: ComputeEmulator) -> None:
-    code = """
-        import asyncio, atexit, sys, time
-        from google.auth.credentials import AnonymousCredentials
-        from dask_gce.compute import Compute
-
-        compute = None
-
-        @atexit.register
-        def leave():
-            deadline = time.monotonic() + 10
-            for found in compute.list_instances_now("us-central1-a", "", deadline):
-                compute.delete_instance_now("us-central1-a", found["name"], deadline)
-                print(found["name"])
-            compute.close_now()
-
-        async def main():
-            global compute
-            compute = Compute(
-                "my-project", endpoint=sys.argv[1], credentials=AnonymousCredentials()
-            )
-            body = eval(sys.argv[2])
-            await compute.wait_operation(await compute.insert_instance("us-central1-a", body), 10)
-
-        asyncio.run(main())
-    """
-    assert run_python(code, paper.endpoint, repr(instance("dask-1"))) == "dask-1\n"
-    assert paper.requests["compute.instances.delete"] == 1
-    deadline = time.monotonic() + 10
-    while paper.instances() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert paper.instances() == []
 
 
 def test_the_library_is_imported_late() -> None:
