@@ -171,7 +171,7 @@ def _values(resource: Any, path: list[str]) -> Iterator[Any]:
             yield from _values(item, path)
     elif not path:
         yield resource
-    elif isinstance(resource, Mapping) and path[0] in resource:
+    elif isinstance(resource, dict) and path[0] in resource:
         yield from _values(resource[path[0]], path[1:])
 
 

@@ -9,43 +9,30 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from dask_gce.emulator.errors import APIError
 from dask_gce.emulator.filters import Resource, parse_filter
 from dask_gce.emulator.routing import Call, number
 
-
-def select(call: Call, resources: Iterable[Resource]) -> list[Resource]:
-    """Return the resources that pass a request's filter.
-
-    Parameters
-    ----------
-    call : Call
-        The request.
-    resources : iterable of dict
-        All resources there are.
-
-    Returns
-    -------
-    list of dict
-        Those that pass.
-    """
-    text = call.query.get("filter", "").strip()
-    return list(filter(parse_filter(text), resources)) if text else list(resources)
+#: What entries are ordered by, and the entry: scope, perhaps the creation time, name.
+_Key = tuple[str, ...]
+_Entry = tuple[_Key, Resource]
 
 
-def _page(
-    call: Call, keyed: list[tuple[list[str], Resource]]
-) -> tuple[list[tuple[list[str], Resource]], str | None]:
+def _page(call: Call, entries: Sequence[_Entry]) -> tuple[list[_Entry], str | None]:
     """Return the entries of the page that was asked for, and the token of the next one."""
+    text = call.query.get("filter", "").strip()
+    passes = parse_filter(text) if text else None
     size = number(call, "maxResults", 500, 0, 500) or 500
-    reverse = False
+    keyed, reverse = list(entries), False
     order = call.query.get("orderBy", "").strip()
     if order == "creationTimestamp desc":
         keyed = [
-            ([key[0], str(one.get("creationTimestamp", "")), key[-1]], one) for key, one in keyed
+            ((key[0], str(one.get("creationTimestamp", "")), key[-1]), one) for key, one in entries
         ]
         reverse = True
     elif order not in ("", "name"):
@@ -55,20 +42,23 @@ def _page(
             f"Invalid value for field 'orderBy': '{order}'. "
             "Only 'name' and 'creationTimestamp desc' are supported.",
         )
-    keyed.sort(key=lambda entry: entry[0], reverse=reverse)
+    keyed.sort(key=itemgetter(0), reverse=reverse)
     token = call.query.get("pageToken")
     if token:
         # The token names the last entry that was shown, so that a page neither repeats nor skips
         # anything when entries before it come or go.
         last = _read_token(token)
         keyed = [entry for entry in keyed if (entry[0] < last if reverse else entry[0] > last)]
-    page = keyed[:size]
-    if len(keyed) <= size:
+    # Only as far as the page goes, or a walk through all pages would look at each entry many times.
+    passing = keyed if passes is None else (entry for entry in keyed if passes(entry[1]))
+    page = list(islice(passing, size + 1))
+    if len(page) <= size:
         return page, None
+    del page[size:]
     return page, base64.urlsafe_b64encode(json.dumps(page[-1][0]).encode()).decode()
 
 
-def _read_token(token: str) -> list[str]:
+def _read_token(token: str) -> _Key:
     try:
         last = json.loads(base64.urlsafe_b64decode(token))
     except (binascii.Error, ValueError):
@@ -77,7 +67,7 @@ def _read_token(token: str) -> list[str]:
         raise APIError(
             400, "invalid", f"Invalid value for field 'pageToken': '{token}'. Invalid page token."
         )
-    return last
+    return tuple(last)
 
 
 def listing(call: Call, kind: str, resources: Iterable[Resource]) -> dict[str, Any]:
@@ -97,8 +87,7 @@ def listing(call: Call, kind: str, resources: Iterable[Resource]) -> dict[str, A
     dict
         The list, filtered, ordered and cut to a page.
     """
-    keyed = [(["", str(one["name"])], one) for one in select(call, resources)]
-    page, token = _page(call, keyed)
+    page, token = _page(call, [(("", str(one["name"])), one) for one in resources])
     answer: dict[str, Any] = {
         "kind": f"compute#{kind}",
         "id": call.path,
@@ -153,10 +142,10 @@ def aggregate(
     """
     silent = _silent(call, scopes)
     keyed = [
-        ([scope, str(one["name"])], one)
+        ((scope, str(one["name"])), one)
         for scope, resources in scopes.items()
         if scope not in silent
-        for one in select(call, resources)
+        for one in resources
     ]
     page, token = _page(call, keyed)
     items: dict[str, dict[str, Any]] = {}
