@@ -331,6 +331,14 @@ class Fleet:
             await self._removal.delete(member)
         self.members.pop(name, None)
 
+    async def delete_workers(self) -> None:
+        """Make nothing more, and delete the workers' instances; what fails is left to the rest."""
+        self._ended = True
+        self._held.clear()
+        await self._insertion.stop()
+        workers = [each for each in self.members.values() if _is_worker(each.spec)]
+        await asyncio.gather(*map(self._removal.delete, workers), return_exceptions=True)
+
     async def delete_all(self) -> None:
         """Delete every instance of the cluster, also those that are in no record.
 

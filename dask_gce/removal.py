@@ -82,7 +82,7 @@ class Removal:
             If Compute Engine refused.
         """
         batch = member.batch
-        if batch is None or member.never_was:
+        if batch is None or member.never_was or (member.zone, member.name) in self._going:
             return
         if not batch.ended and member.instance is None:
             # A delete must not overtake the insert that it is to undo.

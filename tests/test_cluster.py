@@ -277,7 +277,7 @@ def test_closed_by_whoever_waits_no_longer(process_emulator, settings, seconds):
         cluster = GCECluster(n_workers=2, asynchronous=True, **settings)
         entering = asyncio.ensure_future(cluster.__aenter__())
         await asyncio.to_thread(
-            wait_until, lambda: process_emulator.requests["compute.instances.insert"] > 1
+            wait_until, lambda: process_emulator.requests["compute.instances.bulkInsert"]
         )
         await asyncio.sleep(seconds)
         if entering.cancel():
