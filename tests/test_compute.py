@@ -213,10 +213,35 @@ async def test_nothing_goes_out_while_the_rate_is_used_up_and_no_stampede_follow
 async def test_time_in_the_bucket_does_not_count_against_a_calls_deadline() -> None:
     clock = FastClock()
     options = {"clock": clock, "rate": 0.1, "call_timeout": 15.0}
-    async with scripted(lambda request: operation(), **options) as (compute, api):
+    refusals: list[Answer] = []
+
+    def script(request: Request) -> Answer:
+        return refusals.pop() if refusals else operation()
+
+    async with scripted(script, **options) as (compute, api):
         await asyncio.gather(*(compute.delete_instance("z", f"i-{n}") for n in range(10)))
-    assert len(api.requests) == 10
-    assert clock.passed > 80
+        assert len(api.requests) == 10
+        assert clock.passed > 80
+        # Nor between two attempts: the fourth comes 30 s after the first.
+        refusals = [refusal(503, "backendError")] * 3
+        await compute.delete_instance("europe-west1-b", "i")
+        assert refusals == []
+
+
+async def test_a_call_that_is_always_over_the_rate_ends() -> None:
+    clock = FastClock(now=0.0)
+
+    def script(request: Request) -> Answer:
+        return refusal(403, "rateLimitExceeded") if len(api.requests) < 10 else operation()
+
+    async with scripted(script, clock=clock, policy=RetryPolicy(draw=lambda: 0.5)) as (
+        compute,
+        api,
+    ):
+        with pytest.raises(errors.RateLimited):
+            await compute.delete_instance("z", "i")
+    assert len(api.requests) == 3  # at 0, 62.5 and 122.5 s of 180
+    assert clock.passed < 180
 
 
 async def test_a_wait_ends_in_time_though_the_bucket_is_held() -> None:
@@ -272,6 +297,7 @@ async def test_calls_are_charged_to_the_groups_of_googles_quotas() -> None:
         clock = FastClock()
         async with make_compute(api.endpoint, clock=clock, rate=0.001) as compute:
             await compute.aggregated_list_instances()  # is global
+            await compute.get_image_from_family("cos-cloud", "cos-stable")  # a global read
             await compute.wait_operation(replace(RUNNING, zone=ZONE), 5)
             assert clock.passed == 0
             with pytest.raises(errors.TransportError, match=r"0\.001 requests a second"):

@@ -192,14 +192,19 @@ def test_an_operation_is_waited_for() -> None:
 
 
 AT_EXIT = """
-    import asyncio, atexit, sys, time
+    import asyncio, atexit, sys, threading, time
     from google.auth.credentials import AnonymousCredentials
     from dask_gce.compute import Compute
 
     compute = None
 
+    def refuse(self):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
     @atexit.register
     def leave():
+        if sys.argv[3] == "refused":  # as by Python 3.12.1
+            threading.Thread.start = refuse
         deadline = time.monotonic() + 20
         found = compute.list_instances_now("us-central1-a", "", deadline)
         items = [("us-central1-a", each["name"]) for each in found] + [("us-central1-a", "none")]
@@ -220,8 +225,9 @@ AT_EXIT = """
 """
 
 
-def test_they_work_at_the_interpreters_exit(emulator: ComputeEmulator) -> None:
-    assert run_python(AT_EXIT, emulator.endpoint, repr(instance("x"))) == "6 []\n"
+@pytest.mark.parametrize("threads", ["granted", "refused"])
+def test_they_work_at_the_interpreters_exit(emulator: ComputeEmulator, threads: str) -> None:
+    assert run_python(AT_EXIT, emulator.endpoint, repr(instance("x")), threads) == "6 []\n"
     assert emulator.requests["compute.instances.delete"] == 6
     deadline = time.monotonic() + 10
     while emulator.instances() and time.monotonic() < deadline:

@@ -57,6 +57,21 @@ def test_what_stays_as_it_is_is_not_repeated(failure: Failure) -> None:
     assert ALWAYS_LONGEST.delay(failure, 0, now=0.0) is None
 
 
+@pytest.mark.parametrize(
+    ("failure", "shared"),
+    [
+        (Failure(403, "rateLimitExceeded"), True),
+        (Failure(429), True),
+        (Failure(403, "RESOURCE_OPERATION_RATE_EXCEEDED"), False),
+        (Failure(403, "quotaExceeded"), False),
+        (Failure(503, "backendError"), False),
+    ],
+    ids=str,
+)
+def test_only_a_quota_that_is_shared_holds_others_back(failure: Failure, shared: bool) -> None:
+    assert failure.over_rate is shared
+
+
 def test_backoff_grows_to_its_cap_and_stays_there() -> None:
     delays = [
         ALWAYS_LONGEST.delay(Failure(503), attempt, now=0.0) for attempt in (0, 1, 5, 6, 5000)
