@@ -35,7 +35,7 @@ class Batch:
         self.request_id = str(uuid.uuid4())
         #: Whether it may have taken effect. Taken back when Compute Engine has refused it.
         self.sent = False
-        #: When Compute Engine accepted it, on the monotonic clock; a list from before tells nothing.
+        #: When Compute Engine accepted it, on the monotonic clock: older lists tell nothing.
         self.accepted_at = math.inf
         #: What it started, once accepted.
         self.operation: Operation | None = None

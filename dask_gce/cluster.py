@@ -17,7 +17,6 @@ from typing import Any
 
 from dask.utils import parse_timedelta
 from distributed.core import Status
-from distributed.deploy.cluster import Cluster
 from distributed.deploy.spec import SpecCluster
 from distributed.objects import SchedulerInfo
 
@@ -153,13 +152,10 @@ class GCECluster(ScalingCluster):
     async def _start(self) -> None:
         if self.status == Status.running:
             return
-        if self._starting is None and self._closing is not None:
-            raise GCEError(f"Cluster {self.name} is closed; make a new one.")
-        if self._starting is None:
+        if self._starting is None and self._closing is None:
             self._starting = asyncio.ensure_future(self._start_once())
-        elif self._starting.done() and not self._starting.cancelled():
-            if self._starting.exception() is None:
-                raise GCEError(f"Cluster {self.name} is closed; make a new one.")
+        if self._starting is None or (self._closing is not None and self._starting.done()):
+            raise GCEError(f"Cluster {self.name} is closed; make a new one.")
         try:
             await asyncio.shield(self._starting)
         except asyncio.CancelledError:
@@ -207,8 +203,7 @@ class GCECluster(ScalingCluster):
             on_exit=lambda: _abandon(cluster()),
             changed=self._watcher.disturb,
         )
-        location = prepared.schedulers.choose()
-        assert location is not None, "nothing is blocked before the first request"
+        location = prepared.schedulers.locations[0]
         self.scheduler = GCEScheduler(
             name=names.instance_name(self.name, "scheduler"),
             fleet=fleet,
@@ -380,10 +375,9 @@ class GCECluster(ScalingCluster):
         """Let workers end in order, and the scheduler tell its clients that it ends."""
         if not self.shutdown_scheduler or self.scheduler_comm is None:
             return
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + FAREWELL
-        while self.scheduler_info["workers"] and loop.time() < deadline:
-            await asyncio.sleep(0.02)
+        deserted = asyncio.ensure_future(self._deserted.wait())
+        await asyncio.wait({deserted}, timeout=FAREWELL)
+        deserted.cancel()
         terminating = asyncio.ensure_future(self.scheduler_comm.terminate())
         await asyncio.wait({terminating}, timeout=FAREWELL)
         await _end(terminating)

@@ -99,6 +99,9 @@ class ScalingCluster(SpecCluster):
         self._named: set[str] = set()
         self._kept: set[str] = set()
         self._blocked = ""
+        # Whether the scheduler knows no worker.
+        self._deserted = asyncio.Event()
+        self._deserted.set()
         self._watcher = Watcher(
             machines=lambda: set(self.workers) & set(self.worker_spec),
             registered=self._registered,
@@ -617,7 +620,10 @@ class ScalingCluster(SpecCluster):
             if worker is not None and self._machine_of(str(worker["name"])) in self.worker_spec:
                 self._watcher.disturb()
             Cluster._update_worker_status(self, op, msg)
+            if not self.scheduler_info["workers"]:
+                self._deserted.set()
             return
+        self._deserted.clear()
         arriving = {self._machine_of(str(each["name"])) for each in msg["workers"].values()}
         Cluster._update_worker_status(self, op, msg)
         self._note_arrival(arriving)
