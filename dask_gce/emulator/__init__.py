@@ -5,18 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dask_gce.emulator.capacity import Capacity
     from dask_gce.emulator.dispatch import Exchange
     from dask_gce.emulator.emulator import ComputeEmulator
     from dask_gce.emulator.faults import Fault
+    from dask_gce.emulator.quota import Quota
+    from dask_gce.emulator.rate_limits import RateLimits
     from dask_gce.emulator.timings import Timings
+    from dask_gce.emulator.unreachable import Unreachable
 
-__all__ = ["ComputeEmulator", "Exchange", "Fault", "Timings"]
+__all__ = [
+    "Capacity",
+    "ComputeEmulator",
+    "Exchange",
+    "Fault",
+    "Quota",
+    "RateLimits",
+    "Timings",
+    "Unreachable",
+]
 
 _HOMES = {
+    "Capacity": "capacity",
     "ComputeEmulator": "emulator",
     "Exchange": "dispatch",
     "Fault": "faults",
+    "Quota": "quota",
+    "RateLimits": "rate_limits",
     "Timings": "timings",
+    "Unreachable": "unreachable",
 }
 
 

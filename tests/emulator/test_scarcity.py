@@ -130,6 +130,8 @@ def test_a_stopped_instance_gives_its_place_away_and_may_not_get_one_again(rest)
     rest.insert(name="b")
     assert codes(rest.wait(rest.post(f"{INSTANCES}/a/start"))) == ["ZONE_RESOURCE_POOL_EXHAUSTED"]
     assert rest.instance("a")["status"] == "TERMINATED"
+    usage = {one["metric"]: one["usage"] for one in rest.get("regions/us-central1")["quotas"]}
+    assert usage["CPUS"] == 4.0
     rest.wait(rest.delete(f"{INSTANCES}/b"))
     assert not codes(rest.wait(rest.post(f"{INSTANCES}/a/start")))
     assert rest.emulator.capacity.left(ZONE) == 0
@@ -358,6 +360,8 @@ def test_a_zone_that_does_not_answer_is_named_and_left_out(rest):
     assert answer["items"][f"zones/{OTHER}"]["warning"]["code"] == "UNREACHABLE"
     assert "instances" not in answer["items"][f"zones/{OTHER}"]
     assert [one["name"] for one in answer["items"][f"zones/{ZONE}"]["instances"]] == ["a"]
+    page = rest.call("GET", "aggregated/instances", headers=DATED, query={"maxResults": 1})
+    assert "nextPageToken" not in page
     for call in (
         lambda: rest.get(f"zones/{OTHER}/instances"),
         lambda: rest.get(f"zones/{OTHER}/instances/w-0"),
@@ -393,6 +397,12 @@ def test_senseless_zones_are_refused():
         unreachable.add("nowhere")
     with pytest.raises(ValueError, match="not unreachable"):
         unreachable.remove(ZONE)
+
+
+def test_who_has_the_answer_finds_every_instance(discovery):
+    with ComputeEmulator("paper", timings=QUICK) as emulator:
+        Rest(emulator).post(*bulk(1500))
+        assert len(emulator.instances()) == 1500
 
 
 # Answers that are lost -----------------------------------------------------------------------
