@@ -83,6 +83,7 @@ class Caller:
             threads, thread_name_prefix="dask-gce-compute"
         )
         self._slots = asyncio.Semaphore(threads)
+        self._gate = asyncio.Lock()
         self._under_way: set[asyncio.Future[Any]] = set()
         self._creating: dict[str, dict[asyncio.Future[Any], concurrent.futures.Future[Any]]] = {}
         self._loading: concurrent.futures.Future[None] | None = None
@@ -278,6 +279,24 @@ class Caller:
         self, call: Call, timeout: float, creates: Sequence[str]
     ) -> dict[str, Any]:
         """Run one exchange on a thread; the caller's slot is free again when the thread is."""
+        # A thread that starts holds the interpreter for milliseconds. A hundred of them in one turn
+        # of the loop would hold everything else for as long as they take together.
+        try:
+            await self._gate.acquire()
+        except asyncio.CancelledError:
+            self._slots.release()
+            raise
+        try:
+            running = self._begin(call, timeout, creates)
+            await asyncio.sleep(0)
+        finally:
+            self._gate.release()
+        # The shield keeps the exchange, and what is noted of it, when its caller is cancelled.
+        return await asyncio.shield(running)
+
+    def _begin(
+        self, call: Call, timeout: float, creates: Sequence[str]
+    ) -> asyncio.Future[dict[str, Any]]:
         try:
             future = self._submit(functools.partial(self._library.exchange, call, timeout))
         except TransportError:
@@ -297,8 +316,7 @@ class Caller:
                     del self._creating[key]
 
         running.add_done_callback(settle)
-        # The shield keeps the exchange, and what is noted of it, when its caller is cancelled.
-        return await asyncio.shield(running)
+        return running
 
     def _submit(self, work: Callable[[], T]) -> concurrent.futures.Future[T]:
         try:

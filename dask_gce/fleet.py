@@ -337,7 +337,7 @@ class Fleet:
         self._held.clear()
         await self._insertion.stop()
         workers = [each for each in self.members.values() if _is_worker(each.spec)]
-        await asyncio.gather(*map(self._removal.delete, workers), return_exceptions=True)
+        await self._removal.delete_each(workers)
 
     async def delete_all(self) -> None:
         """Delete every instance of the cluster, also those that are in no record.
@@ -370,6 +370,7 @@ class Fleet:
     def _end(self) -> None:
         try:
             self.delete_now()
+            self.compute.close_now()
         finally:
             if self.on_exit is not None:
                 self.on_exit()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import partial
 
 from dask_gce import names
 from dask_gce.compute import Compute
@@ -20,6 +21,9 @@ from dask_gce.member import Member
 __all__ = ["Removal"]
 
 logger = logging.getLogger(__name__)
+
+#: How many deletes are begun at a time. More would only wait for a connection.
+LANES = 128
 
 #: Seconds that an insert is waited for that may still make what is to be deleted.
 SETTLE_TIMEOUT = 60.0
@@ -89,6 +93,21 @@ class Removal:
             await batch.settle(self._compute, SETTLE_TIMEOUT)
         await self._delete(member.zone, member.name)
 
+    async def delete_each(self, members: Iterable[Member]) -> list[GCEError]:
+        """Delete instances side by side.
+
+        Parameters
+        ----------
+        members : iterable of Member
+            The instances.
+
+        Returns
+        -------
+        list of GCEError
+            An error for each that could not be deleted.
+        """
+        return await _side_by_side(partial(self.delete, member) for member in members)
+
     async def _delete(self, zone: str, name: str) -> None:
         if await self._compute.delete_instance(zone, name) is not None:
             self._going[zone, name] = time.monotonic()
@@ -140,8 +159,7 @@ class Removal:
         """
         for task in self._tasks:
             task.cancel()
-        results = await asyncio.gather(*map(self.delete, members), return_exceptions=True)
-        causes = [result for result in results if isinstance(result, BaseException)]
+        causes = await self.delete_each(members)
         deadline = time.monotonic() + CERTAIN_WITHIN
         pause = FIRST_PAUSE
         while True:
@@ -160,10 +178,7 @@ class Removal:
                 for each in alive
                 if now - self._going.get((each.zone, each.name), 0) > DELETE_AGAIN
             ]
-            results = await asyncio.gather(
-                *(self._delete(each.zone, each.name) for each in again), return_exceptions=True
-            )
-            causes = [result for result in results if isinstance(result, BaseException)]
+            causes = await _side_by_side(partial(self._delete, e.zone, e.name) for e in again)
             if causes:
                 raise self._uncertain(causes, members) from causes[0]
             await asyncio.sleep(pause)
@@ -200,7 +215,6 @@ class Removal:
         known = sorted((each for each in members if not each.never_was), key=_is_worker)
         todo = {(each.zone, each.name): None for each in known}
         causes += self._compute.delete_instances_now(todo, deadline)
-        done = set(todo)
         # What was asked for a moment ago may not exist yet; it is waited for, then found by label.
         for batch in {id(each.batch): each.batch for each in known if each.batch}.values():
             if not batch.ended and batch.operation is not None:
@@ -213,8 +227,6 @@ class Removal:
         except GCEError as error:
             causes.append(error)
         else:
-            if alive:
-                logger.debug("%d of %d instances are deleted again", len(alive), len(done))
             again = [(each.zone, each.name) for each in alive]
             causes = self._compute.delete_instances_now(again, deadline)
         if causes:
@@ -234,7 +246,7 @@ class Removal:
         return [*map(parse_instance, found)]
 
     def _uncertain(
-        self, causes: Collection[BaseException], members: Collection[Member]
+        self, causes: Collection[GCEError], members: Collection[Member]
     ) -> GCEError:
         """Tell how to find and delete what may be left."""
         project = self._compute.project
@@ -253,6 +265,22 @@ class Removal:
                 f"--zone {zone} --project {project}"
             )
         return GCEError("\n".join(lines))
+
+
+async def _side_by_side(works: Iterable[Callable[[], Awaitable[None]]]) -> list[GCEError]:
+    """Do many things, as many at a time as can be under way."""
+    queue = iter(works)
+    errors: list[GCEError] = []
+
+    async def lane() -> None:
+        for work in queue:
+            try:
+                await work()
+            except GCEError as error:
+                errors.append(error)
+
+    await asyncio.gather(*(lane() for _ in range(LANES)))
+    return errors
 
 
 def _is_worker(member: Member) -> bool:
