@@ -230,7 +230,7 @@ class GCECluster(ScalingCluster):
             self._watcher.run(fleet, lambda: self._scheduler.name)
         )
         self._watching.add_done_callback(_tell_why_it_ended)
-        self._target = self._machines_for(self.settings.n_workers, adapting=False)
+        self._target = self._machines_for(self._wanted, adapting=False)
         self._fill()
         self._correct_state()
 

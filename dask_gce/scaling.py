@@ -90,6 +90,8 @@ class ScalingCluster(SpecCluster):
         self.failures: list[GCEError] = []
         self._prepared: Preparation | None = None
         self._fleet: Fleet | None = None
+        # Workers to start with, and machines there should be.
+        self._wanted = settings.n_workers
         self._target = 0
         self._plan_lock = threading.RLock()
         self._recovery = Recovery(name, limit=settings.worker_start_failure_limit)
@@ -147,7 +149,8 @@ class ScalingCluster(SpecCluster):
     def _registered(self) -> dict[str, int]:
         """Return the machines whose workers the scheduler knows, and how many it knows."""
         found: dict[str, int] = {}
-        for worker in self.scheduler_info["workers"].values():
+        # A copy: scale() runs in the user's thread, while workers come and go in the loop's.
+        for worker in list(self.scheduler_info["workers"].values()):
             machine = self._machine_of(str(worker["name"]))
             found[machine] = found.get(machine, 0) + 1
         return found
@@ -183,6 +186,8 @@ class ScalingCluster(SpecCluster):
         ------
         SettingsError
             If the number is not a whole number from zero on, or more than ``max_workers``.
+        GCEError
+            If the cluster is closed.
         WorkersFailed
             If workers could not be started so often that no more were; the next call tries again.
         """
@@ -198,6 +203,8 @@ class ScalingCluster(SpecCluster):
                 f"scale({n}): max_workers = {most} allows no more; raise it to scale further.",
                 key="max_workers",
             )
+        if n and self.status in (Status.closing, Status.closing_gracefully, Status.closed):
+            raise GCEError(f"scale({n}): cluster {self.name} is closed; make a new one.")
         exhausted = self._recovery.exhausted
         machines = self._machines_for(n, adapting=adapting)
         if not adapting:
@@ -206,6 +213,9 @@ class ScalingCluster(SpecCluster):
             if exhausted is not None and n:
                 raise exhausted
         with self._plan_lock:
+            if self._prepared is None:
+                self._wanted = n  # by a cluster that has yet to start
+                return NoOpAwaitable() if self.asynchronous else None
             self._target = machines
             self._trim(machines)
             if not adapting or not self._recovery.pause(time.monotonic()):
@@ -239,8 +249,6 @@ class ScalingCluster(SpecCluster):
 
     def _fill(self) -> None:
         """Plan new machines up to the target."""
-        if self.status in (Status.closing, Status.closing_gracefully, Status.closed):
-            return
         while len(self.worker_spec) < self._target:
             self.worker_spec.update(self.new_worker_spec())
 

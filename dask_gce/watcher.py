@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 FIRST_TICK, BUSY_TICK, GROWTH = 0.25, 1.0, 1.5
 
 #: Seconds between looks while Compute Engine will tell that an insert has ended, and in quiet.
-FOLLOWED_TICK, QUIET_TICK = 3.0, 15.0
+FOLLOWED_TICK, QUIET_TICK = 3.0, 5.0
 
 #: Seconds between looks at least, however much happens.
 SHORTEST_TICK = 0.1
