@@ -121,6 +121,7 @@ class Fleet:
                 raise GCEError(f"Cluster {self.cluster} is closed and makes no {spec.name}.")
             member = self.members[spec.name] = Member(spec, timeout)
             self._zones.add(spec.zone)
+            self.events.note(spec.name, "requested", f"{spec.machine_type} in {spec.zone}")
             if self.max_workers < math.inf and _is_worker(spec):
                 member.accepted = asyncio.get_running_loop().create_future()
                 self._held.append(member)

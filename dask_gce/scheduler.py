@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between attempts to reach a booting scheduler: quick at first, since the local Compute
 #: Engine and warm images boot in a second, and never slower than this.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.3
 
 #: Seconds after which a connection attempt counts as unanswered.
 PROBE_TIMEOUT = 3.0

@@ -78,7 +78,7 @@ def wait_for_scheduler(host: str, port: int, deadline: float) -> None:
         if time.monotonic() > deadline:
             phase(f"failed: no scheduler at {host}:{port}")
             sys.exit(PHASE_IS_TOLD)
-        time.sleep(0.25)
+        time.sleep(0.1)
 
 
 def write_private(path: Path, text: str) -> None:
