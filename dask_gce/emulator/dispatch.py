@@ -302,6 +302,7 @@ class Dispatcher:
         if isinstance(reply, Operation):
             if request_id is not None:
                 call.project.requests[request_id] = called, reply
+                reply.resource["clientOperationId"] = request_id
             return await _completed(reply)
         return reply
 

@@ -221,6 +221,11 @@ def test_the_same_request_id_is_the_same_operation(rest):
     path = f"zones/{ZONE}/instances"
     first = rest.post(path, instance(), requestId=request_id)
     again = rest.post(path, instance(), requestId=request_id)
+    # By which a client whose answer was lost finds out whether its request took effect.
+    found = rest.get(
+        path.replace("instances", "operations"), filter=f'clientOperationId = "{request_id}"'
+    )
+    assert [each["name"] for each in found["items"]] == [first["name"]]
     assert again["name"] == first["name"]
     rest.wait(first)
     assert rest.names() == ["a"]
