@@ -17,6 +17,9 @@ from dask_gce.operation import Operation
 
 __all__ = ["Batch"]
 
+#: Seconds after which a list of operations shows what was accepted before.
+LAG = 1.0
+
 
 class Batch:
     """One insert, of one instance or of many.
@@ -63,7 +66,10 @@ class Batch:
         # However it ends is as good: what has come of it is found by its label.
         with contextlib.suppress(GCEError):
             if self.operation is None:
-                # No answer came, but the request may have arrived.
+                # No answer came, but the request may have arrived. Lists lag behind: ask twice.
+                self.operation = await compute.find_operation(self.zone, self.request_id)
+            if self.operation is None:
+                await asyncio.sleep(LAG)
                 self.operation = await compute.find_operation(self.zone, self.request_id)
             if self.operation is not None:
                 await compute.wait_operation(self.operation, timeout)
