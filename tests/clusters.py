@@ -1,0 +1,86 @@
+"""Clusters for tests: quick to make, and easy to look at from the cloud's side.
+
+Owns: the settings that all of them share, waiting for something to happen, and the list of the
+machines there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dask_gce import GCECluster
+from dask_gce.emulator import ComputeEmulator, Fault
+
+#: Seconds after which something that should happen is believed not to.
+PATIENCE = 20.0
+
+INSERT, BULK = "compute.instances.insert", "compute.instances.bulkInsert"
+DELETE = "compute.instances.delete"
+
+
+def settings(emulator: ComputeEmulator, **more: Any) -> dict[str, Any]:
+    """Return keywords of an asynchronous cluster on small machines, without a Nanny or TLS."""
+    return {
+        "api_endpoint": emulator.endpoint,
+        "machine_type": "e2-small",
+        "worker_class": "distributed.Worker",
+        "security": False,
+        "asynchronous": True,
+        "quiet": True,
+        **more,
+    }
+
+
+def cluster_on(emulator: ComputeEmulator, **more: Any) -> GCECluster:
+    """Return an asynchronous cluster, not yet started."""
+    return GCECluster(**settings(emulator, **more))
+
+
+async def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
+    """Wait until something is true, outside an event loop."""
+    asyncio.run(until(condition, seconds))
+
+
+def worker_machines(emulator: ComputeEmulator) -> set[str]:
+    """Return the names of the workers' instances, but for those on their way out."""
+    return {
+        each["name"]
+        for each in emulator.instances()
+        if "-worker-" in each["name"] and each["status"] not in ("STOPPING", "TERMINATED")
+    }
+
+
+def is_worker(name: str) -> bool:
+    """Tell whether an instance is a worker's, by its name."""
+    return "-worker-" in name
+
+
+def refuse(emulator: ComputeEmulator, *, times: int = 1, status: int = 400) -> None:
+    """Refuse inserts of single workers for a reason that repeating does not mend."""
+    emulator.faults.add(
+        Fault(
+            INSERT,
+            status=status,
+            reason="invalid",
+            message="Invalid value.",
+            match=is_worker,
+            times=times,
+        )
+    )
+
+
+def break_operations(emulator: ComputeEmulator, *, times: int = 1, method: str = INSERT) -> None:
+    """Let inserts of workers be accepted and then fail."""
+    error = {"code": "INTERNAL_ERROR", "message": "Internal error."}
+    emulator.faults.add(Fault(method, operation_errors=[error], match=is_worker, times=times))
