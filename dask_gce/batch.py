@@ -46,27 +46,31 @@ class Batch:
         self.ended = False
         self._settling: asyncio.Task[None] | None = None
 
-    async def settle(self, compute: Compute, timeout: float) -> None:
+    async def settle(self, compute: Compute, name: str, timeout: float) -> None:
         """Wait until no instance can come of it any more, for all who ask at the same time.
 
         Parameters
         ----------
         compute : Compute
             The Compute API.
+        name : str
+            One of its instances.
         timeout : float
             Seconds after which that is not waited for.
         """
         if self.ended or not self.sent:
             return
         if self._settling is None or self._settling.done():
-            self._settling = asyncio.ensure_future(self._settle(compute, timeout))
+            self._settling = asyncio.ensure_future(self._settle(compute, name, timeout))
         await asyncio.shield(self._settling)
 
-    async def _settle(self, compute: Compute, timeout: float) -> None:
+    async def _settle(self, compute: Compute, name: str, timeout: float) -> None:
         # However it ends is as good: what has come of it is found by its label.
         with contextlib.suppress(GCEError):
             if self.operation is None:
-                # No answer came, but the request may have arrived. Lists lag behind: ask twice.
+                # No answer came, but the request may have arrived, or be about to. Lists lag
+                # behind: ask twice.
+                await compute.insert_settled(self.zone, name)
                 self.operation = await compute.find_operation(self.zone, self.request_id)
             if self.operation is None:
                 await asyncio.sleep(LAG)

@@ -320,22 +320,26 @@ class Fleet:
         Raises
         ------
         GCEError
-            If Compute Engine refused; the instance is deleted again later, and by
-            :meth:`delete_all`.
+            If Compute Engine refused. The instance is off the record then, so that the next look
+            finds it and deletes it again; :meth:`delete_all` does too.
         """
         member = self.members.get(name)
         if member is None:
             return
         if member in self._held:
             self._held.remove(member)
-        if not self._insertion.remove(member):
-            await self._removal.delete(member)
+        try:
+            if not self._insertion.remove(member):
+                await self._removal.delete(member)
+        except GCEError:
+            self.members.pop(name, None)
+            self._changed()
+            raise
         self.members.pop(name, None)
 
     async def delete_workers(self) -> None:
         """Make nothing more, and delete the workers' instances; what fails is left to the rest."""
-        self._ended = True
-        self._held.clear()
+        self._withdraw_held()
         await self._insertion.stop()
         workers = [each for each in self.members.values() if _is_worker(each.spec)]
         await self._removal.delete_each(workers)
@@ -349,13 +353,18 @@ class Fleet:
             If it is not certain that all are deleted, with the commands that tell and do it by
             hand. Then the interpreter's exit tries again.
         """
-        self._ended = True
-        self._held.clear()
+        self._withdraw_held()
         await self._insertion.stop()
         if self._zones:
             await self._removal.delete_all(list(self.members.values()))
         self.members.clear()
         not_at_exit(self)
+
+    def _withdraw_held(self) -> None:
+        self._ended = True
+        for member in self._held:
+            member.withdraw()
+        self._held.clear()
 
     def delete_now(self) -> None:
         """Delete every instance on the calling thread, without an event loop.

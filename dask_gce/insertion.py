@@ -106,13 +106,13 @@ class Insertion:
         if member.batch is not None or member not in self._queue:
             return False
         self._queue.remove(member)
-        _cancel(member)
+        member.withdraw()
         return True
 
     async def stop(self) -> None:
         """Insert nothing more. What has been sent may still take effect."""
         for member in self._queue:
-            _cancel(member)
+            member.withdraw()
         self._queue.clear()
         while self._tasks:
             for task in self._tasks:
@@ -135,9 +135,18 @@ class Insertion:
         batch = Batch(members[0].zone)
         for member in members:
             member.batch = batch
-        task = asyncio.ensure_future(self._insert(batch, members))
+        task = asyncio.ensure_future(self._insert_or_withdraw(batch, members))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _insert_or_withdraw(self, batch: Batch, members: Sequence[Member]) -> None:
+        try:
+            await self._insert(batch, members)
+        except asyncio.CancelledError:
+            # Nobody is to wait for an answer that nobody reads any more.
+            for member in members:
+                member.withdraw()
+            raise
 
     async def _insert(self, batch: Batch, members: Sequence[Member]) -> None:
         if len(members) == 1:
@@ -262,8 +271,3 @@ def _refuse(members: Sequence[Member], error: GCEError) -> None:
         if member.accepted is not None and not member.accepted.done():
             member.accepted.set_exception(error)
         member.accepted = None
-
-
-def _cancel(member: Member) -> None:
-    if member.accepted is not None:
-        member.accepted.cancel()

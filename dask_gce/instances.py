@@ -95,6 +95,18 @@ class InstanceVerbs(Verbs):
         creates = [instance_key(zone, name) for name in body.get("perInstanceProperties", {})]
         return parse_operation(await self._caller.answer(call, creates=creates))
 
+    async def insert_settled(self, zone: str, name: str) -> None:
+        """Wait until no exchange is under way that may create an instance.
+
+        Parameters
+        ----------
+        zone : str
+            Zone name.
+        name : str
+            The instance.
+        """
+        await self._caller.settled(instance_key(zone, name))
+
     async def get_instance(self, zone: str, name: str, fields: str | None = None) -> dict[str, Any]:
         """Return an instance.
 
@@ -184,7 +196,7 @@ class InstanceVerbs(Verbs):
         Operation or None
             The operation that was started; None when there is no such instance.
         """
-        await self._caller.settled(instance_key(zone, name))
+        await self.insert_settled(zone, name)
         call = delete_call(self.project, zone, name, request_id)
         try:
             return parse_operation(await self._caller.answer(call))

@@ -89,6 +89,11 @@ class Member:
             return False
         return isinstance(self.failure, OperationError) or self.batch is None or not self.batch.sent
 
+    def withdraw(self) -> None:
+        """Tell whoever waits for Compute Engine to accept the request that it will not be told."""
+        if self.accepted is not None:
+            self.accepted.cancel()
+
     def see(self, instance: Instance | None) -> None:
         """Take note of what a look found.
 

@@ -90,7 +90,7 @@ class Removal:
             return
         if not batch.ended and member.instance is None:
             # A delete must not overtake the insert that it is to undo.
-            await batch.settle(self._compute, SETTLE_TIMEOUT)
+            await batch.settle(self._compute, member.name, SETTLE_TIMEOUT)
         await self._delete(member.zone, member.name)
 
     async def delete_each(self, members: Iterable[Member]) -> list[GCEError]:
@@ -245,9 +245,7 @@ class Removal:
         _check_reached(zones, unreachable)
         return [*map(parse_instance, found)]
 
-    def _uncertain(
-        self, causes: Collection[GCEError], members: Collection[Member]
-    ) -> GCEError:
+    def _uncertain(self, causes: Collection[GCEError], members: Collection[Member]) -> GCEError:
         """Tell how to find and delete what may be left."""
         project = self._compute.project
         lines = [
