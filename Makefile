@@ -4,7 +4,7 @@
 #   make test                     all tests                                 ARGS="-k tls -x"
 #   make lint                     style, types, layers, docstrings, documentation
 #   make docs                     the documentation, in docs/_build/html
-#   make bench                    the benchmarks
+#   make bench                    the benchmarks; they write docs/performance.md      ARGS="--quick"
 #   make clean                    remove what the others made
 #
 # PYTHON=/path/to/python chooses the Python, VENV=folder the virtual environment.
@@ -32,8 +32,8 @@ lint: $(INSTALLED)-lint $(INSTALLED)-docs
 docs: $(INSTALLED)-docs
 	ci/docs.sh
 
-bench: $(INSTALLED)-test
-	ci/bench.sh
+bench: $(INSTALLED)-bench
+	ci/bench.sh $(ARGS)
 
 # The environment is made anew when what is installed in it may have changed, and only then.
 $(INSTALLED)-%: setup.cfg pyproject.toml ci/setup.sh

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Run every benchmark; each says what it measured, on what, and fails if a promise is broken.
-set -euo pipefail
+# Arguments go to the one that compares clusters: --quick measures less and writes nothing.
+set -uo pipefail
 cd "$(dirname "$0")/.."
 
-for benchmark in benchmarks/*.py; do
-    echo "== $benchmark"
-    "${VENV:-.venv}/bin/python" "$benchmark"
-done
+status=0
+echo "== what importing the package costs"
+"${VENV:-.venv}/bin/python" benchmarks/import_cost.py || status=1
+echo "== what a cluster costs, beside the floor and GCPCluster"
+"${VENV:-.venv}/bin/python" -m benchmarks.fleet "$@" || status=1
+exit $status
