@@ -9,6 +9,7 @@ plan is in `scaling`, how one machine is made in `blueprint`, how all are watche
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import weakref
@@ -16,6 +17,7 @@ from collections.abc import Generator
 from typing import Any
 
 from dask.utils import parse_timedelta
+from dask.widgets.widgets import get_template
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.objects import SchedulerInfo
@@ -320,15 +322,18 @@ class GCECluster(ScalingCluster):
 
     def _repr_html_(self, cluster_status: Any = None) -> Any:
         # The list of workers is made on the event loop, where a thousand would stop everything.
-        info = self.scheduler_info
-        if len(info["workers"]) <= SHOWN_WORKERS:
+        info, workers = self.scheduler_info, dict(self.scheduler_info["workers"])
+        if len(workers) <= SHOWN_WORKERS:
             return super()._repr_html_(cluster_status)
-        shown = dict(list(info["workers"].items())[:SHOWN_WORKERS])
-        self.scheduler_info = SchedulerInfo({**info, "workers": shown})
-        try:
-            return super()._repr_html_(cluster_status)
-        finally:
-            self.scheduler_info = info
+        shown = dict(itertools.islice(workers.items(), SHOWN_WORKERS))
+        return get_template("cluster.html.j2").render(
+            type=type(self).__name__,
+            name=self.name,
+            workers=workers,
+            dashboard_link=self.dashboard_link,
+            scheduler_info_repr=SchedulerInfo({**info, "workers": shown})._repr_html_(),
+            cluster_status=cluster_status,
+        )
 
     # -- ending -----------------------------------------------------------------------------------
 

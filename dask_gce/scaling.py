@@ -266,12 +266,22 @@ class ScalingCluster(SpecCluster):
         """
         named = set(map(str, workers))
         with self._plan_lock:
-            for machine in {self._machine_of(worker) for worker in named}:
-                if machine in named or self._workers_of([machine]) <= named:
-                    self._named.add(machine)
-                    if self.worker_spec.pop(machine, None) is not None:
-                        self._target = max(0, self._target - 1)
+            for machine in self._whole_machines(named):
+                self._named.add(machine)
+                if self.worker_spec.pop(machine, None) is not None:
+                    self._target = max(0, self._target - 1)
         await self._correct_state()
+
+    def _whole_machines(self, named: set[str]) -> list[str]:
+        """Return the machines that go when these workers, or machines, are to go."""
+        machines = dict.fromkeys(map(self._machine_of, sorted(named)))
+        whole = [each for each in machines if each in named or self._workers_of([each]) <= named]
+        if self._adapts and self._prepared is not None:
+            # Of workers that have not arrived Adaptive names any, without regard to machines.
+            late = set(machines) - set(whole) - self._registered().keys()
+            count = sum(len(self._workers_of([each]) & named) for each in late)
+            whole += sorted(late)[: count // self._prepared.blueprint.processes]
+        return whole
 
     def _threads_per_worker(self) -> int:
         prepared = self._ready
