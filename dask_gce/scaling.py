@@ -602,8 +602,13 @@ class ScalingCluster(SpecCluster):
 
     def _restore_in(self, seconds: float) -> None:
         """Bring the plan back to the target after a pause."""
-        if self._restoring is None:
-            self._restoring = asyncio.get_running_loop().call_later(seconds, self._restore)
+        loop = asyncio.get_running_loop()
+        if self._restoring is not None:
+            if self._restoring.when() <= loop.time() + seconds:
+                return
+            # The long pause after giving up is over when the user asks anew.
+            self._restoring.cancel()
+        self._restoring = loop.call_later(seconds, self._restore)
 
     def _restore(self) -> None:
         self._restoring = None

@@ -1,0 +1,103 @@
+"""A few seeds of the fault campaign, and by name what longer runs of it have shown.
+
+More seeds: ``python tests/campaign.py --minutes 60``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import dask
+import pytest
+from campaign import Campaign, write_script
+from distributed import Client
+
+from dask_gce import GCECluster
+from dask_gce.emulator import ComputeEmulator
+from dask_gce.errors import InstanceLost, WorkersFailed
+
+#: Chosen so that together they meet most of what can happen.
+SEEDS = (1, 2, 3, 4, 5, 6)
+
+SETTINGS = {
+    "project": "local-project",
+    "machine_type": "e2-small",
+    "worker_class": "distributed.Worker",
+    "asynchronous": True,
+    "quiet": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def impatience():
+    """Miss a worker sooner than after 15 s."""
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "2 s"}):
+        yield
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.timeout(300)
+async def test_whatever_befalls_it(seed):
+    await Campaign(write_script(seed)).run()
+
+
+@pytest.mark.timeout(300)
+async def test_whatever_befalls_machines_of_their_own():
+    await Campaign(write_script(101, machines="process")).run()
+
+
+def test_scripts_are_told_by_their_seed_alone():
+    assert write_script(7) == write_script(7)
+    assert write_script(7) != write_script(8)
+
+
+async def until(holds, told=lambda: "", seconds=15):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, told()
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("end", ["preempt", "power_off", "delete"])
+async def test_without_its_scheduler_a_cluster_says_so_and_ends(end):
+    options = {"user": "colleague@example.org"} if end == "delete" else {}
+    async with ComputeEmulator("light") as emulator:
+        async with GCECluster(n_workers=1, api_endpoint=emulator.endpoint, **SETTINGS) as cluster:
+            async with Client(cluster, asynchronous=True) as client:
+                await client.wait_for_workers(1, timeout=30)
+                waiting = asyncio.ensure_future(cluster.wait_for_workers(2, timeout=60))
+                await asyncio.sleep(0)
+                getattr(emulator, end)(cluster.scheduler.name, **options)
+                began = time.monotonic()
+                with pytest.raises(InstanceLost) as caught:
+                    await waiting
+                assert time.monotonic() - began < 15
+                assert caught.value.name == cluster.scheduler.name
+                assert caught.value in cluster.failures
+            began = time.monotonic()
+            await cluster.close()
+            assert time.monotonic() - began < 10
+        await until(lambda: not emulator.leftovers(), emulator.leftovers)
+
+
+async def test_a_loss_after_a_new_start_is_made_good_at_once():
+    async with (
+        ComputeEmulator("light") as emulator,
+        GCECluster(
+            n_workers=2, worker_start_failure_limit=1, api_endpoint=emulator.endpoint, **SETTINGS
+        ) as cluster,
+    ):
+        await cluster.wait_for_workers(2, timeout=30)
+        first, second = cluster.worker_spec
+        # Too soon to count as started: the cluster gives up.
+        emulator.delete(first, user="colleague@example.org")
+        with pytest.raises(WorkersFailed):
+            await cluster.wait_for_workers(3, timeout=30)
+        with pytest.raises(WorkersFailed):
+            cluster.scale(1)
+        cluster.scale(1)
+        emulator.delete(second, user="colleague@example.org")
+        await until(lambda: second not in cluster.worker_spec)
+        await until(lambda: cluster.worker_spec, lambda: repr(cluster.events))
+        await cluster.wait_for_workers(1, timeout=30)
