@@ -328,6 +328,7 @@ class Fleet:
             return
         if member in self._held:
             self._held.remove(member)
+            member.withdraw()
         try:
             if not self._insertion.remove(member):
                 await self._removal.delete(member)
