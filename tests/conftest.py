@@ -1,7 +1,8 @@
 """What every test has: Google's discovery document as a witness, and a clean place to leave.
 
 Owns: the validator over every exchange of every emulator, the check that a test leaves nothing, the
-fixtures `emulator` and `process_emulator`. The work is done by `discovery` and `leftovers`.
+fixtures `emulator`, `process_emulator`, `light` and `paper_workers`. The work is
+done by `discovery` and `leftovers`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import distributed
 import pytest
+from clusters import wait_until
 from discovery import VALIDATOR, Validator
 from leftovers import Snapshot, adopt_orphans, other_tasks
 
 # Importing these registers their defaults in dask.config, which no test is to do.
 import dask_gce.settings
-from dask_gce.emulator import ComputeEmulator
+from dask_gce.emulator import ComputeEmulator, Timings
 
 _ = dask_gce.settings, distributed
 
@@ -92,3 +94,19 @@ def process_emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
     with ComputeEmulator("process") as running:
         yield running
     assert not running.leftovers()
+
+
+@pytest.fixture
+def light(discovery: Validator) -> Iterator[ComputeEmulator]:
+    """Return a local Compute Engine whose Dask workers are real, but share two processes."""
+    with ComputeEmulator("light", timings=Timings(stopping=1)) as running:
+        yield running
+        wait_until(lambda: not running.leftovers())
+
+
+@pytest.fixture
+def paper_workers(discovery: Validator) -> Iterator[ComputeEmulator]:
+    """Return a local Compute Engine whose scheduler is real, and whose workers boot for ever."""
+    with ComputeEmulator("paper-workers", timings=Timings(stopping=1)) as running:
+        yield running
+        wait_until(lambda: not running.leftovers())

@@ -14,7 +14,6 @@ from clusters import (
     INSERT,
     cluster_on,
     until,
-    wait_until,
     worker_machines,
 )
 from distributed import Client
@@ -24,27 +23,9 @@ from hypothesis import strategies as st
 
 import dask_gce.events
 import dask_gce.scaling
-from dask_gce.emulator import ComputeEmulator, Timings
 from dask_gce.errors import GCEError, SettingsError, WorkersFailed
 from dask_gce.events import Event, EventLog
 from dask_gce.recovery import LONGEST_PAUSE, PAUSE_AFTER_LIMIT, Recovery
-
-
-@pytest.fixture
-def light(discovery):
-    """A local Compute Engine with real workers, which share two processes."""
-    with ComputeEmulator("light", timings=Timings(stopping=1)) as running:
-        yield running
-        wait_until(lambda: not running.leftovers())
-
-
-@pytest.fixture
-def paper_workers(discovery):
-    """A local Compute Engine whose workers boot for ever, while the scheduler is real."""
-    with ComputeEmulator("paper-workers", timings=Timings(stopping=1)) as running:
-        yield running
-        wait_until(lambda: not running.leftovers())
-
 
 # -- one machine, one worker ----------------------------------------------------------------------
 

@@ -57,22 +57,6 @@ from dask_gce.trust import establish_trust
 
 
 @pytest.fixture
-def light(discovery):
-    """A local Compute Engine with real workers, which share two processes."""
-    with ComputeEmulator("light", timings=Timings(stopping=1)) as running:
-        yield running
-        wait_until(lambda: not running.leftovers())
-
-
-@pytest.fixture
-def paper_workers(discovery):
-    """A local Compute Engine whose workers boot for ever, while the scheduler is real."""
-    with ComputeEmulator("paper-workers", timings=Timings(stopping=1)) as running:
-        yield running
-        wait_until(lambda: not running.leftovers())
-
-
-@pytest.fixture
 def quick_recovery(monkeypatch):
     """Ask again soon for workers that failed, and miss lost ones soon."""
     monkeypatch.setattr(dask_gce.recovery, "FIRST_PAUSE", 0.1)
