@@ -27,6 +27,7 @@ from distributed.deploy.spec import SpecCluster
 from distributed.utils import NoOpAwaitable
 
 from dask_gce import names
+from dask_gce.decisions import decider, mark_decisions
 from dask_gce.errors import (
     APIError,
     CredentialsError,
@@ -155,6 +156,12 @@ class ScalingCluster(SpecCluster):
             found[machine] = found.get(machine, 0) + 1
         return found
 
+    def _is_overruled(self, adaptive: Any) -> bool:
+        """Tell whether a decision comes from an adaptive object that was stopped meanwhile."""
+        if adaptive is None:
+            return False
+        return adaptive is not self._adaptive or getattr(adaptive, "state", "") == "stopped"
+
     @property
     def _adapts(self) -> bool:
         return bool(self._adaptive and self._adaptive.periodic_callback)
@@ -191,7 +198,9 @@ class ScalingCluster(SpecCluster):
         WorkersFailed
             If workers could not be started so often that no more were; the next call tries again.
         """
-        adapting = getattr(self._adaptive, "_adapting", False)
+        adapting = decider() is not None
+        if self._is_overruled(decider()):
+            return NoOpAwaitable() if self.asynchronous else None
         n = _whole_number(n)
         if memory is not None:
             n = max(n, math.ceil(parse_bytes(memory) / self._memory_per_worker()))
@@ -264,12 +273,15 @@ class ScalingCluster(SpecCluster):
             Names of workers, or of machines. A machine with several workers goes when all of them
             are named.
         """
-        named = set(map(str, workers))
+        named, overruled = set(map(str, workers)), self._is_overruled(decider())
         with self._plan_lock:
             for machine in self._whole_machines(named):
                 self._named.add(machine)
-                if self.worker_spec.pop(machine, None) is not None:
+                if self.worker_spec.pop(machine, None) is not None and not overruled:
                     self._target = max(0, self._target - 1)
+            if overruled:
+                # The workers have been retired already.
+                self._fill()
         await self._correct_state()
 
     def _whole_machines(self, named: set[str]) -> list[str]:
@@ -352,7 +364,7 @@ class ScalingCluster(SpecCluster):
             defaults["worker_key"] = BY_MACHINE
         # Cluster keeps the options of earlier calls, so that two calls would be mixed.
         self._adaptive_options: dict[str, Any] = {}
-        return super().adapt(
+        adaptive = super().adapt(
             Adaptive,
             minimum,
             maximum,
@@ -362,6 +374,8 @@ class ScalingCluster(SpecCluster):
             maximum_memory,
             **{**defaults, **options},
         )
+        mark_decisions(adaptive)
+        return adaptive
 
     # -- correcting -------------------------------------------------------------------------------
 

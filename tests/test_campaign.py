@@ -12,6 +12,7 @@ import dask
 import pytest
 from campaign import Campaign, write_script
 from distributed import Client
+from distributed.deploy import Adaptive
 
 from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator
@@ -101,3 +102,37 @@ async def test_a_loss_after_a_new_start_is_made_good_at_once():
         await until(lambda: second not in cluster.worker_spec)
         await until(lambda: cluster.worker_spec, lambda: repr(cluster.events))
         await cluster.wait_for_workers(1, timeout=30)
+
+
+class Undecided(Adaptive):
+    """Decides when it is told to."""
+
+    decided: asyncio.Event
+
+    async def target(self):
+        await self.decided.wait()
+        return 3
+
+
+async def test_a_decision_of_a_stopped_adaptive_overrules_nobody():
+    async with (
+        ComputeEmulator("light") as emulator,
+        GCECluster(api_endpoint=emulator.endpoint, **SETTINGS) as cluster,
+    ):
+        adaptive = cluster.adapt(Undecided, maximum=3, interval="10 minutes")
+        adaptive.decided = asyncio.Event()
+        deciding = asyncio.ensure_future(adaptive.adapt())
+        await asyncio.sleep(0)
+        adaptive.stop()
+        cluster.scale(1)
+        adaptive.decided.set()
+        await deciding
+        assert len(cluster.plan) == 1
+        await cluster.wait_for_workers(1, timeout=30)
+
+        # One that was not stopped is heeded.
+        adaptive = cluster.adapt(Undecided, maximum=3, interval="10 minutes")
+        adaptive.decided = asyncio.Event()
+        adaptive.decided.set()
+        await adaptive.adapt()
+        assert len(cluster.plan) == 3
