@@ -11,7 +11,7 @@ from distributed.core import Status
 
 from dask_gce import names
 from dask_gce.blueprint import Blueprint
-from dask_gce.errors import GCEError
+from dask_gce.errors import GCEError, InstanceError
 from dask_gce.failures import Cause, cause_of
 from dask_gce.fleet import Fleet
 from dask_gce.member import Member
@@ -101,7 +101,7 @@ class GCEScheduler(GCEProcess):
         reason = error.__cause__ if isinstance(error.__cause__, GCEError) else error
         if cause_of(reason) not in (Cause.CAPACITY, Cause.QUOTA):
             return False
-        if self.failure is None:
+        if self.failure is None or isinstance(self.failure, InstanceError):
             # Else it was the workers' machines that are not to be had here.
             self._placement.block(self.location, reason)
         location = self._placement.choose()
