@@ -145,15 +145,13 @@ class Fleet:
         there |= {
             (member.zone, member.name)
             for member in self.members.values()
-            # Asked for, but not listed yet; or in a zone that does not tell.
-            if (member.batch is not None and not member.never_was and not _is_gone(member))
-            or member.zone in self._unreachable
+            # Asked for, but not listed yet; or in a zone that does not answer.
+            if member.batch is not None and not member.never_was and not _is_gone(member)
         }
         schedulers = {
             (each.zone, each.name) for each in self.members.values() if not _is_worker(each.spec)
         }
-        held = {(each.zone, each.name) for each in self._held}
-        room = int(self.max_workers) - len(there - schedulers - held)
+        room = int(self.max_workers) - len(there - schedulers)
         for member in self._held[: max(0, room)]:
             self._insertion.add(member)
         del self._held[: max(0, room)]

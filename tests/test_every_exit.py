@@ -1,16 +1,25 @@
 """However a process ends that has a cluster, no machine is left.
 
-Each case is a process of its own; the local Compute Engine outlives it and tells what is left.
+Most cases are a process of their own; the local Compute Engine outlives it and tells what is left.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from clusters import until
+
+from dask_gce import GCECluster, names
+from dask_gce.emulator import ComputeEmulator, Fault, Timings
+from dask_gce.errors import GCEError
+
+INSERT, BULK = "compute.instances.insert", "compute.instances.bulkInsert"
+DELETE, LIST = "compute.instances.delete", "compute.instances.list"
 
 PREAMBLE = """
 import asyncio, sys, threading, time
@@ -21,7 +30,15 @@ def ready():
 """
 
 
-def run(emulator, program, *, interrupt_at=None):
+@pytest.fixture
+def slow_deletes(discovery):
+    """Return a local Compute Engine with real schedulers, on which deletes take their time."""
+    timings = Timings(latencies={DELETE: 0.3})
+    with ComputeEmulator("paper-workers", timings=timings) as emulator:
+        yield emulator
+
+
+def run(emulator, program, *, interrupt_at=None, by=signal.SIGINT):
     """Run a program; interrupt it once, when the emulator has seen a call."""
     process = subprocess.Popen(
         [sys.executable, "-c", PREAMBLE.format(endpoint=emulator.endpoint) + program],
@@ -36,7 +53,7 @@ def run(emulator, program, *, interrupt_at=None):
                 while not emulator.requests[interrupt_at]:
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
-                process.send_signal(signal.SIGINT)
+                process.send_signal(by)
             output, errors = process.communicate(timeout=60)
         finally:
             process.kill()
@@ -48,7 +65,6 @@ def assert_all_gone(emulator):
     while left := emulator.leftovers():
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
-    assert emulator.requests["compute.instances.insert"] > 0
 
 
 @pytest.mark.parametrize(
@@ -79,6 +95,7 @@ def test_exit_without_close(process_emulator, program):
     _, _, errors = run(process_emulator, program)
     assert time.monotonic() - began < 30
     assert "cannot schedule new futures" not in errors
+    assert process_emulator.requests[INSERT] > 0
     assert_all_gone(process_emulator)
 
 
@@ -105,8 +122,194 @@ def test_interrupt_in_the_constructor(process_emulator):
         process_emulator,
         "GCECluster(n_workers=1, scheduler_options={'preload': 'import time; time.sleep(60)'},"
         " **settings)",
-        interrupt_at="compute.instances.insert",
+        interrupt_at=INSERT,
     )
     assert status != 0
     assert "KeyboardInterrupt" in errors
     assert_all_gone(process_emulator)
+
+
+@pytest.mark.parametrize("call", ["compute.machineTypes.get", INSERT, BULK, LIST])
+def test_interrupt_in_each_phase_of_the_constructor(emulator, call):
+    # On paper no scheduler ever answers.
+    status, _, errors = run(emulator, "GCECluster(n_workers=2, **settings)", interrupt_at=call)
+    assert status != 0
+    assert "KeyboardInterrupt" in errors
+    assert_all_gone(emulator)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(
+            "cluster = GCECluster(**settings)\ncluster.scale(2)\ntime.sleep(60)", id="synchronous"
+        ),
+        pytest.param(
+            "async def main():\n"
+            "    async with GCECluster(asynchronous=True, **settings) as cluster:\n"
+            "        cluster.scale(2)\n"
+            "        await asyncio.sleep(60)\n"
+            "asyncio.run(main())",
+            id="asynchronous",
+        ),
+        pytest.param(
+            "cluster = GCECluster(**settings)\ncluster.scale(2)\ncluster.wait_for_workers(2)",
+            id="waiting",
+        ),
+    ],
+)
+def test_interrupt_while_scaling(slow_deletes, program):
+    # The insert is carried out when the interpreter is on its way out.
+    slow_deletes.faults.add(Fault(BULK, delay=0.5))
+    status, _, errors = run(slow_deletes, program, interrupt_at=BULK)
+    assert status != 0
+    assert "KeyboardInterrupt" in errors
+    assert "cannot schedule new futures" not in errors
+    assert_all_gone(slow_deletes)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param("cluster = GCECluster(n_workers=2, **settings)\ncluster.close()", id="close"),
+        pytest.param("with GCECluster(n_workers=2, **settings):\n    pass", id="with"),
+        pytest.param(
+            "async def main():\n"
+            "    async with GCECluster(n_workers=2, asynchronous=True, **settings) as cluster:\n"
+            "        pass\n"
+            "asyncio.run(main())",
+            id="asynchronous",
+        ),
+    ],
+)
+def test_interrupt_while_closing(slow_deletes, program):
+    status, _, errors = run(slow_deletes, program, interrupt_at=DELETE)
+    assert status != 0
+    assert "KeyboardInterrupt" in errors
+    assert_all_gone(slow_deletes)
+
+
+def test_what_nobody_can_delete_at_the_exit_is_told(slow_deletes):
+    slow_deletes.faults.add(Fault(DELETE, status=403, reason="forbidden", times=2))
+    _, _, errors = run(slow_deletes, "cluster = GCECluster(name='mine', **settings)")
+    assert "gcloud compute instances list --project local-project" in errors
+    assert "--filter=labels.dask-gce-cluster=mine" in errors
+    (left,) = slow_deletes.instances()
+    assert f"gcloud compute instances delete {left['name']} --zone us-central1-a" in errors
+
+
+def test_left_running_on_purpose(slow_deletes):
+    program = "cluster = GCECluster(n_workers=2, shutdown_on_close=False, **settings)\nready()"
+    run(slow_deletes, program)
+    assert not slow_deletes.requests[DELETE]
+    assert len(slow_deletes.instances()) == 3
+
+
+@pytest.mark.parametrize("by", ["os._exit", "SIGKILL"])
+def test_what_a_killed_process_leaves_is_found_by_its_labels(slow_deletes, by):
+    program = "import os\ncluster = GCECluster(name='mine', n_workers=2, **settings)\n"
+    if by == "os._exit":
+        run(slow_deletes, program + "os._exit(1)")
+    else:
+        # The moment the insert of the workers arrives: nobody has read the answer.
+        run(slow_deletes, program, interrupt_at=BULK, by=signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while len(slow_deletes.instances()) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert not slow_deletes.requests[DELETE]
+    left = slow_deletes.instances()
+    labels = [each["labels"] for each in left]
+    assert {each[names.CLUSTER_LABEL] for each in labels} == {"mine"}
+    assert len({each[names.ID_LABEL] for each in labels}) == 1
+    assert sorted(each[names.ROLE_LABEL] for each in labels) == ["scheduler", "worker", "worker"]
+    assert all(names.OWNER_LABEL in each for each in labels)
+    # Their disks go with them.
+    assert all(disk["autoDelete"] for each in left for disk in each["disks"])
+
+
+# -- in this process ------------------------------------------------------------------------------
+
+SETTINGS = {"machine_type": "e2-small", "n_workers": 2, "quiet": True}
+
+FAILURES = {
+    "look-up": Fault("compute.machineTypes.get", status=403, reason="forbidden"),
+    "insert refused": Fault(INSERT, status=403, reason="forbidden"),
+    "insert failed": Fault(
+        INSERT, operation_errors=[{"code": "INTERNAL_ERROR", "message": "Failed."}]
+    ),
+}
+
+
+@pytest.mark.parametrize("phase", FAILURES)
+def test_a_constructor_that_fails(emulator, phase):
+    emulator.faults.add(FAILURES[phase])
+    with pytest.raises(GCEError):
+        GCECluster(api_endpoint=emulator.endpoint, **SETTINGS)
+    assert not emulator.faults.unused()
+    assert_all_gone(emulator)
+
+
+@pytest.mark.parametrize("phase", FAILURES)
+async def test_a_start_that_fails(emulator, phase):
+    emulator.faults.add(FAILURES[phase])
+    cluster = GCECluster(api_endpoint=emulator.endpoint, asynchronous=True, **SETTINGS)
+    with pytest.raises(GCEError):
+        await cluster
+    assert cluster.status.name == "closed"
+    await cluster.close()
+    with pytest.raises(GCEError, match="is closed"):
+        await cluster
+    assert_all_gone(emulator)
+
+
+def test_settings_that_are_wrong_cost_no_call(emulator):
+    with pytest.raises(GCEError):
+        GCECluster(api_endpoint=emulator.endpoint, machine_tpye="e2-small")
+    assert not emulator.requests
+
+
+async def test_closing_what_never_started(emulator):
+    cluster = GCECluster(api_endpoint=emulator.endpoint, asynchronous=True, **SETTINGS)
+    await asyncio.gather(cluster.close(), cluster.close())
+    await cluster.close()
+    assert not emulator.requests
+    with pytest.raises(GCEError, match="is closed"):
+        await cluster
+
+
+@pytest.mark.parametrize("call", ["compute.machineTypes.get", INSERT, BULK, LIST])
+async def test_closing_in_each_phase_of_the_start(emulator, call):
+    cluster = GCECluster(api_endpoint=emulator.endpoint, asynchronous=True, **SETTINGS)
+
+    async def start():
+        await cluster
+
+    starting = asyncio.ensure_future(start())
+    await until(lambda: emulator.requests[call])
+    # Two at once, and one of them gives up waiting.
+    hasty = asyncio.ensure_future(cluster.close())
+    await asyncio.sleep(0)
+    hasty.cancel()
+    await asyncio.gather(cluster.close(), cluster.close())
+    with pytest.raises(GCEError, match="was closed while it was starting"):
+        await starting
+    assert cluster.status.name == "closed"
+    assert_all_gone(emulator)
+    await asyncio.wait({hasty})
+
+
+@pytest.mark.parametrize("call", ["compute.machineTypes.get", INSERT, BULK, LIST])
+async def test_cancelling_in_each_phase_of_the_start(emulator, call):
+    cluster = GCECluster(api_endpoint=emulator.endpoint, asynchronous=True, **SETTINGS)
+
+    async def start():
+        await cluster
+
+    starting = asyncio.ensure_future(start())
+    await until(lambda: emulator.requests[call])
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert starting.cancelled()
+    assert cluster.status.name == "closed"
+    assert_all_gone(emulator)
