@@ -362,6 +362,8 @@ class ScalingCluster(SpecCluster):
         if self._prepared is not None and self._prepared.blueprint.processes > 1:
             # The workers of one machine go together, or not at all.
             defaults["worker_key"] = BY_MACHINE
+        # As scale(): whoever asks anew has a reason to believe that it works now.
+        self._recovery.reset()
         # Cluster keeps the options of earlier calls, so that two calls would be mixed.
         self._adaptive_options: dict[str, Any] = {}
         adaptive = super().adapt(
@@ -473,12 +475,15 @@ class ScalingCluster(SpecCluster):
                     f"{len(kept)} workers hold results that fit nowhere else; their machines "
                     "are kept until the results are released."
                 )
-            if kept:
-                asyncio.get_running_loop().call_later(RETIRE_AGAIN, self._correct_state_soon)
             self._kept = (self._kept - machines) | kept
+            if kept:
+                # Asked again while the others may still be on their way out.
+                machines -= kept
+                self._leaving -= kept
+                asyncio.get_running_loop().call_later(RETIRE_AGAIN, self._correct_state_soon)
             for name in arrived - kept:
                 self.events.note(name, "retired")
-            await asyncio.gather(*map(self._remove_worker, machines - kept))
+            await asyncio.gather(*map(self._remove_worker, machines))
         finally:
             self._leaving -= machines
 

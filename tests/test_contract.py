@@ -472,6 +472,15 @@ async def test_scaling_while_adapting_lasts_until_the_next_decision(paper_worker
         assert len(cluster.plan) == 2
 
 
+async def test_adapting_asks_anew_after_failures(paper_workers):
+    async with cluster_on(paper_workers) as cluster:
+        refuse(paper_workers)
+        cluster.scale(1)
+        await until(lambda: cluster._recovery.exhausted)
+        cluster.adapt(minimum=2, interval="20ms")
+        await until(lambda: len(worker_machines(paper_workers)) == 2)
+
+
 async def test_adapting_ends_with_the_cluster(paper_workers):
     async with cluster_on(paper_workers) as cluster:
         adaptive = cluster.adapt(interval="10ms")

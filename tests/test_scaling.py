@@ -283,13 +283,14 @@ def test_attempts_are_counted_and_pauses_bounded(failures, limit, draw):
         asked = now - ago
         one.failed(ValueError("no"), asked=asked, now=now)
         # Of all that were asked for between two failures that count, one counts.
-        if not attempts or asked > counted:
+        counts = not attempts or asked > counted
+        if counts:
             attempts, counted = attempts + 1, now
         assert one.attempts == attempts
         assert (one.exhausted is not None) == (attempts >= limit)
         longest = LONGEST_PAUSE if attempts < limit else PAUSE_AFTER_LIMIT
         assert 0 <= one.pause(now) <= longest + 1e-6
-        if attempts < limit and asked == counted:
+        if counts:
             assert one.pause(now) >= 1.0
     one.reset()
     assert (one.attempts, one.exhausted, one.pause(now)) == (0, None, 0)

@@ -28,6 +28,7 @@ from clusters import (
     BULK,
     DELETE,
     INSERT,
+    PATIENCE,
     break_operations,
     cluster_on,
     is_worker,
@@ -86,7 +87,7 @@ async def test_p01_scaling_down_retires_workers_by_name(light):
         cluster_on(light, n_workers=3) as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
-        await client.wait_for_workers(3)
+        await client.wait_for_workers(3, timeout=PATIENCE)
         futures = await client.scatter(list(range(30)))
         held = await client.who_has(futures)
         assert len({where for each in held.values() for where in each}) == 3
@@ -101,7 +102,7 @@ async def test_p02_idle_workers_go_first(light):
         cluster_on(light, n_workers=3) as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
-        await client.wait_for_workers(3)
+        await client.wait_for_workers(3, timeout=PATIENCE)
         newest = list(cluster.worker_spec)[-1]
         event, future = await keep_busy(client, newest)
         cluster.scale(1)
@@ -119,7 +120,7 @@ async def test_p03_those_who_have_not_arrived_go_before_those_who_have(light):
         await until(lambda: light.requests[INSERT] == 2)
         (late,) = cluster.worker_spec
         cluster.scale(2)
-        await cluster.wait_for_workers(1)
+        await cluster.wait_for_workers(1, timeout=PATIENCE)
         (early,) = cluster.observed
         assert list(cluster.worker_spec) == [late, early]
         cluster.scale(1)
@@ -135,7 +136,7 @@ async def test_p04_adaptive_knows_whom_it_has(light):
         cluster_on(light, n_workers=2) as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
-        await client.wait_for_workers(2)
+        await client.wait_for_workers(2, timeout=PATIENCE)
         for busy in sorted(cluster.plan):
             adaptive = cluster.adapt(interval="1h", wait_count=1)
             event, future = await keep_busy(client, busy)
@@ -173,7 +174,7 @@ async def test_p06_however_often_it_is_awaited_a_machine_is_asked_for_once(light
         assert worker.status == Status.created
         async with Client(cluster, asynchronous=True):
             await asyncio.gather(cluster, cluster, worker, worker.start(), worker.start())
-            await cluster.wait_for_workers(1)
+            await cluster.wait_for_workers(1, timeout=PATIENCE)
             await worker.start()
     assert light.requests[INSERT] == 2
 
@@ -232,7 +233,7 @@ async def test_p09_nothing_waits_for_a_machine(paper_workers):
 async def test_p10_a_delete_that_is_refused_stops_nothing(light):
     """When a worker's close() raises, SpecCluster stays `closing`; closing again never ends."""
     async with cluster_on(light, n_workers=1) as cluster:
-        await cluster.wait_for_workers(1)
+        await cluster.wait_for_workers(1, timeout=PATIENCE)
         scheduler = cluster.scheduler.name
         light.faults.add(Fault(DELETE, status=403, reason="forbidden", match=is_worker))
         cluster.scale(0)
@@ -240,7 +241,7 @@ async def test_p10_a_delete_that_is_refused_stops_nothing(light):
         # Its worker has ended, and so has the machine, but its disk would cost money for ever.
         await until(lambda: [each["name"] for each in light.instances()] == [scheduler])
         cluster.scale(1)
-        await cluster.wait_for_workers(1)
+        await cluster.wait_for_workers(1, timeout=PATIENCE)
         await cluster.close()
         await cluster.close()
         assert cluster.status == Status.closed
@@ -249,7 +250,7 @@ async def test_p10_a_delete_that_is_refused_stops_nothing(light):
 async def test_p11_every_object_is_closed_whatever_became_of_its_machine(light, caplog):
     """SpecCluster asserts that every worker it made is closed, and else stays `closing`."""
     cluster = await cluster_on(light, n_workers=1)
-    await cluster.wait_for_workers(1)
+    await cluster.wait_for_workers(1, timeout=PATIENCE)
     refuse(light)
     cluster.scale(2)
     await until(lambda: cluster.failures)
@@ -300,11 +301,11 @@ async def test_p13_exit_waits_for_no_deletion(discovery):
 async def test_p16_a_lost_worker_is_replaced(light, quick_recovery):
     """SpecCluster leaves a worker that was lost in the plan, and makes no other."""
     async with cluster_on(light, n_workers=1) as cluster:
-        await cluster.wait_for_workers(1)
+        await cluster.wait_for_workers(1, timeout=PATIENCE)
         (lost,) = cluster.plan
         light.delete(lost, user="colleague@example.org")
         await until(lambda: lost not in cluster.plan)
-        await cluster.wait_for_workers(1)
+        await cluster.wait_for_workers(1, timeout=PATIENCE)
         await until(lambda: cluster.observed == cluster.plan == worker_machines(light))
         assert len(cluster.plan) == 1
         assert lost not in cluster.workers
@@ -318,7 +319,7 @@ async def test_p16_a_lost_worker_is_replaced(light, quick_recovery):
 async def test_p17_a_lost_machine_with_several_workers_is_replaced(light, quick_recovery):
     """SpecCluster does not find the machine of a worker that is one of several."""
     async with cluster_on(light, n_workers=2, processes=2) as cluster:
-        await cluster.wait_for_workers(2)
+        await cluster.wait_for_workers(2, timeout=PATIENCE)
         (lost,) = cluster.worker_spec
         assert cluster.observed == {f"{lost}-0", f"{lost}-1"}
         light.preempt(lost)
@@ -384,7 +385,7 @@ async def test_p21_a_lost_connection_is_made_again(light):
         cluster._watch_worker_status_comm.abort()
         await until(lambda: any(event.what == "reconnected" for event in cluster.events))
         cluster.scale(1)
-        await cluster.wait_for_workers(1)
+        await cluster.wait_for_workers(1, timeout=PATIENCE)
         assert cluster.observed == cluster.plan
         told = [event.what for event in cluster.events if event.instance == cluster.scheduler.name]
         assert told[-2:] == ["disconnected", "reconnected"]
@@ -393,7 +394,7 @@ async def test_p21_a_lost_connection_is_made_again(light):
 async def test_p22_a_scheduler_that_is_gone_is_noticed_and_not_called(light):
     """SpecCluster stays `running` without its scheduler, and takes half a minute to close."""
     cluster = await cluster_on(light, n_workers=1)
-    await cluster.wait_for_workers(1)
+    await cluster.wait_for_workers(1, timeout=PATIENCE)
     light.delete(cluster.scheduler.name, user="colleague@example.org")
     await until(lambda: cluster.failures, 10)
     (failure,) = cluster.failures
@@ -489,7 +490,7 @@ async def test_p29_a_workers_name_is_text_and_its_options_are_data(light):
     odd = 'it\'s "$HOME" `id`\n{}'
     options = {"resources": {odd: 1}}
     async with cluster_on(light, n_workers=1, worker_options=options) as cluster:
-        await cluster.wait_for_workers(1)
+        await cluster.wait_for_workers(1, timeout=PATIENCE)
         (worker,) = cluster.scheduler_info["workers"].values()
         assert worker["resources"] == {odd: 1}
         (name,) = cluster.worker_spec
