@@ -265,6 +265,7 @@ async def test_a_discarded_machine_does_not_boot(kind, scheduler):
     await machine.discard()
     await booting
     assert not machine.powered
+    assert machine.record.guest_attributes == {}
     with pytest.raises(RuntimeError, match="discarded"):
         await machine.boot()
     assert not scheduler.workers
