@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
@@ -21,6 +22,9 @@ from dask_gce.member import Member
 __all__ = ["Removal"]
 
 logger = logging.getLogger(__name__)
+
+#: What instances show that are off for good, and not on their way out.
+OFF = frozenset({"STOPPED", "SUSPENDED", "TERMINATED"})
 
 #: How many deletes are begun at a time. More would only wait for a connection.
 LANES = 128
@@ -123,11 +127,12 @@ class Removal:
             The names of those that should be there.
         """
         now = time.monotonic()
-        alive = {(each.zone, each.name) for each in found if not each.ended}
+        alive = {(each.zone, each.name) for each in found if _remains(each)}
         for key in self._going.keys() - alive:
             del self._going[key]
         for zone, name in alive:
-            if name not in known and now - self._going.get((zone, name), 0) > DELETE_AGAIN:
+            asked = self._going.get((zone, name), -math.inf)
+            if name not in known and now - asked > DELETE_AGAIN:
                 logger.warning("Instance %s is still there and is deleted again.", name)
                 self._going[zone, name] = now
                 task = asyncio.ensure_future(self._delete_quietly(zone, name))
@@ -164,19 +169,19 @@ class Removal:
         pause = FIRST_PAUSE
         while True:
             try:
-                alive = [each for each in await self._list() if not each.ended]
+                there = [each for each in await self._list() if _remains(each)]
             except GCEError as error:
                 raise self._uncertain([*causes, error], members) from error
-            if not alive:
+            if not there:
                 return
             if time.monotonic() > deadline:
-                causes.append(GCEError(f"Instance {alive[0].name} does not go."))
+                causes.append(GCEError(f"Instance {there[0].name} does not go."))
                 raise self._uncertain(causes, members) from causes[0]
             now = time.monotonic()
             again = [
                 each
-                for each in alive
-                if now - self._going.get((each.zone, each.name), 0) > DELETE_AGAIN
+                for each in there
+                if now - self._going.get((each.zone, each.name), -math.inf) > DELETE_AGAIN
             ]
             causes = await _side_by_side(partial(self._delete, e.zone, e.name) for e in again)
             if causes:
@@ -223,11 +228,11 @@ class Removal:
                 except GCEError as error:
                     causes.append(error)
         try:
-            alive = [each for each in self._list_now(deadline) if not each.ended]
+            listed = self._list_now(deadline)
         except GCEError as error:
             causes.append(error)
         else:
-            again = [(each.zone, each.name) for each in alive]
+            again = [(each.zone, each.name) for each in listed if _remains(each)]
             causes = self._compute.delete_instances_now(again, deadline)
         if causes:
             logger.error("%s", self._uncertain(causes, members))
@@ -279,6 +284,11 @@ async def _side_by_side(works: Iterable[Callable[[], Awaitable[None]]]) -> list[
 
     await asyncio.gather(*(lane() for _ in range(LANES)))
     return errors
+
+
+def _remains(instance: Instance) -> bool:
+    """Tell whether an instance stays if nobody deletes it: one that is off still has its disk."""
+    return not instance.ended or instance.status in OFF
 
 
 def _is_worker(member: Member) -> bool:

@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import random
 import signal
@@ -50,6 +51,9 @@ RECOVERY = 90.0
 
 #: Seconds that closing may take, and after that the last instances.
 CLOSING = 30.0
+
+#: Seconds that a machine may take to die: data that it takes meanwhile dies with it.
+DYING = 8.0
 
 #: Seconds for a run in all.
 LONGEST_RUN = 300.0
@@ -300,8 +304,9 @@ class Campaign:
         self._adaptive: Any = None
         #: Results to come, each with what it must be.
         self._expected: list[tuple[Future, Any]] = []
-        #: Data that the workers hold, and how many machines had died when they got it.
-        self._scattered: list[tuple[Future, Any, int]] = []
+        #: Data that the workers hold, and since when.
+        self._scattered: list[tuple[Future, Any, float]] = []
+        self._last_death = -math.inf
         self._next = 0
 
     # -- the course of it -------------------------------------------------------------------------
@@ -458,11 +463,11 @@ class Campaign:
         if not self._gce.scheduler_info["workers"]:
             return
         data = [os.urandom(1000) for _ in range(n)]
-        deaths = self.deaths
+        began = time.monotonic()
         with contextlib.suppress(asyncio.TimeoutError, OSError):
             futures = await self._dask.scatter(data, hash=False, timeout=5)
             self._scattered += [
-                (future, one, deaths) for future, one in zip(futures, data, strict=True)
+                (future, one, began) for future, one in zip(futures, data, strict=True)
             ]
 
     async def _release(self, share: float) -> None:
@@ -494,8 +499,12 @@ class Campaign:
         if running:
             name = running[int(share * len(running))]
             self._note(f"  {name}")
-            self.deaths += 1
+            self._note_death()
             how(name)
+
+    def _note_death(self) -> None:
+        self.deaths += 1
+        self._last_death = time.monotonic()
 
     async def _preempt(self, share: float) -> None:
         self._end(share, self._emulator.preempt)
@@ -524,7 +533,7 @@ class Campaign:
                 ]
                 if host in listening:
                     self._note(f"  process {process.pid} of {host}")
-                    self.deaths += 1
+                    self._note_death()
                     process.send_signal(signal.SIGKILL)
 
     # -- what befalls Compute Engine --------------------------------------------------------------
@@ -605,8 +614,8 @@ class Campaign:
         self._note("the target is reached")
         for future, value in self._expected:
             await self._check_result(future, value, RECOVERY)
-        for future, value, deaths in self._scattered:
-            if deaths == self.deaths:
+        for future, value, since in self._scattered:
+            if self._last_death < since - DYING:
                 await self._check_result(future, value, RECOVERY)
         self._note(f"{len(self._expected)} results are right")
         if troubled:

@@ -15,7 +15,7 @@ from distributed import Client
 from distributed.deploy import Adaptive
 
 from dask_gce import GCECluster
-from dask_gce.emulator import ComputeEmulator
+from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import InstanceLost, WorkersFailed
 
 #: Chosen so that together they meet most of what can happen.
@@ -136,3 +136,32 @@ async def test_a_decision_of_a_stopped_adaptive_overrules_nobody():
         adaptive.decided.set()
         await adaptive.adapt()
         assert len(cluster.plan) == 3
+
+
+async def test_a_machine_that_is_kept_is_asked_again_while_another_goes():
+    async with (
+        ComputeEmulator("light") as emulator,
+        GCECluster(n_workers=2, api_endpoint=emulator.endpoint, **SETTINGS) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        await client.wait_for_workers(2, timeout=30)
+        held = await client.scatter(b"only here")
+        emulator.faults.add(Fault("compute.instances.delete", delay=4.0))
+        cluster.scale(0)
+        await until(lambda: any(event.what == "kept" for event in cluster.events))
+        assert await held == b"only here"
+        # For longer than it takes to ask again, and less than the other takes to go.
+        await asyncio.sleep(2.5)
+        del held
+        await until(lambda: not cluster.workers, lambda: repr(cluster.events))
+
+
+async def test_what_is_off_and_was_not_deleted_is_not_left():
+    errors = [{"code": "INTERNAL_ERROR", "message": "It was not to be."}]
+    async with ComputeEmulator("light") as emulator:
+        async with GCECluster(n_workers=1, api_endpoint=emulator.endpoint, **SETTINGS) as cluster:
+            await cluster.wait_for_workers(1, timeout=30)
+            emulator.faults.add(Fault("compute.instances.delete", operation_errors=errors))
+            cluster.scale(0)
+            await until(lambda: "TERMINATED" in {each["status"] for each in emulator.instances()})
+        await until(lambda: not emulator.leftovers(), emulator.leftovers)
