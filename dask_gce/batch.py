@@ -30,12 +30,23 @@ class Batch:
         The zone.
     """
 
-    __slots__ = ("_settling", "accepted_at", "ended", "operation", "request_id", "sent", "zone")
+    __slots__ = (
+        "_settling",
+        "accepted_at",
+        "answered",
+        "ended",
+        "operation",
+        "request_id",
+        "sent",
+        "zone",
+    )
 
     def __init__(self, zone: str) -> None:
         self.zone = zone
         #: Makes the request safe to repeat.
         self.request_id = str(uuid.uuid4())
+        #: Set once it is made no more: it was accepted, refused or given up.
+        self.answered = asyncio.Event()
         #: Whether it may have taken effect. Taken back when Compute Engine has refused it.
         self.sent = False
         #: When Compute Engine accepted it, on the monotonic clock: older lists tell nothing.
@@ -65,6 +76,12 @@ class Batch:
         await asyncio.shield(self._settling)
 
     async def _settle(self, compute: Compute, name: str, timeout: float) -> None:
+        # While it is repeated, for the sake of others, nothing is certain.
+        answered = asyncio.ensure_future(self.answered.wait())
+        await asyncio.wait({answered}, timeout=timeout)
+        answered.cancel()
+        if not self.answered.is_set():
+            return
         # However it ends is as good: what has come of it is found by its label.
         with contextlib.suppress(GCEError):
             if self.operation is None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from dask_gce.batch import Batch
 from dask_gce.bulk import batches, build_bulk_insert
@@ -61,12 +62,13 @@ class Insertion:
         self._queued = 0
         self._bulks = asyncio.Semaphore(BULKS)
         self._singles = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: The requests under way, and those for whose sake they are made.
+        self._under_way: dict[Batch, tuple[asyncio.Task[None], set[str]]] = {}
 
     @property
     def following(self) -> bool:
         """Whether the end of an operation will be told, so that looking before is of little use."""
-        return bool(self._tasks)
+        return bool(self._under_way)
 
     def add(self, member: Member) -> asyncio.Future[None]:
         """Have an instance inserted together with others of this turn of the loop.
@@ -91,7 +93,7 @@ class Insertion:
         return member.accepted
 
     def remove(self, member: Member) -> bool:
-        """Take an instance back that has not been asked for yet.
+        """Take an instance back, and a request without an answer that is made for no other.
 
         Parameters
         ----------
@@ -101,23 +103,31 @@ class Insertion:
         Returns
         -------
         bool
-            Whether it was in time.
+            Whether it was in time: it had not been asked for yet.
         """
-        if member.batch is not None or member not in self._queue:
-            return False
-        self._queue.remove(member)
-        member.withdraw()
-        return True
+        batch = member.batch
+        if batch is None and member in self._queue:
+            self._queue.remove(member)
+            member.withdraw()
+            return True
+        if batch in self._under_way and not batch.answered.is_set():
+            task, wanted = self._under_way[batch]
+            wanted.discard(member.name)
+            if not wanted:
+                # Repeated, it would make an instance that nobody knows.
+                task.cancel()
+        return False
 
     async def stop(self) -> None:
         """Insert nothing more. What has been sent may still take effect."""
         for member in self._queue:
             member.withdraw()
         self._queue.clear()
-        while self._tasks:
-            for task in self._tasks:
+        while self._under_way:
+            tasks = [task for task, _ in self._under_way.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait(self._tasks, timeout=1)
+            await asyncio.wait(tasks, timeout=1)
 
     def _flush(self) -> None:
         loop = asyncio.get_running_loop()
@@ -135,18 +145,19 @@ class Insertion:
         batch = Batch(members[0].zone)
         for member in members:
             member.batch = batch
-        task = asyncio.ensure_future(self._insert_or_withdraw(batch, members))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = asyncio.ensure_future(self._insert(batch, members))
+        self._under_way[batch] = task, {member.name for member in members}
+        task.add_done_callback(partial(self._over, batch, members))
 
-    async def _insert_or_withdraw(self, batch: Batch, members: Sequence[Member]) -> None:
-        try:
-            await self._insert(batch, members)
-        except asyncio.CancelledError:
+    def _over(self, batch: Batch, members: Sequence[Member], task: asyncio.Task[None]) -> None:
+        del self._under_way[batch]
+        batch.answered.set()
+        if task.cancelled():
             # Nobody is to wait for an answer that nobody reads any more.
             for member in members:
                 member.withdraw()
-            raise
+        elif (error := task.exception()) is not None:
+            logger.error("Something went wrong in an insert", exc_info=error)
 
     async def _insert(self, batch: Batch, members: Sequence[Member]) -> None:
         if len(members) == 1:
@@ -215,6 +226,7 @@ class Insertion:
                 batch.sent = False
                 _refuse(members, error)
                 return
+        batch.answered.set()
         batch.accepted_at = time.monotonic()
         for member in members:
             if member.accepted is not None and not member.accepted.done():

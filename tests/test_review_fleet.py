@@ -1,0 +1,58 @@
+"""What a harsh reader of the fleet found: each test failed once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from fleets import QUICK, Cloud, a_fleet, gone, numbered, until, workers
+
+import dask_gce.batch
+import dask_gce.insertion
+from dask_gce.emulator import Fault
+
+
+@pytest.fixture
+def quick_inserts(monkeypatch):
+    """Repeat inserts soon, and wait little for lists of operations."""
+    monkeypatch.setattr(dask_gce.batch, "LAG", 0.02)
+    monkeypatch.setattr(dask_gce.insertion, "FIRST_PAUSE", 0.2)
+
+
+# -- inserts that nobody wants any more -----------------------------------------------------------
+
+
+async def test_an_insert_that_is_wanted_no_more_is_not_repeated(quick_inserts):
+    async with Cloud() as cloud:
+        insert = "compute.instances.insert"
+        # Late, the repeat would make an instance that no record knows, after the last look.
+        cloud.faults.add(Fault(insert, status=503, times=2), Fault(insert, delay=0.5))
+        async with a_fleet(cloud.endpoint, call_timeout=0.01) as fleet:
+            accepted = fleet.request(*workers("vm"), 10)
+            await until(lambda: cloud.asked("instances.insert"))
+            await fleet.delete("vm")
+            asked = cloud.requests[insert]
+            await asyncio.sleep(0.3)
+            assert cloud.requests[insert] == asked
+            assert accepted.cancelled()
+        await gone(cloud)
+
+
+async def test_what_is_repeated_for_others_is_not_over(quick_inserts):
+    async with Cloud(replace(QUICK, pending=0.2)) as cloud:
+        bulk = "compute.instances.bulkInsert"
+        cloud.faults.add(Fault(bulk, status=503), Fault(bulk, delay=0.3))
+        async with a_fleet(cloud.endpoint, call_timeout=0.01) as fleet:
+            for spec in workers(*numbered(2)):
+                fleet.request(spec, 10)
+            await until(lambda: cloud.asked("instances.bulkInsert"))
+            first = asyncio.ensure_future(fleet.delete("vm-0"))
+            await until(lambda: cloud.requests[bulk] == 2)
+            await fleet.delete_all()
+            await first
+        await gone(cloud)
+        # No delete overtook the insert: they went out when its operation had ended.
+        order = [each.method_id.removeprefix("compute.") for each in cloud.log]
+        done = [b'"status": "DONE"' in each.response_body for each in cloud.log]
+        assert done.index(True) < order.index("instances.delete")
