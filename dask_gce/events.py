@@ -30,10 +30,9 @@ class Event:
     instance : str
         The instance, or the cluster's name for what concerns all of it.
     what : str
-        What happened, in a word or two: ``"requested"``, ``"running"``, ``"ready"``, ``"refused"``,
-        ``"failed"``, ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``,
-        ``"moved"``, ``"waiting"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or
-        ``"reconnected"``.
+        What happened, in a word or two: ``"requested"``, ``"running"``, ``"ready"``, ``"failed"``,
+        ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``, ``"moved"``,
+        ``"gave up"``, ``"unknown"``, ``"disconnected"`` or ``"reconnected"``.
     why : str
         The reason, where there is one to tell.
     time : datetime.datetime

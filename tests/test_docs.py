@@ -45,6 +45,7 @@ def test_examples_are_found():
         "README.md",
         "docs/emulator.md",
         "docs/quickstart.md",
+        "docs/scaling.md",
     }
 
 
