@@ -108,6 +108,7 @@ class ScalingCluster(SpecCluster):
         self._watcher = Watcher(
             machines=lambda: set(self.workers) & set(self.worker_spec),
             registered=self._registered,
+            processes=lambda: self._prepared.blueprint.processes if self._prepared else 1,
             drop=self._drop,
             after=self._note_steady,
         )

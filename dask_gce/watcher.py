@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import dask
 from dask.utils import parse_timedelta
 
-from dask_gce.errors import GCEError, InstanceLost
+from dask_gce.errors import GCEError, InstanceError, InstanceLost
 from dask_gce.fleet import Fleet
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,9 @@ class Watcher:
     machines : callable
         Returns the names of the worker machines that should be there.
     registered : callable
-        Returns the names of those of whose workers the scheduler knows one at least.
+        Returns the names of those of whose workers the scheduler knows some, and how many.
+    processes : callable
+        Returns how many workers each machine has.
     drop : callable
         Told the name of an instance that failed, and why.
     after : callable
@@ -52,12 +54,14 @@ class Watcher:
         self,
         *,
         machines: Callable[[], Collection[str]],
-        registered: Callable[[], Collection[str]],
+        registered: Callable[[], Mapping[str, int]],
+        processes: Callable[[], int],
         drop: Callable[[str, GCEError], None],
         after: Callable[[], None] = lambda: None,
     ) -> None:
         self._machines = machines
         self._registered = registered
+        self._processes = processes
         self._drop = drop
         self._after = after
         self._disturbed = asyncio.Event()
@@ -122,15 +126,32 @@ class Watcher:
             self._drop(failure.name, failure)
 
         now = asyncio.get_running_loop().time()
-        absent = set(self._machines()) - set(self._registered()) - set(fleet.waiting)
-        self._unregistered = {name: self._unregistered.get(name, now) for name in absent}
+        registered, processes = self._registered(), self._processes()
+        waiting = set(fleet.waiting)
+        short = {
+            name
+            for name in self._machines()
+            if name not in waiting and registered.get(name, 0) < processes
+        }
+        self._unregistered = {name: self._unregistered.get(name, now) for name in short}
         # How long a worker may be away is Dask's own setting: a nanny restarts its worker.
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         for name, since in self._unregistered.items():
             member = fleet.members.get(name)
             if now - since > patience and member is not None:
-                text = (
-                    f"The worker {name} left the scheduler {patience:g} s ago and did not come "
-                    f"back. Its instance in zone {member.zone} is deleted."
-                )
-                self._drop(name, InstanceLost(text, name=name, zone=member.zone))
+                self._drop(name, _loss(name, member.zone, registered.get(name, 0), patience))
+
+
+def _loss(name: str, zone: str, left: int, patience: float) -> InstanceError:
+    """Make the error of a machine that workers have left."""
+    if left:
+        text = (
+            f"Some workers of {name} left the scheduler {patience:g} s ago and did not come back. "
+            f"The {left} others are retired, and the instance in zone {zone} is replaced."
+        )
+        return InstanceError(text, name=name, zone=zone)
+    text = (
+        f"The worker {name} left the scheduler {patience:g} s ago and did not come "
+        f"back. Its instance in zone {zone} is deleted."
+    )
+    return InstanceLost(text, name=name, zone=zone)

@@ -233,6 +233,25 @@ async def test_one_lost_machine_is_replaced_by_one(light, monkeypatch):
             assert [failure.name for failure in cluster.failures] == [lost]
 
 
+async def test_a_machine_that_lost_one_of_its_workers_is_replaced_by_a_whole_one(light):
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "200ms"}):
+        async with (
+            cluster_on(light, n_workers=4, processes=2) as cluster,
+            Client(cluster, asynchronous=True) as client,
+        ):
+            await client.wait_for_workers(4)
+            half, stays = cluster.worker_spec
+            futures = await client.scatter(list(range(20)))
+            await client.retire_workers(names=[f"{half}-0"], close_workers=True)
+            await until(lambda: half not in cluster.worker_spec)
+            await until(lambda: len(cluster.plan) == 4 and cluster.observed == cluster.plan)
+            assert stays in cluster.worker_spec
+            # The worker that was left on it has been retired, not lost.
+            assert await client.gather(futures) == list(range(20))
+            await until(lambda: worker_machines(light) == set(cluster.worker_spec))
+            assert [failure.name for failure in cluster.failures] == [half]
+
+
 # -- when failed workers are asked for again ------------------------------------------------------
 
 
