@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import pytest
-from clusters import cluster_on, until, wait_until
+from clusters import cluster_on, until, wait_until, worker_machines
 from distributed import Client
 
-from dask_gce import GCECluster
+from dask_gce import GCECluster, removal
 from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import InstanceError, OutOfCapacity, QuotaExceeded, WorkersFailed
 
@@ -175,6 +174,7 @@ async def test_workers_stay_with_their_scheduler_unless_they_may_leave(light):
             cluster.scale(2)
         cluster.scale(2)
         await cluster.wait_for_workers(2, timeout=30)
+        assert places(light, "worker") == [(A, SMALL)] * 2
 
 
 async def test_a_quota_sends_workers_elsewhere(light):
@@ -206,23 +206,26 @@ async def test_a_block_ends(light):
         assert places(light, "worker") == [(A, OTHER)] * 2 + [(A, SMALL)]
 
 
-async def test_the_cap_holds_while_machines_are_replaced(light):
-    light.capacity.set(A, SMALL, instances=1)
-    most = 0
-    options = roles(worker_machine_type=[SMALL, OTHER], max_workers=3)
-    async with cluster_on(light, n_workers=3, zone=A, **options) as cluster:
+async def test_the_cap_counts_what_does_not_go(monkeypatch):
+    monkeypatch.setattr(removal, "DELETE_AGAIN", 1.0)
+    fails = [{"code": "INTERNAL_ERROR", "message": "It failed."}]
+    async with ComputeEmulator("paper-workers") as emulator:
+        async with cluster_on(emulator, n_workers=2, zone=A, max_workers=2) as cluster:
+            await until(lambda: len(happened(cluster, "running")) == 3)
+            emulator.faults.add(Fault("compute.instances.delete", operation_errors=fails))
+            cluster.scale(1)
+            await until(lambda: happened(cluster, "deleted"))
+            # It is still there. Another one would be one too many.
+            cluster.scale(2)
+            most = 0
 
-        async def count():
-            nonlocal most
-            while True:
-                most = max(most, len(places(light, "worker")))
-                await asyncio.sleep(0.005)
+            def arrived():
+                nonlocal most
+                there = worker_machines(emulator)
+                most = max(most, len(there))
+                return there == cluster.plan
 
-        counting = asyncio.ensure_future(count())
-        await cluster.wait_for_workers(3, timeout=30)
-        light.preempt(sorted(cluster.plan)[0])
-        await until(lambda: happened(cluster, "lost") or len(cluster.failures) > 2)
-        await cluster.wait_for_workers(3, timeout=30)
-        counting.cancel()
-        await asyncio.wait({counting})
-        assert most == 3
+            await until(arrived)
+            assert most == 2
+            assert not emulator.faults.unused()
+        await until(lambda: not emulator.leftovers())
