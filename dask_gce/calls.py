@@ -308,6 +308,8 @@ class Caller:
             self._creating.setdefault(key, {})[running] = future
 
         def settle(_: asyncio.Future[Any]) -> None:
+            if not running.cancelled():
+                running.exception()  # whoever was cancelled does not ask how it ended
             self._slots.release()
             self._under_way.discard(running)
             for key in creates:

@@ -128,7 +128,6 @@ class GCECluster(ScalingCluster):
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._lost: GCEError | None = None
         self._quiet = quiet
         # SpecCluster makes its lock when it starts, but needs it to close what never started.
         self._lock = asyncio.Lock()
@@ -263,10 +262,9 @@ class GCECluster(ScalingCluster):
         elif self.status == Status.starting:
             scheduler.failure = failure  # its start() raises it
         elif self._lost is None:
-            self._lost = failure
-            self.failures.append(failure)
             self.events.note(name, "lost", str(failure).partition("\n")[0])
             self._log(str(failure))
+            self._lose(failure)
 
     async def _watch_worker_status(self, comm: Any) -> None:
         await super()._watch_worker_status(comm)

@@ -59,6 +59,9 @@ ADAPTIVE_DEFAULTS: Mapping[str, Any] = {
 #: Seconds until a worker that the scheduler did not let go is asked to go again.
 RETIRE_AGAIN = 2.0
 
+#: Failures that ``cluster.failures`` keeps; the oldest go first. Each carries the end of a console.
+KEPT_FAILURES = 1000
+
 #: Workers made in one turn of the loop, so that a thousand do not hold it.
 WORKERS_PER_TURN = 50
 
@@ -87,8 +90,10 @@ class ScalingCluster(SpecCluster):
         self.settings = settings
         #: What happened to the cluster's machines, oldest first.
         self.events = EventLog()
-        #: What went wrong with machines of this cluster so far, oldest first.
+        #: What went wrong with machines of this cluster, oldest first; as many as are kept.
         self.failures: list[GCEError] = []
+        # Why there is no scheduler any more. Without it nothing is worth its machine.
+        self._lost: GCEError | None = None
         self._prepared: Preparation | None = None
         self._fleet: Fleet | None = None
         # Workers to start with, and machines there should be.
@@ -101,6 +106,8 @@ class ScalingCluster(SpecCluster):
         self._leaving: set[str] = set()
         self._named: set[str] = set()
         self._kept: set[str] = set()
+        # Machines without a worker that could be asked to go.
+        self._gone: set[str] = set()
         self._blocked = ""
         # Whether the scheduler knows no worker.
         self._deserted = asyncio.Event()
@@ -195,7 +202,7 @@ class ScalingCluster(SpecCluster):
         SettingsError
             If the number is not a whole number from zero on, or more than ``max_workers``.
         GCEError
-            If the cluster is closed.
+            If the cluster is closed, or has lost its scheduler.
         WorkersFailed
             If workers could not be started so often that no more were; the next call tries again.
         """
@@ -215,6 +222,8 @@ class ScalingCluster(SpecCluster):
             )
         if n and self.status in (Status.closing, Status.closing_gracefully, Status.closed):
             raise GCEError(f"scale({n}): cluster {self.name} is closed; make a new one.")
+        if n and self._lost is not None:
+            raise self._lost
         exhausted = self._recovery.exhausted
         machines = self._machines_for(n, adapting=adapting)
         if not adapting:
@@ -277,7 +286,8 @@ class ScalingCluster(SpecCluster):
         named, overruled = set(map(str, workers)), self._is_overruled(decider())
         with self._plan_lock:
             for machine in self._whole_machines(named):
-                self._named.add(machine)
+                if machine in self.workers:
+                    self._named.add(machine)
                 if self.worker_spec.pop(machine, None) is not None and not overruled:
                     self._target = max(0, self._target - 1)
             if overruled:
@@ -467,31 +477,36 @@ class ScalingCluster(SpecCluster):
         try:
             await self._prefer_idle(machines)
             arrived = machines & self._registered().keys()
-            kept = await self._retire(arrived - self._lost_machines())
-            if kept - self._kept:
-                why = "it holds results that fit nowhere else"
-                for name in sorted(kept - self._kept):
-                    self.events.note(name, "kept", why)
-                self._log(
-                    f"{len(kept)} workers hold results that fit nowhere else; their machines "
-                    "are kept until the results are released."
-                )
-            self._kept = (self._kept - machines) | kept
-            if kept:
-                # Asked again while the others may still be on their way out.
-                machines -= kept
-                self._leaving -= kept
-                asyncio.get_running_loop().call_later(RETIRE_AGAIN, self._correct_state_soon)
-            for name in arrived - kept:
-                self.events.note(name, "retired")
-            await asyncio.gather(*map(self._remove_worker, machines))
+            # Nothing keeps those that have not arrived; while they wait they might.
+            await asyncio.gather(
+                self._remove_workers(machines - arrived), self._let_arrived_go(machines, arrived)
+            )
         finally:
             self._leaving -= machines
+            if not machines.isdisjoint(self.workers.keys() - self.worker_spec.keys()):
+                # Whatever came in between, a machine that nobody wants is not forgotten.
+                self._try_again()
+
+    async def _let_arrived_go(self, machines: set[str], arrived: set[str]) -> None:
+        asked = set() if self._lost is not None else arrived - self._gone
+        kept = await self._retire(asked)
+        self._kept = (self._kept - arrived) | kept
+        if kept:
+            # Asked again while the others may still be on their way out.
+            machines -= kept
+            self._leaving -= kept
+            self._try_again()
+        for name in asked - kept:
+            self.events.note(name, "retired")
+        await self._remove_workers(arrived - kept)
+
+    def _try_again(self) -> None:
+        asyncio.get_running_loop().call_later(RETIRE_AGAIN, self._correct_state_soon)
 
     async def _prefer_idle(self, machines: set[str]) -> None:
         """Exchange machines that were chosen by their age only for those that have least to do."""
         comm, registered = self.scheduler_comm, self._registered()
-        free = machines & registered.keys() - self._named - self._kept - self._lost_machines()
+        free = machines & registered.keys() - self._named - self._kept - self._gone
         if not free or comm is None or len(free) == len(registered):
             return
         workers = len(self.scheduler_info["workers"])
@@ -516,9 +531,6 @@ class ScalingCluster(SpecCluster):
                 self._leaving.discard(old)
                 self._leaving.add(new)
 
-    def _lost_machines(self) -> set[str]:
-        return {failure.name for failure in self.failures if isinstance(failure, InstanceLost)}
-
     async def _retire(self, machines: set[str]) -> set[str]:
         """Have the scheduler move workers' results elsewhere; return whom it did not let go."""
         if not machines or self.status != Status.running or self.scheduler_comm is None:
@@ -530,10 +542,26 @@ class ScalingCluster(SpecCluster):
             )
         except OSError as error:
             logger.warning("The scheduler could not retire %d workers: %s", len(workers), error)
-            return machines & self._registered().keys()
+            kept = machines & self._registered().keys()
+            self._note_kept(kept, "the scheduler does not answer")
+            return kept
         gone = {str(worker["name"]) for worker in retired.values()}
         present = {str(worker["name"]) for worker in self.scheduler_info["workers"].values()}
-        return {self._machine_of(worker) for worker in (workers - gone) & present}
+        kept = {self._machine_of(worker) for worker in (workers - gone) & present}
+        self._note_kept(kept, "it holds results that fit nowhere else")
+        return kept
+
+    def _note_kept(self, machines: set[str], why: str) -> None:
+        new = sorted(machines - self._kept)
+        for name in new:
+            self.events.note(name, "kept", why)
+        if new:
+            self._log(
+                f"{len(new)} machines are kept for the time being, for example {new[0]}: {why}."
+            )
+
+    async def _remove_workers(self, names: Collection[str]) -> None:
+        await asyncio.gather(*map(self._remove_worker, names))
 
     async def _remove_worker(self, name: str) -> None:
         worker = self.workers.get(name)
@@ -542,6 +570,7 @@ class ScalingCluster(SpecCluster):
             self.workers.pop(name, None)
             self._created.discard(worker)
             self._named.discard(name)
+            self._gone.discard(name)
             self.events.note(name, "deleted")
 
     # -- failing ----------------------------------------------------------------------------------
@@ -555,7 +584,9 @@ class ScalingCluster(SpecCluster):
         member = self._fleet.members.get(name) if self._fleet is not None else None
         ready = member.ready_since if member is not None else None
         started = ready is not None and now - ready > STEADY
-        self.failures.append(failure)
+        if isinstance(failure, InstanceLost):
+            self._gone.add(name)
+        self._keep(failure)
         self.events.note(name, "lost" if started else "failed", _first_line(failure))
         if started:
             self._log(str(failure))
@@ -577,6 +608,21 @@ class ScalingCluster(SpecCluster):
         asyncio.get_running_loop().call_soon(self._correct_state_soon)
         if pause < math.inf:
             self._restore_in(pause)
+
+    def _keep(self, failure: GCEError) -> None:
+        self.failures.append(failure)
+        del self.failures[:-KEPT_FAILURES]
+
+    def _lose(self, failure: GCEError) -> None:
+        """Take note that the scheduler is gone: let all workers go, and make no more."""
+        self._lost = failure
+        self._keep(failure)
+        if self._adaptive is not None:
+            self._adaptive.stop()
+        with self._plan_lock:
+            self._target = 0
+            self.worker_spec.clear()
+        self._correct_state_soon()
 
     def _goes_elsewhere(self, name: str, failure: GCEError) -> bool:
         """Leave a place alone that has no machines to give; tell whether there is another."""
@@ -670,6 +716,9 @@ class ScalingCluster(SpecCluster):
         arriving = {self._machine_of(str(each["name"])) for each in msg["workers"].values()}
         Cluster._update_worker_status(self, op, msg)
         self._note_arrival(arriving)
+        if late := arriving & self._leaving:
+            # Its machine is about to be deleted: it must not be given anything to lose.
+            self._spawn(self._retire(late))
 
     def _note_arrival(self, machines: Collection[str]) -> None:
         """Mark the machines ready all of whose workers have arrived."""

@@ -6,11 +6,14 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from clusters import BULK, DELETE, INSERT, cluster_on, is_worker, worker_machines
+from distributed import Client
 from fleets import QUICK, Cloud, a_fleet, gone, numbered, until, workers
 
 import dask_gce.batch
 import dask_gce.insertion
-from dask_gce.emulator import Fault
+from dask_gce.emulator import ComputeEmulator, Fault, Timings
+from dask_gce.errors import InstanceLost
 
 
 @pytest.fixture
@@ -56,3 +59,51 @@ async def test_what_is_repeated_for_others_is_not_over(quick_inserts):
         order = [each.method_id.removeprefix("compute.") for each in cloud.log]
         done = [b'"status": "DONE"' in each.response_body for each in cloud.log]
         assert done.index(True) < order.index("instances.delete")
+
+
+# -- without a scheduler --------------------------------------------------------------------------
+
+
+async def test_without_its_scheduler_a_cluster_keeps_and_makes_no_machines(light):
+    async with cluster_on(light, n_workers=2) as cluster:
+        await cluster.wait_for_workers(2)
+        asked = light.requests[INSERT] + light.requests[BULK]
+        # Those that die with it are not replaced either.
+        light.power_off(min(cluster.workers))
+        light.delete(cluster.scheduler.name, user="colleague@example.org")
+        await until(lambda: not cluster.workers)
+        with pytest.raises(InstanceLost, match=cluster.scheduler.name):
+            cluster.scale(4)
+        cluster.scale(0)
+        assert not cluster.plan
+        assert light.requests[INSERT] + light.requests[BULK] == asked
+        assert not {event.instance for event in cluster.events if event.what == "retired"}
+
+
+# -- letting go -----------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_arrives_while_its_machine_goes_gets_nothing_to_lose(discovery):
+    with ComputeEmulator("light", timings=Timings(booting=1, stopping=1)) as light:
+        async with (
+            cluster_on(light, n_workers=1) as cluster,
+            Client(cluster, asynchronous=True) as client,
+        ):
+            await cluster.wait_for_workers(1)
+            cluster.scale(2)
+            await until(lambda: len(worker_machines(light)) == 2)
+            (late,) = cluster.plan - cluster.observed
+            light.faults.add(Fault(DELETE, delay=2.5, match=is_worker))
+            cluster.scale(1)
+            arrived = [False]
+
+            def note(event):
+                arrived[0] |= event.instance == late and event.what == "ready"
+
+            cluster.events._listener = note
+            await until(lambda: arrived[0] and late not in cluster.observed)
+            assert late in worker_machines(light)
+            futures = await client.scatter(list(range(20)))
+            await until(lambda: late not in worker_machines(light))
+            assert await client.gather(futures) == list(range(20))
+        await gone(light)
