@@ -95,3 +95,26 @@ class Batch:
             if self.operation is not None:
                 await compute.wait_operation(self.operation, timeout)
         self.ended = True
+
+    def settle_now(self, compute: Compute, deadline: float) -> None:
+        """Do as :meth:`settle` on the calling thread, at the interpreter's exit.
+
+        Parameters
+        ----------
+        compute : Compute
+            The Compute API.
+        deadline : float
+            When to give up, on the monotonic clock.
+
+        Raises
+        ------
+        GCEError
+            If it cannot be learned, or not in time.
+        """
+        if self.ended or not self.sent:
+            return
+        if self.operation is None:
+            # The answer may have come when nobody could read it any more.
+            self.operation = compute.find_operation_now(self.zone, self.request_id, deadline)
+        if self.operation is not None:
+            compute.wait_operation_now(self.operation, deadline)

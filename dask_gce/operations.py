@@ -70,22 +70,9 @@ class OperationVerbs(Verbs):
         list of Operation
             The operations, from all pages.
         """
-        fields = {"project": self.project, "zone": zone}
-        if filter:
-            fields["filter"] = filter
-        place = Place("list operations", self.project, zone)
-        call = Call(
-            "ZoneOperations",
-            "list",
-            "ListZoneOperationsRequest",
-            place,
-            fields,
-            mask=_LIST_MASK,
-            group="operation",
-        )
         return [
             parse_operation(item)
-            async for page in self._pages(call)
+            async for page in self._pages(self._list_call(zone, filter))
             for item in page.get("items", ())
         ]
 
@@ -150,8 +137,34 @@ class OperationVerbs(Verbs):
         Operation or None
             The operation; None when no request of that ID was accepted.
         """
-        found = await self.list_operations(zone, f'clientOperationId = "{request_id}"')
+        found = await self.list_operations(zone, _request_filter(request_id))
         return next(iter(found), None)
+
+    def find_operation_now(self, zone: str, request_id: str, deadline: float) -> Operation | None:
+        """Return the operation that a request began, on the calling thread.
+
+        Works as :meth:`wait_operation_now` does.
+
+        Parameters
+        ----------
+        zone : str
+            Zone name.
+        request_id : str
+            The UUID that the request carried.
+        deadline : float
+            When to give up, on the clock of :func:`time.monotonic`.
+
+        Returns
+        -------
+        Operation or None
+            The operation; None when no request of that ID was accepted.
+        """
+        call = self._list_call(zone, _request_filter(request_id))
+        until = Deadline(deadline, self._caller.clock.monotonic)
+        for page in self._pages_now(call, until):
+            for item in page.get("items", ()):
+                return parse_operation(item)
+        return None
 
     async def get_operation(self, operation: Operation) -> Operation:
         """Look at an operation.
@@ -284,6 +297,20 @@ class OperationVerbs(Verbs):
             url=f"{path}/wait",
         )
 
+    def _list_call(self, zone: str, filter: str) -> Call:
+        fields = {"project": self.project, "zone": zone}
+        if filter:
+            fields["filter"] = filter
+        return Call(
+            "ZoneOperations",
+            "list",
+            "ListZoneOperationsRequest",
+            Place("list operations", self.project, zone),
+            fields,
+            mask=_LIST_MASK,
+            group="operation",
+        )
+
     def _wait_call(self, operation: Operation) -> Call:
         call = self._operation_call("wait", "WaitZoneOperationRequest", operation)
         return replace(call, long_poll=True, group="heavy")
@@ -309,6 +336,10 @@ class OperationVerbs(Verbs):
             status=operation.http_status,
             message=operation.http_message,
         )
+
+
+def _request_filter(request_id: str) -> str:
+    return f'clientOperationId = "{request_id}"'
 
 
 def _target_filters(names: Collection[str]) -> Iterator[str]:

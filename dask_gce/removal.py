@@ -222,11 +222,10 @@ class Removal:
         causes += self._compute.delete_instances_now(todo, deadline)
         # What was asked for a moment ago may not exist yet; it is waited for, then found by label.
         for batch in {id(each.batch): each.batch for each in known if each.batch}.values():
-            if not batch.ended and batch.operation is not None:
-                try:
-                    self._compute.wait_operation_now(batch.operation, deadline)
-                except GCEError as error:
-                    causes.append(error)
+            try:
+                batch.settle_now(self._compute, deadline)
+            except GCEError as error:
+                causes.append(error)
         try:
             listed = self._list_now(deadline)
         except GCEError as error:
