@@ -18,8 +18,8 @@ from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import InstanceLost, WorkersFailed
 
-#: Chosen so that together they meet most of what can happen.
-SEEDS = (1, 2, 3, 4, 5, 6)
+#: Each of them has shown a defect once.
+SEEDS = (1, 11, 16, 20, 28, 51)
 
 SETTINGS = {
     "project": "local-project",
