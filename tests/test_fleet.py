@@ -401,7 +401,8 @@ async def test_calls_for_two_hundred_machines():
             failures = []
             watcher = Watcher(
                 machines=lambda: list(fleet.members),
-                registered=lambda: [name for name in fleet.members if name not in fleet.waiting],
+                registered=lambda: {name: 1 for name in fleet.members if name not in fleet.waiting},
+                processes=lambda: 1,
                 drop=lambda name, failure: failures.append(failure),
             )
             fleet._insertion._changed = watcher.disturb

@@ -28,7 +28,7 @@ from fleets import (
 )
 from scripted_api import FastClock
 
-from dask_gce import insertion, removal
+from dask_gce import batch, insertion, removal
 from dask_gce.emulator import Fault
 from dask_gce.errors import (
     APIError,
@@ -299,7 +299,8 @@ async def test_an_insert_that_nobody_waits_for_is_looked_at(cloud, fleet):
 
 
 @METHODS
-async def test_stopping_while_an_insert_is_on_its_way(method, count):
+async def test_stopping_while_an_insert_is_on_its_way(method, count, monkeypatch):
+    monkeypatch.setattr(batch, "LAG", 0.0)
     async with Cloud(replace(QUICK, pending=0.1)) as cloud:
         # The request is carried out after the fleet was told to end.
         cloud.faults.add(Fault(f"compute.{method}", delay=0.2))
