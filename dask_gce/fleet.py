@@ -13,11 +13,20 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from typing import Any
 
 from dask_gce import names
+from dask_gce.batch import Batch
 from dask_gce.compute import Compute
-from dask_gce.errors import GCEError, InstanceError, InstanceLost, OperationError, StartTimeout
+from dask_gce.errors import (
+    GCEError,
+    InstanceError,
+    InstanceLost,
+    OperationError,
+    StartTimeout,
+    TransportError,
+)
 from dask_gce.events import EventLog
 from dask_gce.exit import at_exit, not_at_exit
 from dask_gce.insertion import Insertion
@@ -40,6 +49,13 @@ MISSES = 3
 
 #: Of how many machines that fail at once the consoles are read; the reason is mostly the same.
 DETAILED = 4
+
+#: How many operations that nobody waits for are looked at per check.
+OPERATIONS_PER_CHECK = 4
+
+#: Seconds that a list of the instances may take, with its repeats, and that a check spends on what
+#: is good to know. Deadlines are kept meanwhile by nobody.
+LISTED_WITHIN, DETAILS_WITHIN = 30.0, 10.0
 
 
 class Fleet:
@@ -167,12 +183,14 @@ class Fleet:
             If Compute Engine did not answer. Nothing is known then; nothing is gone.
         """
         started = time.monotonic()
-        if len(self._zones) == 1:
-            (zone,) = self._zones
-            listed = await self.compute.list_instances(zone, self._label)
-            unreachable: frozenset[str] = frozenset()
-        else:
-            listed, unreachable = await self.compute.aggregated_list_instances(self._label)
+        listing = asyncio.ensure_future(self._list())
+        try:
+            await asyncio.wait({listing}, timeout=LISTED_WITHIN)
+        finally:
+            listing.cancel()
+        if not listing.done():
+            raise TransportError(f"No list of the instances came within {LISTED_WITHIN:g} s.")
+        listed, unreachable = listing.result()
         self._note_unreachable(unreachable & self._zones)
         found = [parse_instance(each) for each in listed]
         seen = {(instance.zone, instance.name): instance for instance in found}
@@ -186,6 +204,12 @@ class Fleet:
                 self.events.note(member.name, "running")
         self._removal.review(found, self.members.keys())
         self._release(found)
+
+    async def _list(self) -> tuple[list[dict[str, Any]], frozenset[str]]:
+        if len(self._zones) == 1:
+            (zone,) = self._zones
+            return await self.compute.list_instances(zone, self._label), frozenset()
+        return await self.compute.aggregated_list_instances(self._label)
 
     def _note_unreachable(self, zones: frozenset[str]) -> None:
         for zone in sorted(zones - self._unreachable):
@@ -239,31 +263,43 @@ class Fleet:
         """
         verdicts: list[tuple[Member, type[InstanceError], str]] = []
         silent: list[Member] = []
+        missing: dict[Batch, list[Member]] = {}
         now = time.monotonic()
         for member in [self.members[name] for name in only if name in self.members]:
             if (verdict := self._judge(member, now)) is not None:
                 verdicts.append((member, *verdict))
             elif _is_silent(member, now):
                 silent.append(member)
-            if member.missed >= MISSES and member.batch is not None and not member.batch.ended:
-                await self._look_at_operation(member)
-        # The longest silent first, a few at a time.
+            elif member.missed >= MISSES and member.batch is not None:
+                missing.setdefault(member.batch, []).append(member)
+        # Those first that were asked least, a few at a time.
         silent.sort(key=lambda member: (member.asked, member.inserted))
-        for member in silent[:PHASES_PER_LOOK]:
-            await member.read_phase(self.compute)
-            if member.phase.startswith("failed"):
-                verdicts.append((member, InstanceError, member.phase))
-        reasons = await self._reasons(
-            [member for member, cls, _ in verdicts if cls is InstanceLost]
+        asked = silent[:PHASES_PER_LOOK]
+        unknown = sorted(missing, key=lambda batch: missing[batch][0].asked)
+        await _in_time(
+            *(member.read_phase(self.compute) for member in asked),
+            *(
+                self._look_at_operation(batch, missing[batch])
+                for batch in unknown[:OPERATIONS_PER_CHECK]
+            ),
+        )
+        verdicts += [
+            (member, InstanceError, member.phase)
+            for member in asked
+            if member.phase.startswith("failed")
+        ]
+        reasons: dict[str, str] = {}
+        await _in_time(
+            self._learn_reasons(
+                [member for member, cls, _ in verdicts if cls is InstanceLost], reasons
+            ),
+            *(member.inspect(self.compute) for member, _, _ in verdicts[:DETAILED]),
         )
         return [
-            await member.failed(
-                cls,
-                f"{what}: {reasons[member.name]}" if reasons.get(member.name) else what,
-                self.compute,
-                detailed=number < DETAILED,
+            member.failed(
+                cls, f"{what}: {reasons[member.name]}" if reasons.get(member.name) else what
             )
-            for number, (member, cls, what) in enumerate(verdicts)
+            for member, cls, what in verdicts
         ]
 
     def _judge(self, member: Member, now: float) -> tuple[type[InstanceError], str] | None:
@@ -280,30 +316,29 @@ class Fleet:
             return StartTimeout, f"it was not ready within {member.timeout:g} s"
         return None
 
-    async def _look_at_operation(self, member: Member) -> None:
-        """Learn whether the operation of an insert that nobody waits for has ended."""
-        batch = member.batch
-        if batch is None or batch.operation is None:
+    async def _look_at_operation(self, batch: Batch, members: Sequence[Member]) -> None:
+        """Learn whether the operation of an insert has ended whose instances are not there."""
+        members[0].asked += 1
+        if batch.operation is None:
             return
         try:
             batch.ended = (await self.compute.get_operation(batch.operation)).done
         except OperationError as error:
             batch.ended = True
-            member.failure = error
+            for member in members:
+                member.failure = error
         except GCEError as error:
             # Unknown is not gone.
             logger.info("It is not known how an insert went: %s", error)
 
-    async def _reasons(self, lost: Collection[Member]) -> dict[str, str]:
+    async def _learn_reasons(self, lost: Collection[Member], reasons: dict[str, str]) -> None:
         """Ask who ended instances: the operations tell."""
-        reasons = {}
         for zone in {member.zone for member in lost}:
             found = [member.name for member in lost if member.zone == zone]
             # The reason is a help, not a need.
             with contextlib.suppress(GCEError):
                 operations = await self.compute.list_instance_operations(zone, found)
                 reasons.update({name: explain_end(operations, name) for name in found})
-        return reasons
 
     # -- removing ---------------------------------------------------------------------------------
 
@@ -383,6 +418,22 @@ class Fleet:
         finally:
             if self.on_exit is not None:
                 self.on_exit()
+
+
+async def _in_time(*works: Coroutine[Any, Any, None]) -> None:
+    """Let works go on side by side, but not for ever: what they learn is good to know, no more."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    if not tasks:
+        return
+    try:
+        await asyncio.wait(tasks, timeout=DETAILS_WITHIN)
+    finally:
+        for task in tasks:
+            task.cancel()
+    ended, _ = await asyncio.wait(tasks)
+    for task in ended:
+        if not task.cancelled():
+            task.result()
 
 
 def _is_worker(spec: InstanceSpec) -> bool:

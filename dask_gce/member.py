@@ -51,7 +51,9 @@ class Member:
     missed : int
         How many looks in a row did not find it.
     asked : int
-        How often its boot phase was asked for.
+        How often it was asked about by itself.
+    tail : str
+        The end of its serial console, once read.
     """
 
     spec: InstanceSpec
@@ -66,6 +68,7 @@ class Member:
     phase: str = ""
     missed: int = 0
     asked: int = 0
+    tail: str = ""
 
     @property
     def name(self) -> str:
@@ -125,10 +128,23 @@ class Member:
             )
             self.phase = attributes.get(PHASE_KEY, self.phase)
 
-    async def failed(
-        self, cls: type[InstanceError], what: str, compute: Compute, *, detailed: bool = True
-    ) -> InstanceError:
-        """Make an error that tells all there is to know of the instance.
+    async def inspect(self, compute: Compute) -> None:
+        """Ask for the boot phase and the serial console; no answer changes nothing.
+
+        Parameters
+        ----------
+        compute : Compute
+            The Compute API.
+        """
+        if self.instance is None or self.missed:
+            return
+        await self.read_phase(compute)
+        with contextlib.suppress(GCEError):
+            text, _ = await compute.get_serial_port_output(self.zone, self.name)
+            self.tail = "\n".join(text.splitlines()[-TAIL_LINES:])
+
+    def failed(self, cls: type[InstanceError], what: str) -> InstanceError:
+        """Make an error that tells all that is known of the instance.
 
         Parameters
         ----------
@@ -136,22 +152,12 @@ class Member:
             The error's class.
         what : str
             What happened, the end of a sentence.
-        compute : Compute
-            The Compute API, which is asked for the boot phase and the serial console.
-        detailed : bool
-            Whether to ask it; a thousand machines that fail for one reason need not be asked all.
 
         Returns
         -------
         InstanceError
             The error, to be raised or kept.
         """
-        tail = ""
-        if detailed and self.instance is not None and not self.missed:
-            await self.read_phase(compute)
-            with contextlib.suppress(GCEError):
-                text, _ = await compute.get_serial_port_output(self.zone, self.name)
-                tail = "\n".join(text.splitlines()[-TAIL_LINES:])
         spec = self.spec
         role = spec.labels.get(names.ROLE_LABEL, "instance")
         lines = [
@@ -159,10 +165,14 @@ class Member:
             f"Last boot phase: {self.phase or 'none reported'}.",
             f"Next step: {self._next_step(cls)}",
         ]
-        if tail:
-            lines.append(f"Its serial console ends with:\n{tail}")
+        if self.tail:
+            lines.append(f"Its serial console ends with:\n{self.tail}")
         error = cls(
-            "\n".join(lines), name=self.name, zone=spec.zone, phase=self.phase, serial_tail=tail
+            "\n".join(lines),
+            name=self.name,
+            zone=spec.zone,
+            phase=self.phase,
+            serial_tail=self.tail,
         )
         error.__cause__ = self.failure
         return error

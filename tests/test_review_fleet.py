@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
 from clusters import BULK, DELETE, INSERT, cluster_on, is_worker, worker_machines
 from distributed import Client
-from fleets import QUICK, Cloud, a_fleet, gone, numbered, until, workers
+from fleets import QUICK, Cloud, a_fleet, gone, numbered, request, running, until, workers
 
 import dask_gce.batch
+import dask_gce.fleet
 import dask_gce.insertion
 from dask_gce.emulator import ComputeEmulator, Fault, Timings
-from dask_gce.errors import InstanceLost
+from dask_gce.errors import InstanceLost, StartTimeout, TransportError
 
 
 @pytest.fixture
@@ -59,6 +61,49 @@ async def test_what_is_repeated_for_others_is_not_over(quick_inserts):
         order = [each.method_id.removeprefix("compute.") for each in cloud.log]
         done = [b'"status": "DONE"' in each.response_body for each in cloud.log]
         assert done.index(True) < order.index("instances.delete")
+
+
+# -- what is asked while others wait --------------------------------------------------------------
+
+
+async def test_failures_are_told_in_time_whatever_the_details_take(monkeypatch):
+    monkeypatch.setattr(dask_gce.fleet, "DETAILS_WITHIN", 0.2)
+    async with Cloud() as cloud, a_fleet(cloud.endpoint, call_timeout=5) as fleet:
+        names = numbered(4)
+        await request(fleet, workers(*names), timeout=0.3)
+        await running(fleet, *names)
+        cloud.faults.add(
+            Fault("compute.instances.getGuestAttributes", status=503, times=99),
+            Fault("compute.instances.getSerialPortOutput", status=503, times=99),
+        )
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        failures = await fleet.check(names)
+        assert time.monotonic() - began < 1
+        assert {type(each) for each in failures} == {StartTimeout}
+        assert len(failures) == 4
+
+
+async def test_a_list_that_takes_too_long_is_no_answer(monkeypatch):
+    monkeypatch.setattr(dask_gce.fleet, "LISTED_WITHIN", 0.2)
+    async with Cloud() as cloud, a_fleet(cloud.endpoint, call_timeout=5) as fleet:
+        await request(fleet, workers("vm"))
+        await running(fleet, "vm")
+        cloud.faults.add(Fault("compute.instances.list", status=503, times=99))
+        with pytest.raises(TransportError, match=r"within 0\.2 s"):
+            await fleet.look()
+        assert not fleet.members["vm"].missed
+        cloud.faults.clear()
+
+
+async def test_a_slow_bulk_insert_is_one_question(monkeypatch):
+    async with Cloud(replace(QUICK, pending=0.5)) as cloud, a_fleet(cloud.endpoint) as fleet:
+        names = numbered(20)
+        await request(fleet, workers(*names))
+        for member in fleet.members.values():
+            member.missed = dask_gce.fleet.MISSES  # lists lag behind
+        assert await fleet.check(names) == []
+        assert len(cloud.asked("zoneOperations.get")) == 1
 
 
 # -- without a scheduler --------------------------------------------------------------------------
