@@ -121,17 +121,31 @@ class GCEScheduler(GCEProcess):
         pause = FIRST_PAUSE
         member = self.fleet.members[self.name]
         port = self.blueprint.settings.scheduler_port
-        while True:
-            if self.failure is not None:
-                raise self.failure
-            hosts = self._hosts(member)
-            answers = await asyncio.gather(*(answers_at(host, port) for host in hosts))
-            for host, answered in zip(hosts, answers, strict=True):
-                if answered:
-                    self.fleet.mark_ready(self.name)
-                    return host
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.2, LONGEST_PAUSE)
+        # Side by side, each at its own pace: an address that this process has no route to swallows
+        # what is sent there, and keeps a probe for seconds.
+        probes: dict[str, asyncio.Future[bool]] = {}
+        try:
+            while True:
+                if self.failure is not None:
+                    raise self.failure
+                for host in self._hosts(member):
+                    if host not in probes:
+                        probes[host] = asyncio.ensure_future(answers_at(host, port))
+                if probes:
+                    await asyncio.wait(
+                        probes.values(), timeout=pause, return_when=asyncio.FIRST_COMPLETED
+                    )
+                for host in [host for host, probe in probes.items() if probe.done()]:
+                    if probes.pop(host).result():
+                        self.fleet.mark_ready(self.name)
+                        return host
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.2, LONGEST_PAUSE)
+        finally:
+            for probe in probes.values():
+                probe.cancel()
+            if probes:
+                await asyncio.wait(probes.values())
 
     def _hosts(self, member: Member) -> list[str]:
         """Return the addresses through which this process may reach the scheduler, once known.

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from clusters import BULK, DELETE, INSERT, cluster_on, is_worker, worker_machines
 from distributed import Client
-from fleets import QUICK, Cloud, a_fleet, gone, numbered, request, running, until, workers
+from fleets import QUICK, ZONE, Cloud, a_fleet, gone, numbered, request, running, until, workers
 
 import dask_gce.batch
 import dask_gce.fleet
 import dask_gce.insertion
 from dask_gce.emulator import ComputeEmulator, Fault, Timings
 from dask_gce.errors import InstanceLost, StartTimeout, TransportError
+from dask_gce.instance import Instance
+from dask_gce.scheduler import GCEScheduler
 
 
 @pytest.fixture
@@ -104,6 +108,45 @@ async def test_a_slow_bulk_insert_is_one_question(monkeypatch):
             member.missed = dask_gce.fleet.MISSES  # lists lag behind
         assert await fleet.check(names) == []
         assert len(cloud.asked("zoneOperations.get")) == 1
+
+
+# -- reaching the scheduler -----------------------------------------------------------------------
+
+
+async def test_an_address_without_a_route_does_not_slow_the_other_down():
+    with socket.create_server(("127.0.0.2", 0), backlog=0) as hole:
+        port = hole.getsockname()[1]
+        # With a full backlog further connections wait for an answer that does not come.
+        fillers = [socket.socket() for _ in range(3)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.2", port))
+        instance = Instance("s", ZONE, "RUNNING", internal_ip="127.0.0.2", external_ip="127.0.0.1")
+        ready: list[str] = []
+        scheduler = GCEScheduler(
+            name="s",
+            fleet=SimpleNamespace(
+                members={"s": SimpleNamespace(instance=instance)}, mark_ready=ready.append
+            ),
+            blueprint=SimpleNamespace(
+                settings=SimpleNamespace(start_timeout=10, scheduler_port=port),
+                scheduler=lambda name, location: SimpleNamespace(name=name),
+            ),
+            placement=None,
+            location=None,
+            moved=None,
+        )
+        reaching = asyncio.ensure_future(scheduler._wait_until_reachable())
+        await asyncio.sleep(0.2)
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port)
+        began = time.monotonic()
+        assert await reaching == "127.0.0.1"
+        assert time.monotonic() - began < 1.5
+        assert ready == ["s"]
+        server.close()
+        await server.wait_closed()
+        for filler in fillers:
+            filler.close()
 
 
 # -- without a scheduler --------------------------------------------------------------------------
