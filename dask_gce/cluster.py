@@ -14,6 +14,7 @@ import logging
 import math
 import weakref
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 from dask.utils import parse_timedelta
@@ -33,6 +34,9 @@ from dask_gce.settings import Settings
 from dask_gce.worker import GCEWorker
 
 logger = logging.getLogger(__name__)
+
+#: Seconds until watching goes on after an error that nobody foresaw.
+WATCH_AGAIN = 2.0
 
 #: Seconds between attempts to reach a scheduler that was lost from sight.
 RECONNECT_AFTER = 2.0
@@ -227,10 +231,7 @@ class GCECluster(ScalingCluster):
             f"Starting the scheduler of {self.name}: {location.machine_type} in {location.zone}, "
             f"project {blueprint.project}"
         )
-        self._watching = asyncio.ensure_future(
-            self._watcher.run(fleet, lambda: self._scheduler.name)
-        )
-        self._watching.add_done_callback(_tell_why_it_ended)
+        self._watch(fleet)
         self._target = self._machines_for(self._wanted, adapting=False)
         self._fill()
         self._correct_state()
@@ -253,6 +254,19 @@ class GCECluster(ScalingCluster):
         return await self
 
     # -- while it runs ----------------------------------------------------------------------------
+
+    def _watch(self, fleet: Fleet) -> None:
+        """Watch the machines for as long as the cluster lives: every deadline depends on it."""
+        if self._closing is None:
+            self._watching = asyncio.ensure_future(
+                self._watcher.run(fleet, lambda: self._scheduler.name)
+            )
+            self._watching.add_done_callback(partial(self._watch_again, fleet))
+
+    def _watch_again(self, fleet: Fleet, watching: asyncio.Task[None]) -> None:
+        if not watching.cancelled() and (error := watching.exception()) is not None:
+            logger.error("Watching cluster %s failed, and goes on.", self.name, exc_info=error)
+            asyncio.get_running_loop().call_later(WATCH_AGAIN, self._watch, fleet)
 
     def _drop(self, name: str, failure: GCEError) -> None:
         """Take a machine that failed out of the plan; without its scheduler the cluster is lost."""
@@ -368,11 +382,12 @@ class GCECluster(ScalingCluster):
                 await self._fleet.delete_all()
         except GCEError as error:
             if not starting:
+                # Whoever calls close() again tries again; so does the interpreter's exit.
+                self.status = Status.failed
                 raise
             # The error that made the start fail is the one to raise.
             logger.error("%s", error)
-        finally:
-            await self._release()
+        await self._release()
 
     async def _say_farewell(self) -> None:
         """Let workers end in order, and the scheduler tell its clients that it ends."""
@@ -413,8 +428,3 @@ async def _end(task: asyncio.Future[Any] | None) -> None:
     while task is not None and not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=0.5)
-
-
-def _tell_why_it_ended(watching: asyncio.Task[None]) -> None:
-    if not watching.cancelled() and (error := watching.exception()) is not None:
-        logger.error("The cluster's machines are no longer watched.", exc_info=error)

@@ -130,6 +130,9 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
         "networkInterfaces": [_network_interface(spec)],
         "labels": dict(spec.labels),
         "metadata": {"items": []},
+        # A machine whose host fails is replaced. It would come back without what it knew, and a
+        # scheduler that has forgotten its work is worse than one that is known to be lost.
+        "scheduling": {"automaticRestart": False},
     }
     if spec.tags:
         body["tags"] = {"items": list(spec.tags)}

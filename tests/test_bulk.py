@@ -77,6 +77,7 @@ def test_body_is_complete():
             ],
             "labels": labels,
             "metadata": {"items": [{"key": "startup-script", "value": "#!/bin/bash\n"}]},
+            "scheduling": {"automaticRestart": False},
             "tags": {"items": ["dask"]},
             "serviceAccounts": [
                 {

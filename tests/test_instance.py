@@ -58,6 +58,7 @@ def test_body_is_complete():
         ],
         "labels": {"dask-gce-cluster": "dask-1"},
         "metadata": {"items": [{"key": "startup-script", "value": "#!/bin/bash\n"}]},
+        "scheduling": {"automaticRestart": False},
         "tags": {"items": ["dask"]},
         "serviceAccounts": [
             {
@@ -106,7 +107,7 @@ def test_overrides_reach_every_depth():
             },
         )
     )
-    assert body["scheduling"] == {"provisioningModel": "SPOT"}
+    assert body["scheduling"] == {"automaticRestart": False, "provisioningModel": "SPOT"}
     assert body["minCpuPlatform"] == "Intel Ice Lake"
     assert "tags" not in body
 

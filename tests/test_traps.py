@@ -44,7 +44,6 @@ from distributed.deploy.adaptive import Adaptive
 from google.auth.credentials import AnonymousCredentials
 from test_every_exit import assert_all_gone, run
 
-import dask_gce.exit
 import dask_gce.recovery
 import dask_gce.scaling
 from dask_gce import GCECluster, names
@@ -258,14 +257,14 @@ async def test_p11_every_object_is_closed_whatever_became_of_its_machine(light, 
     light.faults.add(Fault(DELETE, status=403, reason="forbidden", times=100))
     with pytest.raises(GCEError, match="may be left"):
         await cluster.close()
+    assert cluster.status == Status.failed
+    # So would the interpreter's exit try again.
+    light.faults.clear()
+    await cluster.close()
     assert cluster.status == Status.closed
     assert {process.status for process in made} == {Status.closed}
     await asyncio.wait_for(asyncio.gather(*(process.finished() for process in made)), 1)
     await cluster.close()
-    # The interpreter's exit would try again.
-    light.faults.clear()
-    await asyncio.to_thread(dask_gce.exit._do_all)
-    dask_gce.exit._duties.clear()
 
 
 async def test_p13_exit_waits_for_no_deletion(discovery):
