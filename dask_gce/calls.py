@@ -255,16 +255,21 @@ class Caller:
         """Wait until the bucket lets an attempt go, and take a slot for it."""
         bucket = self._bucket(_region(call), call.group)
         turn = bucket.reserve()
-        while True:
-            while (left := turn.wait()) > 0:
-                if deadline is not None and not deadline.allows(left):
-                    raise _no_turn(call, bucket, last)
-                await self.clock.sleep(left)
-            await self._slots.acquire()
-            if turn.wait() == 0:
-                return turn
-            # The bucket was held while the attempt waited for its slot.
-            self._slots.release()
+        try:
+            while True:
+                while (left := turn.wait()) > 0:
+                    if deadline is not None and not deadline.allows(left):
+                        raise _no_turn(call, bucket, last)
+                    await self.clock.sleep(left)
+                await self._slots.acquire()
+                if turn.wait() == 0:
+                    return turn
+                # The bucket was held while the attempt waited for its slot.
+                self._slots.release()
+        except (asyncio.CancelledError, GCEError):
+            # Of a thousand deletes that are called off, the next must not wait out the turns.
+            turn.give_back()
+            raise
 
     def _turn_now(self, call: Call, deadline: Deadline, last: ExchangeError | None) -> Turn:
         bucket = self._bucket(_region(call), call.group)

@@ -61,6 +61,10 @@ class Turn:
         """
         self._bucket._hold(seconds, self._epoch)
 
+    def give_back(self) -> None:
+        """Let another request have the place: this turn's does not go out."""
+        self._bucket._give_back(self._epoch)
+
 
 class RateBucket:
     """A token bucket: a second's worth of requests at once, then so many a second.
@@ -114,7 +118,7 @@ class RateBucket:
         Returns
         -------
         Turn
-            The place. One that is not used is lost, no more.
+            The place. One that is not used is lost, unless it is given back.
         """
         return Turn(self)
 
@@ -144,6 +148,12 @@ class RateBucket:
             self._refill()
             self._tokens -= 1.0
             return self._as_of + max(0.0, -self._tokens) / self._rate, self._epoch
+
+    def _give_back(self, epoch: int) -> None:
+        with self._lock:
+            if epoch == self._epoch:
+                self._refill()
+                self._tokens = min(self._burst, self._tokens + 1.0)
 
     def _hold(self, seconds: float, epoch: int | None) -> None:
         with self._lock:

@@ -12,10 +12,12 @@ import pytest
 from clusters import BULK, DELETE, INSERT, cluster_on, is_worker, worker_machines
 from distributed import Client
 from fleets import QUICK, ZONE, Cloud, a_fleet, gone, numbered, request, running, until, workers
+from google.auth.credentials import AnonymousCredentials
 
 import dask_gce.batch
 import dask_gce.fleet
 import dask_gce.insertion
+from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault, Timings
 from dask_gce.errors import InstanceLost, StartTimeout, TransportError
 from dask_gce.instance import Instance
@@ -108,6 +110,22 @@ async def test_a_slow_bulk_insert_is_one_question(monkeypatch):
             member.missed = dask_gce.fleet.MISSES  # lists lag behind
         assert await fleet.check(names) == []
         assert len(cloud.asked("zoneOperations.get")) == 1
+
+
+async def test_calls_that_are_called_off_leave_their_turns_to_others():
+    async with Cloud() as cloud:
+        credentials = AnonymousCredentials()
+        async with Compute(
+            "local-project", endpoint=cloud.endpoint, credentials=credentials, rate=10
+        ) as one:
+            calls = [asyncio.ensure_future(one.delete_instance(ZONE, "vm")) for _ in range(60)]
+            await until(lambda: cloud.asked("instances.delete"))
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            began = time.monotonic()
+            await one.delete_instance(ZONE, "vm")
+            assert time.monotonic() - began < 2
 
 
 # -- reaching the scheduler -----------------------------------------------------------------------
