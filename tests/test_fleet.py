@@ -194,7 +194,7 @@ async def test_a_host_that_fails_ends_what_does_not_restart(cloud, fleet):
 
 
 async def test_a_host_that_fails_and_restarts_is_no_end():
-    async with Cloud(replace(QUICK, pending=0.1)) as cloud:
+    async with Cloud(replace(QUICK, pending=0.5)) as cloud:
         async with a_fleet(cloud.endpoint) as fleet:
             await request(fleet, workers("vm"))
             await running(fleet, "vm")
