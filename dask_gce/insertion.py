@@ -17,6 +17,7 @@ from dask_gce.batch import Batch
 from dask_gce.bulk import batches, build_bulk_insert
 from dask_gce.compute import Compute
 from dask_gce.errors import (
+    AlreadyExists,
     GCEError,
     OperationError,
     RateLimited,
@@ -210,12 +211,14 @@ class Insertion:
         """Make a request until it is known what became of it."""
         deadline = members[0].inserted + members[0].timeout
         pause = FIRST_PAUSE
+        doubtful = False
         while batch.operation is None:
             batch.sent = True
             try:
                 batch.operation = await call()
             except (RateLimited, ServerFault, TransportError) as error:
                 # It may have taken effect. Asking again with the same ID is the same request.
+                doubtful = True
                 if time.monotonic() + pause > deadline:
                     _refuse(members, error)
                     return
@@ -223,7 +226,8 @@ class Insertion:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             except GCEError as error:
-                batch.sent = False
+                # A refusal undoes no attempt before it whose answer was lost.
+                batch.sent = doubtful or isinstance(error, AlreadyExists)
                 _refuse(members, error)
                 return
         batch.answered.set()

@@ -56,8 +56,12 @@ ADAPTIVE_DEFAULTS: Mapping[str, Any] = {
     "target_duration": "3 minutes",
 }
 
-#: Seconds until a worker that the scheduler did not let go is asked to go again.
-RETIRE_AGAIN = 2.0
+#: Seconds until a worker that the scheduler did not let go is asked again: at first, and at most.
+RETIRE_AGAIN, RETIRE_AT_LAST = 2.0, 10.0
+
+#: Seconds for which one failure that was told speaks for those that follow it: a zone of a thousand
+#: machines may be preempted at once. All are in `failures` and `events`.
+TOLD_FOR = 1.0
 
 #: Failures that ``cluster.failures`` keeps; the oldest go first. Each carries the end of a console.
 KEPT_FAILURES = 1000
@@ -109,6 +113,8 @@ class ScalingCluster(SpecCluster):
         # Machines without a worker that could be asked to go.
         self._gone: set[str] = set()
         self._blocked = ""
+        self._again_in = RETIRE_AGAIN / 2
+        self._told = -math.inf
         # Whether the scheduler knows no worker.
         self._deserted = asyncio.Event()
         self._deserted.set()
@@ -501,7 +507,8 @@ class ScalingCluster(SpecCluster):
         await self._remove_workers(arrived - kept)
 
     def _try_again(self) -> None:
-        asyncio.get_running_loop().call_later(RETIRE_AGAIN, self._correct_state_soon)
+        self._again_in = min(2 * self._again_in, RETIRE_AT_LAST) if self._kept else RETIRE_AGAIN
+        asyncio.get_running_loop().call_later(self._again_in, self._correct_state_soon)
 
     async def _prefer_idle(self, machines: set[str]) -> None:
         """Exchange machines that were chosen by their age only for those that have least to do."""
@@ -589,7 +596,9 @@ class ScalingCluster(SpecCluster):
         self._keep(failure)
         self.events.note(name, "lost" if started else "failed", _first_line(failure))
         if started:
-            self._log(str(failure))
+            if now - self._told > TOLD_FOR:
+                self._log(str(failure))
+                self._told = now
             # An adaptive cluster decides anew whether it needs another.
             pause = math.inf if self._adapts else 0.0
         elif self._goes_elsewhere(name, failure):

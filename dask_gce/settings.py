@@ -271,6 +271,10 @@ def _check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> No
         raise refuse(
             "n_workers", f"{values['n_workers']} is more than max_workers, which is {most}"
         )
+    if most is not None and most < values["processes"]:
+        raise refuse(
+            "max_workers", f"{most} is less than the {values['processes']} processes of one machine"
+        )
     for key in ("port", "worker_port"):
         if values["processes"] > 1 and _is_one_port(values["worker_options"].get(key)):
             raise refuse(

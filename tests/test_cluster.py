@@ -110,7 +110,8 @@ def test_the_only_copy_of_a_result_keeps_its_machine(process_emulator, settings)
         future = client.submit(sum, [1, 2])
         assert future.result() == 3
         cluster.scale(0)
-        wait_until(lambda: "1 workers hold results" in cluster._cluster_manager_logs[-1][1])
+        wait_until(lambda: cluster.events[-1].what == "kept")
+        assert "holds results that fit nowhere else" in cluster._cluster_manager_logs[-1][1]
         assert not cluster.plan
         assert len(client.scheduler_info()["workers"]) == 1
         assert future.result() == 3

@@ -579,3 +579,8 @@ def test_errors_show_no_value_of_an_environment_variable() -> None:
     assert "hunter2" not in refused("env_vars", env_vars="hunter2")
     assert "hunter2" not in refused("security", security="hunter2")
     assert "hunter2" not in refused("api_endpoint", api_endpoint="https://a:hunter2@b.example")
+
+
+def test_a_cap_has_room_for_one_machine():
+    with pytest.raises(SettingsError, match=r"max_workers .*3 is less than the 4 processes"):
+        Settings.load(max_workers=3, processes=4)
