@@ -110,7 +110,7 @@ def running(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
                 process.kill()
     before = VALIDATOR.exchanges
     VALIDATOR.read(report)
-    assert VALIDATOR.exchanges - before > 10
+    assert VALIDATOR.exchanges - before > 5
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:

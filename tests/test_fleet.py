@@ -196,7 +196,9 @@ async def test_a_host_that_fails_ends_what_does_not_restart(cloud, fleet):
 async def test_a_host_that_fails_and_restarts_is_no_end():
     async with Cloud(replace(QUICK, pending=0.5)) as cloud:
         async with a_fleet(cloud.endpoint) as fleet:
-            await request(fleet, workers("vm"))
+            # Off by default: a machine that comes back has forgotten what it knew.
+            restarts = {"scheduling": {"automaticRestart": True}}
+            await request(fleet, workers("vm", overrides=restarts))
             await running(fleet, "vm")
             cloud.host_error("vm")
             await look_until(fleet, lambda: fleet.members["vm"].instance.status == "REPAIRING")
