@@ -226,8 +226,9 @@ class Insertion:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             except GCEError as error:
-                # A refusal undoes no attempt before it whose answer was lost.
-                batch.sent = doubtful or isinstance(error, AlreadyExists)
+                # A refusal undoes no attempt before it whose answer was lost. But what has the name
+                # already may be somebody else's: if it is ours, its labels tell.
+                batch.sent = doubtful and not isinstance(error, AlreadyExists)
                 _refuse(members, error)
                 return
         batch.answered.set()

@@ -20,6 +20,7 @@ from fleets import (
     codes,
     failed,
     gone,
+    look_until,
     numbered,
     request,
     running,
@@ -241,6 +242,21 @@ async def test_a_refusal_is_final(cloud, fleet, method, count, status, reason, e
     assert not fleet.members
     # There is nothing to delete, and that is known.
     assert not cloud.asked("instances.delete")
+
+
+@pytest.mark.parametrize(("status", "reason"), [(403, "forbidden"), (409, "alreadyExists")])
+async def test_a_refusal_undoes_no_attempt_before_it(cloud, fleet, status, reason):
+    cloud.faults.add(
+        Fault("compute.instances.insert", drop="after"),
+        Fault("compute.instances.insert", status=status, reason=reason),
+    )
+    (refusal,) = await request(fleet, workers("vm"))
+    assert isinstance(refusal, APIError)
+    assert cloud.alive() == {"vm"}
+    await fleet.delete("vm")
+    # By its name where it must be ours, else by its labels.
+    assert len(cloud.asked("instances.delete")) == (status == 403)
+    await look_until(fleet, lambda: not cloud.alive())
 
 
 # -- operations that fail -------------------------------------------------------------------------
