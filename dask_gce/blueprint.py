@@ -33,6 +33,10 @@ class Blueprint:
         What tells it from other clusters of that name.
     owner : str
         Who made the cluster, for its instances' labels.
+    client : str
+        Which process made it, as `client` tells; empty for no such label.
+    expires : int or None
+        When it is past its use, in seconds since 1970 UTC; None if it says nothing about that.
     tls : mapping of str to Tls
         Certificates by role; empty for plain TCP.
     """
@@ -42,6 +46,8 @@ class Blueprint:
     cluster: str
     identity: str
     owner: str = ""
+    client: str = ""
+    expires: int | None = None
     tls: Mapping[startup.Role, startup.Tls] = field(default_factory=dict, repr=False)
     # Workers differ in their names only, so a thousand of them share one set of metadata.
     _workers: dict[tuple[Location, str], InstanceSpec] = field(
@@ -236,13 +242,18 @@ class Blueprint:
             subnetwork=settings.subnetwork,
             external_ip=settings.external_ip,
             tags=settings.network_tags,
-            labels={
-                **settings.labels,
-                **names.cluster_labels(self.cluster, payload.role, self.owner),
-                names.ID_LABEL: self.identity,
-            },
+            labels={**settings.labels, **self._labels(payload.role)},
             metadata=startup.build_metadata(payload),
             service_account=settings.service_account,
             scopes=settings.scopes,
             overrides=settings.instance_overrides,
         )
+
+    def _labels(self, role: startup.Role) -> dict[str, str]:
+        labels = names.cluster_labels(self.cluster, role, self.owner)
+        labels[names.ID_LABEL] = self.identity
+        if self.client:
+            labels[names.CLIENT_LABEL] = self.client
+        if self.expires is not None:
+            labels[names.EXPIRES_LABEL] = str(self.expires)
+        return labels

@@ -13,6 +13,7 @@
     +- InstanceError                .name .zone .phase .serial_tail
     |  +- StartTimeout  InstanceLost
     +- WorkersFailed
+    +- ClusterNotFound              .cluster
     +- TunnelError                  .code
 
 Which class is raised follows from an HTTP status, a reason or an operation's error code, never from
@@ -28,6 +29,7 @@ from typing import Any
 __all__ = [
     "APIError",
     "AlreadyExists",
+    "ClusterNotFound",
     "CredentialsError",
     "GCEError",
     "InstanceError",
@@ -235,6 +237,22 @@ class InstanceLost(InstanceError):
 
 class WorkersFailed(GCEError):
     """Workers failed to start so many times in a row that no more are started."""
+
+
+class ClusterNotFound(GCEError):
+    """No cluster of that name runs.
+
+    Parameters
+    ----------
+    message : str
+        Where it was looked for, and the next step.
+    cluster : str
+        The name that was looked for.
+    """
+
+    def __init__(self, message: str, *, cluster: str = "") -> None:
+        super().__init__(message)
+        self.cluster = cluster
 
 
 class TunnelError(GCEError):

@@ -23,7 +23,9 @@ from typing import Final, Literal, get_args
 from dask_gce.errors import SettingsError
 
 __all__ = [
+    "CLIENT_LABEL",
     "CLUSTER_LABEL",
+    "EXPIRES_LABEL",
     "ID_LABEL",
     "MAX_CLUSTER_NAME",
     "MAX_LABEL",
@@ -53,7 +55,13 @@ ROLE_LABEL: Final = "dask-gce-role"
 OWNER_LABEL: Final = "dask-gce-owner"
 #: Tells two clusters apart that were given the same name.
 ID_LABEL: Final = "dask-gce-id"
-RESERVED_LABELS: Final = frozenset({CLUSTER_LABEL, ROLE_LABEL, OWNER_LABEL, ID_LABEL})
+#: Which process made the cluster, or that it outlives its process; see `client`.
+CLIENT_LABEL: Final = "dask-gce-client"
+#: When the cluster is past its use, in seconds since 1970 UTC.
+EXPIRES_LABEL: Final = "dask-gce-expires"
+RESERVED_LABELS: Final = frozenset(
+    {CLUSTER_LABEL, ROLE_LABEL, OWNER_LABEL, ID_LABEL, CLIENT_LABEL, EXPIRES_LABEL}
+)
 
 MAX_NAME: Final = 63
 MAX_LABEL: Final = 63
