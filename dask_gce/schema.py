@@ -327,6 +327,8 @@ CHECKS: Final[Mapping[str, Check]] = {
     "scheduler_machine_type": _machine_types,
     "worker_machine_type": _machine_types,
     "processes": _whole_number(1),
+    "single_node": _flag,
+    "workers_on_scheduler": _whole_number(0),
     "nthreads": _whole_number(1),
     "memory_limit": _memory_limit,
     "source_image": _each(images.parse_source_image),

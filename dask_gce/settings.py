@@ -1,22 +1,25 @@
 """The settings of one cluster: read once, checked at once, then frozen.
 
-Owns the list of settings, what follows from one for another, and what contradicts what. Which of
-several sources counts is decided in `sources`; what a single value may be is the matter of
-`schema`.
+Owns the list of settings and what follows from one for another. Which of several sources counts is
+decided in `sources`; what a single value may be is the matter of `schema`, and what contradicts
+what of `contradictions`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dask_gce import images, schema
+from dask_gce.contradictions import check_together
 from dask_gce.errors import SettingsError
-from dask_gce.sources import collect, environment, place
+from dask_gce.sources import DEFAULTS, collect, environment, place
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -29,6 +32,8 @@ LOCAL_PROJECT: Final = "local-project"
 _KEYS_ONLY: Final = frozenset(
     {"env_vars", "instance_overrides", "scheduler_options", "worker_options"}
 )
+# Infinity means no limit here. JSON has no word for it, so null stands for it there.
+_ENDLESS: Final = frozenset({"api_rate"})
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +62,7 @@ class Settings:
     api_connections : int
         How many requests at a time.
     n_workers : int
-        Workers to start with.
+        Workers to start with, those on the scheduler's machine among them.
     max_workers : int or None
         The most workers there may be; None for no such limit.
     machine_type : tuple of str
@@ -68,6 +73,10 @@ class Settings:
         Machine types of the workers to try.
     processes : int
         Dask workers on each machine.
+    single_node : bool
+        Whether scheduler and workers share one machine.
+    workers_on_scheduler : int
+        Dask workers on the scheduler's machine.
     nthreads : int or None
         Threads of a worker; None for its share of the vCPUs.
     memory_limit : str or int or float or None
@@ -134,6 +143,8 @@ class Settings:
     scheduler_machine_type: tuple[str, ...]
     worker_machine_type: tuple[str, ...]
     processes: int
+    single_node: bool
+    workers_on_scheduler: int
     nthreads: int | None
     memory_limit: str | int | float | None
     source_image: str
@@ -191,8 +202,79 @@ class Settings:
             values[key] = None if value is None else _check(key, value, source)
             sources[key] = source
         _complete(values, sources)
-        _check_together(values, sources)
+        if values["project"] is None:
+            _find_project(values, sources)
+        check_together(values, sources)
         return cls(**values, sources=sources)
+
+    @classmethod
+    def restore(cls, values: Mapping[str, Any], source: str = "connection file") -> Settings:
+        """Make the settings again that `dump` wrote, whatever the reader's own configuration says.
+
+        Each value is checked by itself. What contradicts what is not: the cluster runs as it is,
+        and a rule that a later version adds is no reason to lock anybody out of it.
+
+        Parameters
+        ----------
+        values : mapping
+            What `dump` returned, here or in another version: settings that are not known are
+            ignored, those that are missing have their default in this version.
+        source : str
+            Where the values come from, for messages and for `sources`.
+
+        Returns
+        -------
+        Settings
+            The settings.
+
+        Raises
+        ------
+        SettingsError
+            If a value is none that the setting can have.
+
+        Examples
+        --------
+        >>> settings = Settings.restore({"zone": ["us-central1-a"], "max_workers": None})
+        >>> settings.max_workers, settings.sources["max_workers"], settings.sources["processes"]
+        (None, 'connection file', 'default')
+        """
+        optional = {field.name for field in dataclasses.fields(cls) if "None" in str(field.type)}
+        restored: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for key, default in DEFAULTS.items():
+            sources[key] = source if key in values else "default"
+            value = values.get(key, default)
+            if value is None and key in _ENDLESS:
+                value = math.inf
+            elif value is None and default is not None and key not in optional:
+                raise SettingsError(f"{key} ({source}) must not be null.", key=key)
+            restored[key] = None if value is None else _check(key, value, sources[key])
+        _complete(restored, sources)
+        return cls(**restored, sources=sources)
+
+    def dump(self) -> dict[str, Any]:
+        """Write all settings as JSON data, none of them left to the reader's configuration.
+
+        Returns
+        -------
+        dict of str to object
+            Every setting by keyword argument, for `restore`. A user's own certificates are left
+            out: ``security`` only tells whether there are any.
+
+        Examples
+        --------
+        >>> Settings.load(zone="us-central1-a").dump()["zone"]
+        ['us-central1-a']
+        """
+        dumped = {key: _as_json(getattr(self, key)) for key in DEFAULTS}
+        if not isinstance(self.security, bool):
+            # As `trust` decides whether machines get certificates.
+            ca_file = getattr(self.security, "tls_ca_file")  # noqa: B009
+            dumped["security"] = self.security.require_encryption or ca_file is not None
+        if self.api_token_file is not None:
+            # Read again from another working directory.
+            dumped["api_token_file"] = str(Path(self.api_token_file).expanduser().absolute())
+        return dumped
 
     @property
     def is_local(self) -> bool:
@@ -232,6 +314,7 @@ def _complete(values: dict[str, Any], sources: dict[str, str]) -> None:
         if values[key] is None:
             values[key] = values["machine_type"]
             sources[key] = f"machine_type ({sources['machine_type']})"
+    _complete_counts(values, sources)
     if values["subnetwork"] is not None and sources["network"] == "default":
         # The subnetwork tells its network; "default" beside it would be a contradiction.
         values["network"], sources["network"] = None, "subnetwork"
@@ -245,8 +328,27 @@ def _complete(values: dict[str, Any], sources: dict[str, str]) -> None:
             if image.endswith(":latest")
             else "official image for this Dask and Python"
         )
-    if values["project"] is None:
-        _find_project(values, sources)
+
+
+def _complete_counts(values: dict[str, Any], sources: dict[str, str]) -> None:
+    if values["workers_on_scheduler"] is None:
+        one = values["single_node"]
+        values["workers_on_scheduler"] = values["processes"] if one else 0
+        sources["workers_on_scheduler"] = (
+            f"processes ({sources['processes']})" if one else "default"
+        )
+    if values["workers_on_scheduler"] and sources["n_workers"] == "default":
+        values["n_workers"] = values["workers_on_scheduler"]
+        sources["n_workers"] = f"workers_on_scheduler ({sources['workers_on_scheduler']})"
+
+
+def _as_json(value: Any) -> Any:
+    """Copy a checked value as JSON data."""
+    if isinstance(value, Mapping):
+        return {key: _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return None if value == math.inf else value
 
 
 def _find_project(values: dict[str, Any], sources: dict[str, str]) -> None:
@@ -257,51 +359,3 @@ def _find_project(values: dict[str, Any], sources: dict[str, str]) -> None:
         values["project"] = _check("project", found[variable], sources["project"])
     elif values["api_endpoint"] is not None and schema.is_loopback(values["api_endpoint"]):
         values["project"], sources["project"] = LOCAL_PROJECT, "local Compute Engine"
-
-
-def _check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-    def refuse(key: str, reason: str) -> SettingsError:
-        return SettingsError(f"{key} ({place(key, sources[key])}): {reason}.", key=key)
-
-    for key in ("nthreads", "memory_limit"):
-        if values[key] is not None and key in values["worker_options"]:
-            raise refuse(key, f"worker_options has {key!r} too; give it once")
-    most = values["max_workers"]
-    if most is not None and values["n_workers"] > most:
-        raise refuse(
-            "n_workers", f"{values['n_workers']} is more than max_workers, which is {most}"
-        )
-    if most is not None and most < values["processes"]:
-        raise refuse(
-            "max_workers", f"{most} is less than the {values['processes']} processes of one machine"
-        )
-    for key in ("port", "worker_port"):
-        if values["processes"] > 1 and _is_one_port(values["worker_options"].get(key)):
-            raise refuse(
-                "worker_options",
-                f"{key!r} is one port, but each machine has {values['processes']} workers "
-                "(see processes); give a range such as '9000:9100', or leave it out",
-            )
-    if values["scheduler_port"] == values["dashboard_port"]:
-        raise refuse(
-            "dashboard_port", f"{values['dashboard_port']} is the scheduler's port; choose another"
-        )
-    if values["service_account"] is None and sources["scopes"] != "default" and values["scopes"]:
-        raise refuse(
-            "scopes",
-            "without a service account scopes mean nothing; "
-            "set service_account too, for example to 'default'",
-        )
-    if values["api_token_file"] is not None and not (
-        values["api_endpoint"] and schema.is_loopback(values["api_endpoint"])
-    ):
-        raise refuse(
-            "api_token_file",
-            "a token file is for a local Compute Engine; set api_endpoint to its address, "
-            "or leave this out to use Google's credentials",
-        )
-
-
-def _is_one_port(value: Any) -> bool:
-    # Zero lets the system choose, and "9000:9100" each worker.
-    return str(value).isdecimal() and int(value) > 0

@@ -279,6 +279,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("scheduler_machine_type", "e2-standrd-4", "'e2-standard-4'"),
     ("worker_machine_type", 4, "must be text"),
     ("processes", 0, "at least 1"),
+    ("single_node", 1, "true or false"),
+    ("workers_on_scheduler", -1, "at least 0"),
     ("nthreads", 0, "at least 1"),
     ("memory_limit", "12 apples", "'12GiB'"),
     ("memory_limit", -1, "'12GiB'"),
@@ -387,6 +389,88 @@ def test_settings_that_contradict_each_other_are_refused(
 def test_settings_that_go_together_are_accepted(keywords: dict[str, Any]) -> None:
     settings = Settings.load(**keywords)
     assert settings.sources[next(iter(keywords))] in ("keyword argument", "default")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "on_scheduler", "n_workers"),
+    [
+        ({}, 0, 0),
+        ({"n_workers": 3, "processes": 2}, 0, 3),
+        ({"single_node": True}, 1, 1),
+        ({"single_node": True, "processes": 16}, 16, 16),
+        ({"single_node": True, "processes": 16, "n_workers": 16}, 16, 16),
+        ({"single_node": True, "workers_on_scheduler": 3}, 3, 3),
+        # Then processes is for machines that come later.
+        ({"single_node": True, "workers_on_scheduler": 3, "processes": 8}, 3, 3),
+        ({"single_node": False, "workers_on_scheduler": 2}, 2, 2),
+        ({"workers_on_scheduler": 2, "n_workers": 10}, 2, 10),
+        ({"workers_on_scheduler": 0, "n_workers": 1}, 0, 1),
+        # A cap that leaves no room for another machine is how to stay with one.
+        ({"single_node": True, "processes": 4, "max_workers": 4}, 4, 4),
+        ({"workers_on_scheduler": 2, "processes": 4, "max_workers": 2}, 2, 2),
+        ({"workers_on_scheduler": 1, "worker_options": {"port": 9000}}, 1, 1),
+        ({"single_node": True, "processes": 4, "worker_options": {"port": "9000:9100"}}, 4, 4),
+    ],
+)
+def test_workers_on_the_schedulers_machine_are_counted(
+    keywords: dict[str, Any], on_scheduler: int, n_workers: int
+) -> None:
+    settings = Settings.load(**keywords)
+    assert (settings.workers_on_scheduler, settings.n_workers) == (on_scheduler, n_workers)
+    # What was completed may be given back.
+    again = Settings.load(**keywords | {"workers_on_scheduler": on_scheduler})
+    assert (again.workers_on_scheduler, again.n_workers) == (on_scheduler, n_workers)
+
+
+def test_what_follows_for_workers_on_the_scheduler_says_from_where() -> None:
+    sources = Settings.load(single_node=True, processes=4).sources
+    assert sources["workers_on_scheduler"] == "processes (keyword argument)"
+    assert sources["n_workers"] == "workers_on_scheduler (processes (keyword argument))"
+    with dask.config.set({"gce.single-node": True, "gce.workers-on-scheduler": 2}):
+        settings = Settings.load()
+    assert (settings.single_node, settings.n_workers) == (True, 2)
+    assert settings.sources["n_workers"] == "workers_on_scheduler (dask config)"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "key", "says"),
+    [
+        (
+            {"single_node": True, "processes": 4, "n_workers": 6},
+            "n_workers",
+            ["more than the 4", "workers_on_scheduler=6", "single_node=False"],
+        ),
+        (
+            {"single_node": True, "processes": 4, "n_workers": 2},
+            "n_workers",
+            ["less than the 4", "workers_on_scheduler=2"],
+        ),
+        ({"workers_on_scheduler": 2, "n_workers": 0}, "n_workers", ["leave n_workers out."]),
+        ({"single_node": True, "workers_on_scheduler": 0}, "workers_on_scheduler", ["no worker"]),
+        ({"single_node": True, "processes": 4, "max_workers": 3}, "max_workers", ["3", "4"]),
+        ({"workers_on_scheduler": 3, "max_workers": 2}, "max_workers", ["2", "3"]),
+        (
+            {"workers_on_scheduler": 2, "worker_options": {"worker_port": 9000}},
+            "worker_options",
+            ["2 workers (see workers_on_scheduler)"],
+        ),
+        (
+            {"single_node": True, "worker_options": {"port": 8786}},
+            "worker_options",
+            ["the scheduler_port of the same machine"],
+        ),
+        (
+            {"single_node": True, "worker_options": {"worker_port": "8787"}},
+            "worker_options",
+            ["the dashboard_port of the same machine"],
+        ),
+    ],
+)
+def test_workers_on_the_scheduler_that_cannot_be_are_refused(
+    keywords: dict[str, Any], key: str, says: list[str]
+) -> None:
+    message = refused(key, **keywords)
+    assert all(each in message for each in says), message
 
 
 def test_deeply_nested_data_ends_in_an_error_not_in_a_recursion() -> None:

@@ -1,0 +1,121 @@
+"""What contradicts what among the settings of one cluster.
+
+Owns the rules for two settings or more. What a single value may be is the matter of `schema`;
+whether workers fit their machines is found out later, by `fit`, once the machines are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dask_gce import schema
+from dask_gce.errors import SettingsError
+from dask_gce.sources import place
+
+__all__ = ["check_together"]
+
+
+def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Check settings against each other.
+
+    Parameters
+    ----------
+    values : mapping
+        All settings, each checked by itself and completed.
+    sources : mapping of str to str
+        Where each came from.
+
+    Raises
+    ------
+    SettingsError
+        If two of them contradict each other; the message says where the one came from.
+    """
+
+    def refuse(key: str, reason: str) -> SettingsError:
+        return SettingsError(f"{key} ({place(key, sources[key])}): {reason}.", key=key)
+
+    for key in ("nthreads", "memory_limit"):
+        if values[key] is not None and key in values["worker_options"]:
+            raise refuse(key, f"worker_options has {key!r} too; give it once")
+    _check_counts(values, refuse)
+    _check_ports(values, refuse)
+    if values["service_account"] is None and sources["scopes"] != "default" and values["scopes"]:
+        raise refuse(
+            "scopes",
+            "without a service account scopes mean nothing; "
+            "set service_account too, for example to 'default'",
+        )
+    if values["api_token_file"] is not None and not (
+        values["api_endpoint"] and schema.is_loopback(values["api_endpoint"])
+    ):
+        raise refuse(
+            "api_token_file",
+            "a token file is for a local Compute Engine; set api_endpoint to its address, "
+            "or leave this out to use Google's credentials",
+        )
+
+
+def _check_counts(values: Mapping[str, Any], refuse: Callable[[str, str], SettingsError]) -> None:
+    """Check how many workers there are, and where."""
+    wanted, here = values["n_workers"], values["workers_on_scheduler"]
+    if values["single_node"] and here == 0:
+        raise refuse(
+            "workers_on_scheduler",
+            "with single_node there would be no worker; leave it out to have as many as processes",
+        )
+    if wanted < here:
+        fewer = f", or set workers_on_scheduler={wanted}" if wanted else ""
+        raise refuse(
+            "n_workers",
+            f"{wanted} is less than the {here} workers on the scheduler's machine, which are there "
+            f"for as long as it is; leave n_workers out{fewer}",
+        )
+    if values["single_node"] and wanted > here:
+        raise refuse(
+            "n_workers",
+            f"{wanted} is more than the {here} workers that single_node has; leave n_workers out, "
+            f"set workers_on_scheduler={wanted} for all of them on that machine, or set "
+            f"single_node=False and workers_on_scheduler={here} for the rest on other machines",
+        )
+    most = values["max_workers"]
+    if most is not None and here > most:
+        raise refuse("max_workers", f"{most} is less than the {here} workers on the scheduler")
+    if most is not None and wanted > most:
+        raise refuse("n_workers", f"{wanted} is more than max_workers, which is {most}")
+    if most is not None and most < values["processes"] and not here:
+        raise refuse(
+            "max_workers", f"{most} is less than the {values['processes']} processes of one machine"
+        )
+
+
+def _check_ports(values: Mapping[str, Any], refuse: Callable[[str, str], SettingsError]) -> None:
+    """Check that nothing wants the port of something else on its machine."""
+    several = max(values["processes"], values["workers_on_scheduler"])
+    setting = "processes" if several == values["processes"] else "workers_on_scheduler"
+    taken = {values[key]: key for key in ("dashboard_port", "scheduler_port")}
+    for key in ("port", "worker_port"):
+        chosen = values["worker_options"].get(key)
+        if not _is_one_port(chosen):
+            continue
+        if several > 1:
+            raise refuse(
+                "worker_options",
+                f"{key!r} is one port, but a machine has {several} workers (see {setting}); "
+                "give a range such as '9000:9100', or leave it out",
+            )
+        if values["workers_on_scheduler"] and int(chosen) in taken:
+            raise refuse(
+                "worker_options",
+                f"{key!r} is {chosen}, which is the {taken[int(chosen)]} of the same machine (see "
+                "workers_on_scheduler); choose another, or leave it out",
+            )
+    if values["scheduler_port"] == values["dashboard_port"]:
+        raise refuse(
+            "dashboard_port", f"{values['dashboard_port']} is the scheduler's port; choose another"
+        )
+
+
+def _is_one_port(value: Any) -> bool:
+    # Zero lets the system choose, and "9000:9100" each worker.
+    return str(value).isdecimal() and int(value) > 0
