@@ -1,0 +1,286 @@
+"""What runs is read back from labels: every cluster once, each told from the others."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from clusters import until
+from fleets import OTHER_ZONE, QUICK, WORKER, ZONE, Cloud
+from google.auth.credentials import AnonymousCredentials
+
+from dask_gce import names, removal
+from dask_gce.compute import Compute
+from dask_gce.emulator import Fault
+from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
+from dask_gce.instance import build_insert
+from dask_gce.inventory import (
+    ClusterRecord,
+    Inventory,
+    Machine,
+    delete_cluster,
+    find_cluster,
+    list_clusters,
+)
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
+AGGREGATED = "compute.instances.aggregatedList"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Look again after milliseconds."""
+    monkeypatch.setattr(removal, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(removal, "DELETE_AGAIN", 0.1)
+
+
+@pytest.fixture
+async def cloud():
+    async with Cloud(QUICK) as running:
+        yield running
+
+
+@asynccontextmanager
+async def compute_of(cloud):
+    async with Compute(
+        "local-project", endpoint=cloud.endpoint, credentials=AnonymousCredentials(), rate=10_000
+    ) as compute:
+        yield compute
+
+
+@pytest.fixture
+async def compute(cloud):
+    async with compute_of(cloud) as compute:
+        yield compute
+
+
+def labels_of(cluster="grid", role="worker", identity="a" * 32, owner="ada", **more):
+    labels = names.cluster_labels(cluster, role or None, owner)
+    if identity:
+        labels[names.ID_LABEL] = identity
+    return {**labels, **{f"dask-gce-{key}": value for key, value in more.items()}}
+
+
+async def insert(cloud, compute, name, labels, zone=ZONE, overrides=None, wait=True):
+    """Make a machine with these labels."""
+    spec = replace(WORKER, name=name, zone=zone, labels=labels, overrides=overrides or {})
+    await compute.insert_instance(zone, build_insert(spec))
+    if wait:
+        await until(lambda: status_of(cloud, name) == "RUNNING")
+
+
+def status_of(cloud, name):
+    return next((each["status"] for each in cloud.instances() if each["name"] == name), None)
+
+
+def machine(name="vm", role="worker", status="RUNNING", created=NOON, **more):
+    return Machine(name, more.pop("zone", ZONE), role, status, "e2-small", False, created, **more)
+
+
+def record(*machines, name="grid", identity="a" * 32, **more):
+    fields = {"project": "p", "owner": "ada", "client": "", "expires": None, **more}
+    return ClusterRecord(name, identity, machines=machines or (machine(),), **fields)
+
+
+# -- the list -------------------------------------------------------------------------------------
+
+
+async def test_one_call_finds_all_clusters_of_all_zones(cloud, compute):
+    for number in range(5):
+        zone = (ZONE, OTHER_ZONE)[number % 2]
+        labels = labels_of(f"grid-{number}", "scheduler", f"{number}" * 32)
+        await insert(cloud, compute, f"vm-{number}", labels, zone, wait=False)
+    found = await list_clusters(compute)
+    assert [each.name for each in found.clusters] == [f"grid-{number}" for number in range(5)]
+    assert cloud.requests[AGGREGATED] == 1
+    assert not found.unreachable
+
+
+async def test_a_cluster_is_read_back_whole(cloud, compute):
+    labels = labels_of(client="1234abcd-77-1700000000", expires="1800000000", owner="Ada L.")
+    spot = {"scheduling": {"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE"}}
+    head = {**labels, names.ROLE_LABEL: "scheduler"}
+    await insert(cloud, compute, "z-scheduler", head)
+    await insert(cloud, compute, "a-worker", labels, OTHER_ZONE, spot)
+    (found,) = (await list_clusters(compute)).clusters
+    assert (found.name, found.identity, found.project) == ("grid", "a" * 32, "local-project")
+    assert (found.owner, found.client) == ("ada-l", "1234abcd-77-1700000000")
+    assert found.expires == datetime.fromtimestamp(1_800_000_000, timezone.utc)
+    assert [each.name for each in found.machines] == ["z-scheduler", "a-worker"]
+    scheduler, worker = found.machines
+    assert found.scheduler is scheduler
+    assert found.workers == (worker,)
+    assert (scheduler.spot, worker.spot) == (False, True)
+    assert worker.zone == OTHER_ZONE
+    assert worker.machine_type == "e2-small"
+    assert worker.internal_ip
+    assert worker.external_ip
+    assert found.zones == (ZONE, OTHER_ZONE)
+    assert found.state == "running"
+    assert timedelta(0) <= found.age() < timedelta(minutes=1)
+
+
+async def test_no_metadata_is_asked_for(cloud, compute):
+    await insert(cloud, compute, "vm", labels_of())
+    await list_clusters(compute)
+    (asked,) = cloud.asked("instances.aggregatedList")
+    (instance,) = asked.response["items"][f"zones/{ZONE}"]["instances"]
+    assert "labels" in instance
+    assert "metadata" not in instance
+    assert "disks" not in instance
+
+
+async def test_clusters_of_equal_name_are_two(cloud, compute):
+    await insert(cloud, compute, "vm-1", labels_of(identity="1" * 32, owner="ada"))
+    await insert(cloud, compute, "vm-2", labels_of(identity="2" * 32, owner="bob"))
+    await insert(cloud, compute, "vm-3", labels_of("other", identity="3" * 32))
+    found = await list_clusters(compute, "grid")
+    assert [each.owner for each in found.clusters] == ["ada", "bob"]
+
+
+async def test_labels_typed_by_hand_do_no_harm(cloud, compute):
+    await insert(cloud, compute, "by-hand", {names.CLUSTER_LABEL: "grid"})
+    await insert(cloud, compute, "odd", labels_of(role="", expires="soon", identity="1" * 32))
+    odd = {**labels_of(expires="9" * 40, identity="2" * 32), names.ROLE_LABEL: "boss"}
+    await insert(cloud, compute, "odder", odd)
+    records = {each.machines[0].name: each for each in (await list_clusters(compute)).clusters}
+    assert set(records) == {"by-hand", "odd", "odder"}
+    assert records["by-hand"].identity == records["by-hand"].owner == ""
+    assert records["odd"].expires is records["odder"].expires is None
+    assert records["odder"].machines[0].role == ""
+
+
+async def test_zones_that_do_not_answer_are_told(cloud, compute):
+    cloud.unreachable.add(OTHER_ZONE)
+    found = await list_clusters(compute)
+    assert found.unreachable == {OTHER_ZONE}
+    assert found.to_json()["unreachable_zones"] == [OTHER_ZONE]
+
+
+async def test_the_list_survives_json(cloud, compute):
+    await insert(cloud, compute, "vm", labels_of(role="scheduler", expires="1800000000"))
+    data = (await list_clusters(compute)).to_json()
+    assert json.loads(json.dumps(data)) == data
+    (cluster,) = data["clusters"]
+    assert cluster["expires"] == "2027-01-15T08:00:00Z"
+    assert cluster["created"].endswith("Z")
+    assert cluster["machines"][0]["role"] == "scheduler"
+
+
+# -- states ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machines", "state"),
+    [
+        ([("scheduler", "RUNNING"), ("worker", "PROVISIONING")], "running"),
+        ([("scheduler", "STAGING"), ("worker", "RUNNING")], "starting"),
+        ([("scheduler", "REPAIRING")], "starting"),
+        ([("worker", "PROVISIONING"), ("worker", "RUNNING")], "no-scheduler"),
+        ([("scheduler", "STOPPING"), ("worker", "RUNNING")], "no-scheduler"),
+        ([("scheduler", "TERMINATED"), ("worker", "RUNNING")], "no-scheduler"),
+        ([("scheduler", "TERMINATED"), ("scheduler", "RUNNING")], "running"),
+        ([("scheduler", "STOPPING"), ("worker", "TERMINATED")], "stopping"),
+        ([("scheduler", "TERMINATED"), ("worker", "STOPPED")], "stopped"),
+        ([("worker", "SUSPENDED")], "stopped"),
+    ],
+)
+def test_the_state_follows_from_the_machines(machines, state):
+    assert record(*(machine(role=role, status=status) for role, status in machines)).state == state
+
+
+def test_age_is_that_of_the_first_machine_and_never_negative():
+    cluster = record(machine(created=NOON), machine(created=NOON + timedelta(hours=3)))
+    assert cluster.age(NOON + timedelta(hours=5)) == timedelta(hours=5)
+    assert cluster.age(NOON - timedelta(hours=5)) == timedelta(0)
+
+
+# -- one of them ----------------------------------------------------------------------------------
+
+ADAS = record(identity="1" * 32, owner="ada")
+BOBS = record(identity="2" * 32, owner="bob")
+
+
+def test_a_cluster_is_found_by_name_owner_and_beginning_of_its_id():
+    there = Inventory("p", (ADAS, BOBS, record(name="other")))
+    assert find_cluster(there, "other").name == "other"
+    assert find_cluster(there, "grid", owner="Bob") is BOBS
+    assert find_cluster(there, "grid", identity="111") is ADAS
+
+
+def test_several_of_a_name_are_told_apart():
+    with pytest.raises(SettingsError) as caught:
+        find_cluster(Inventory("p", (ADAS, BOBS)), "grid")
+    assert caught.value.key == "name"
+    for part in ("11111111", "22222222", "ada", "bob", "--id 11111111", "hours old"):
+        assert part in str(caught.value)
+
+
+def test_what_is_ending_does_not_stand_in_the_way():
+    ending = record(machine(status="STOPPING"), identity="3" * 32)
+    assert find_cluster(Inventory("p", (ending, ADAS)), "grid") is ADAS
+    assert find_cluster(Inventory("p", (ending,)), "grid") is ending
+
+
+def test_what_is_not_there_is_said_with_what_is():
+    there = Inventory("p", (ADAS,), frozenset({OTHER_ZONE}))
+    with pytest.raises(ClusterNotFound) as caught:
+        find_cluster(there, "gird")
+    assert caught.value.cluster == "gird"
+    for part in ("project p", "Did you mean 'grid'?", OTHER_ZONE, "dask gce list"):
+        assert part in str(caught.value)
+    with pytest.raises(ClusterNotFound, match="id 11111111, owner ada"):
+        find_cluster(there, "grid", owner="carl")
+
+
+# -- deleting -------------------------------------------------------------------------------------
+
+
+async def test_a_cluster_is_deleted_with_what_it_grew_since(cloud, compute):
+    await insert(cloud, compute, "vm-1", labels_of())
+    await insert(cloud, compute, "vm-2", labels_of(identity="b" * 32))
+    await insert(cloud, compute, "by-hand", {names.CLUSTER_LABEL: "grid"})
+    found = find_cluster(await list_clusters(compute), "grid", identity="aa")
+    await insert(cloud, compute, "vm-3", labels_of(), OTHER_ZONE)
+    await delete_cluster(compute, found)
+    assert cloud.alive() == {"vm-2", "by-hand"}
+
+
+async def test_machines_labelled_by_hand_are_deleted_by_name(cloud, compute):
+    await insert(cloud, compute, "vm", labels_of())
+    for number in range(3):
+        zone = (ZONE, OTHER_ZONE)[number % 2]
+        await insert(cloud, compute, f"by-hand-{number}", {names.CLUSTER_LABEL: "grid"}, zone)
+    (found,) = (e for e in (await list_clusters(compute)).clusters if not e.identity)
+    await delete_cluster(compute, found)
+    assert cloud.alive() == {"vm"}
+
+
+async def test_names_are_given_in_parts(cloud, compute, monkeypatch):
+    monkeypatch.setattr("dask_gce.inventory._NAMED", 2)
+    for number in range(5):
+        await insert(cloud, compute, f"by-hand-{number}", {names.CLUSTER_LABEL: "grid"})
+    (found,) = (await list_clusters(compute)).clusters
+    await delete_cluster(compute, found)
+    assert not cloud.alive()
+
+
+async def test_a_delete_that_is_refused_is_said(cloud, compute):
+    await insert(cloud, compute, "vm", labels_of())
+    (found,) = (await list_clusters(compute)).clusters
+    denied = {"status": 403, "reason": "forbidden", "message": "You may not."}
+    cloud.faults.add(Fault("compute.instances.delete", **denied, times=1))
+    with pytest.raises(GCEError, match="may be left, and cost money"):
+        await delete_cluster(compute, found)
+    assert cloud.alive() == {"vm"}
+
+
+async def test_a_zone_that_falls_silent_is_said(cloud, compute):
+    await insert(cloud, compute, "vm", labels_of())
+    (found,) = (await list_clusters(compute)).clusters
+    cloud.unreachable.add(ZONE)
+    with pytest.raises(GCEError, match="did not answer"):
+        await delete_cluster(compute, found)
