@@ -268,9 +268,10 @@ class Settings:
         """
         dumped = {key: _as_json(getattr(self, key)) for key in DEFAULTS}
         if not isinstance(self.security, bool):
-            # As `trust` decides whether machines get certificates.
-            ca_file = getattr(self.security, "tls_ca_file")  # noqa: B009
-            dumped["security"] = self.security.require_encryption or ca_file is not None
+            # It brings all of distributed with it, which whoever has such an object has anyway.
+            from dask_gce.trust import uses_tls
+
+            dumped["security"] = uses_tls(self.security)
         if self.api_token_file is not None:
             # Read again from another working directory.
             dumped["api_token_file"] = str(Path(self.api_token_file).expanduser().absolute())

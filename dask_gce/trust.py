@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from distributed.security import Security
 
@@ -62,14 +63,8 @@ def establish_trust(security: bool | Security, cluster: str) -> Trust:
             machines[role] = Tls(certificates.ca_pem, leaf.certificate, leaf.key)
         return Trust(certificates.security("client"), machines)
     if security is False:
-        # Every field is named: one that is not is read from the global dask config.
-        nothing = dict.fromkeys(
-            f"tls_{each}_{part}"
-            for each in ("client", "scheduler", "worker")
-            for part in ("cert", "key")
-        )
-        return Trust(Security(require_encryption=False, tls_ca_file=None, **nothing))
-    if not security.require_encryption and _field(security, "tls_ca_file") is None:
+        return Trust(client_security(None))
+    if not uses_tls(security):
         return Trust(security)
     return Trust(
         security,
@@ -77,7 +72,71 @@ def establish_trust(security: bool | Security, cluster: str) -> Trust:
     )
 
 
-def _read(security: Security, role: Role) -> Tls:
+def uses_tls(security: bool | Security) -> bool:
+    """Tell whether machines get certificates for the `security` that was asked for.
+
+    Parameters
+    ----------
+    security : bool or distributed.security.Security
+        As in the settings.
+
+    Returns
+    -------
+    bool
+        Whether they do.
+    """
+    if isinstance(security, bool):
+        return security
+    return bool(security.require_encryption) or _field(security, "tls_ca_file") is not None
+
+
+def client_tls(security: Security) -> Tls | None:
+    """Return what the client's side of a cluster's security holds; reads files, so use a thread.
+
+    Parameters
+    ----------
+    security : distributed.security.Security
+        The client's side, as `Trust` has it.
+
+    Returns
+    -------
+    Tls or None
+        The client's certificates as PEM text; None for plain TCP.
+
+    Raises
+    ------
+    SettingsError
+        If one of them is missing or cannot be read.
+    """
+    return _read(security, "client") if uses_tls(security) else None
+
+
+def client_security(tls: Tls | None) -> Security:
+    """Return the ``Security`` of a client that holds these certificates.
+
+    Parameters
+    ----------
+    tls : Tls or None
+        The client's certificates; None for plain TCP.
+
+    Returns
+    -------
+    distributed.security.Security
+        The client's side. Certificates that the Dask configuration names play no part in it.
+    """
+    # A field that is not named is read from the global dask config.
+    fields: dict[str, str | None] = {
+        f"tls_{each}_{part}": None
+        for each in ("client", "scheduler", "worker")
+        for part in ("cert", "key")
+    }
+    if tls is None:
+        return Security(require_encryption=False, tls_ca_file=None, **fields)
+    fields |= {"tls_client_cert": tls.certificate, "tls_client_key": tls.key}
+    return Security(require_encryption=True, tls_ca_file=tls.ca, **fields)
+
+
+def _read(security: Security, role: Role | Literal["client"]) -> Tls:
     ca, certificate, key = (
         _text(security, name, role)
         for name in ("tls_ca_file", f"tls_{role}_cert", f"tls_{role}_key")
@@ -91,12 +150,12 @@ def _field(security: Security, name: str) -> str | None:
     return value
 
 
-def _text(security: Security, name: str, role: Role) -> str:
+def _text(security: Security, name: str, role: str) -> str:
     """Return a field of a Security as PEM text, whether it holds that or a path."""
     value = _field(security, name)
     if value is None:
         raise SettingsError(
-            f"security: {name} is missing, but the {role}'s machine needs it. Give it, use "
+            f"security: {name} is missing, but the {role} needs it. Give it, use "
             "security=True for certificates made for this cluster, or security=False.",
             key="security",
         )
