@@ -24,12 +24,12 @@ from dask_gce.sources import DEFAULTS, collect, environment, place
 if TYPE_CHECKING:
     from distributed import Security
 
-__all__ = ["LOCAL_PROJECT", "Settings"]
+__all__ = ["KEYS_ONLY", "LOCAL_PROJECT", "Settings"]
 
 LOCAL_PROJECT: Final = "local-project"
 
-# What may hold a password shows its keys only.
-_KEYS_ONLY: Final = frozenset(
+#: What may hold a password shows its keys only.
+KEYS_ONLY: Final = frozenset(
     {"env_vars", "instance_overrides", "scheduler_options", "worker_options"}
 )
 # Infinity means no limit here. JSON has no word for it, so null stands for it there.
@@ -291,7 +291,7 @@ class Settings:
             value = getattr(self, field.name)
             if field.name == "sources":
                 continue
-            if field.name in _KEYS_ONLY:
+            if field.name in KEYS_ONLY:
                 yield field.name, "{" + ", ".join(f"{key!r}: ..." for key in value) + "}"
             elif field.name == "security" and not isinstance(value, bool):
                 yield field.name, "<Security>"
