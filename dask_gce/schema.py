@@ -26,7 +26,7 @@ from dask.utils import parse_bytes, parse_timedelta
 from dask_gce import images, machine_types, mappings, names
 from dask_gce.errors import SettingsError
 
-__all__ = ["CHECKS", "Check", "is_loopback"]
+__all__ = ["CHECKS", "REQUIRES_CLUSTER_CHECKS", "Check", "is_loopback"]
 
 Check = Callable[[str, Any], Any]
 
@@ -117,6 +117,11 @@ def _flag(key: str, value: Any) -> bool:
     return value
 
 
+def _switch(key: str, value: Any) -> bool:
+    """Check for true or false, which a variable of the environment may write as 1 or 0."""
+    return _flag(key, bool(value) if type(value) is int and value in (0, 1) else value)
+
+
 def _whole_number(least: int, most: int | None = None) -> Check:
     limits = f"from {least} to {most}" if most is not None else f"of at least {least}"
 
@@ -169,6 +174,12 @@ def _seconds(key: str, value: Any) -> float:
     if not 0 < duration < math.inf:
         raise _refuse(key, value, advice)
     return duration
+
+
+def _pause(key: str, value: Any) -> float:
+    """Check for a time that may be none at all."""
+    none = value is False or (isinstance(value, int | float) and value == 0)
+    return 0.0 if none else _seconds(key, value)
 
 
 def _memory_limit(key: str, value: Any) -> Any:
@@ -361,4 +372,11 @@ CHECKS: Final[Mapping[str, Check]] = {
     "worker_start_timeout": _seconds,
     "worker_start_failure_limit": _whole_number(1),
     "instance_overrides": mappings.check_json,
+}
+
+#: The check of each default of `requires_cluster`, by keyword argument.
+REQUIRES_CLUSTER_CHECKS: Final[Mapping[str, Check]] = {
+    "local": _switch,
+    "keep_alive": _pause,
+    "reuse": _switch,
 }

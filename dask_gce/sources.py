@@ -7,6 +7,9 @@ to `schema` and `settings`.
 
 Importing this module registers the defaults with Dask, as `distributed` does with its own; nothing
 else here ever writes to the Dask configuration.
+
+Beside the settings of a cluster, ``gce.yaml`` has sections: settings of something else, under a key
+of their own. `collect_section` reads those.
 """
 
 from __future__ import annotations
@@ -22,15 +25,27 @@ import yaml
 
 from dask_gce.errors import SettingsError
 
-__all__ = ["DEFAULTS", "collect", "environment", "place"]
+__all__ = [
+    "DEFAULTS",
+    "SECTIONS",
+    "check_name",
+    "collect",
+    "collect_section",
+    "environment",
+    "place",
+]
 
 _yaml: Final[dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("gce.yaml").read_text(encoding="utf-8")
 )
-#: Every key in the spelling of the keyword argument, with its default.
-DEFAULTS: Final[Mapping[str, Any]] = {
-    key.replace("-", "_"): value for key, value in _yaml["gce"].items()
+_spelled: Final = {key.replace("-", "_"): value for key, value in _yaml["gce"].items()}
+#: Sections, each with its keys and their defaults, in the spelling of keyword arguments.
+SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    name: {key.replace("-", "_"): value for key, value in _spelled.pop(name).items()}
+    for name in ("requires_cluster",)
 }
+#: Every setting of a cluster in the spelling of the keyword argument, with its default.
+DEFAULTS: Final[Mapping[str, Any]] = _spelled
 dask.config.update_defaults(_yaml)
 
 # What people type who come from dask-cloudprovider, gcloud or the Compute API.
@@ -96,13 +111,82 @@ def collect(keywords: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         If there is no setting of a name that was given.
     """
     for key in keywords:
-        if key not in DEFAULTS:
-            raise _unknown(key, "keyword argument")
+        check_name(key, "keyword argument")
     configured = _configured()
     return {
         key: _choose(key, keywords.get(key), configured.get(key), default)
         for key, default in DEFAULTS.items()
     }
+
+
+def collect_section(section: str, keywords: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Return every setting of a section as it was given, with where it came from.
+
+    Parameters
+    ----------
+    section : str
+        Name of the section, one of `SECTIONS`.
+    keywords : mapping
+        Keyword arguments; None means not given.
+
+    Returns
+    -------
+    dict of str to tuple
+        Values, not checked, and their sources, such as ``"keyword argument"`` or ``"default"``.
+
+    Raises
+    ------
+    SettingsError
+        If the section in the Dask configuration is no mapping, or has a key that there is not.
+
+    Examples
+    --------
+    >>> collect_section("requires_cluster", {"reuse": True})["reuse"]
+    (True, 'keyword argument')
+    """
+    defaults = SECTIONS[section]
+    configured: dict[str, Any] = {}
+    for name, values in _gce().items():
+        if str(name).replace("-", "_") != section:
+            continue
+        if not isinstance(values, Mapping):
+            raise SettingsError(
+                f"{section} = {values!r} must be a mapping of {', '.join(defaults)}. "
+                f"It came from: {place(section, _config_source(section, values))}.",
+                key=section,
+            )
+        configured.update((str(key).replace("-", "_"), value) for key, value in values.items())
+    for key, value in configured.items():
+        if key not in defaults:
+            where = place(f"{section}.{key}", _config_source(f"{section}.{key}", value))
+            raise SettingsError(
+                f"There is no setting {key!r} in {section} ({where}); "
+                f"there are: {', '.join(defaults)}.",
+                key=f"{section}.{key}",
+            )
+    return {
+        key: _choose(f"{section}.{key}", keywords.get(key), configured.get(key), default)
+        for key, default in defaults.items()
+    }
+
+
+def check_name(key: str, source: str) -> None:
+    """Check that there is a setting of a name.
+
+    Parameters
+    ----------
+    key : str
+        The name.
+    source : str
+        Where it came from, for the error.
+
+    Raises
+    ------
+    SettingsError
+        If there is none; it tells what may have been meant.
+    """
+    if key not in DEFAULTS:
+        raise _unknown(key, source)
 
 
 def place(key: str, source: str) -> str:
@@ -127,17 +211,24 @@ def place(key: str, source: str) -> str:
     return f"dask config ({', '.join(sorted(files))})" if files else source
 
 
-def _configured() -> dict[str, Any]:
-    """Return the ``gce`` part of the Dask configuration in the spelling of keyword arguments."""
+def _gce() -> Mapping[Any, Any]:
+    """Return the ``gce`` part of the Dask configuration as it is."""
     section = dask.config.get("gce", default=None)
     if not isinstance(section, Mapping):
         raise SettingsError(
             f"'gce' in the Dask configuration is {section!r}; it must be a mapping of settings.",
             key="gce",
         )
+    return section
+
+
+def _configured() -> dict[str, Any]:
+    """Return the settings of a cluster in the Dask configuration, spelled as keyword arguments."""
     configured = {}
-    for name, value in section.items():
+    for name, value in _gce().items():
         key = str(name).replace("-", "_")
+        if key in SECTIONS:
+            continue
         if key not in DEFAULTS:
             raise _unknown(key, _config_source(key, value))
         configured[key] = value
@@ -154,15 +245,15 @@ def _choose(key: str, given: Any, configured: Any, default: Any) -> tuple[Any, s
 
 def _config_source(key: str, value: Any) -> str:
     """Tell which variable or file a value of the Dask configuration came from."""
+    wanted = key.split(".")
     for variable, typed in os.environ.items():
         # As dask.config.collect_env reads them: DASK_ in capitals, the rest in any case.
         section, *path = variable.removeprefix("DASK_").lower().split("__")
         if (
             variable.startswith("DASK_")
             and section == "gce"
-            and path
-            and path[0].replace("-", "_") == key
-            and (path[1:] or dask.config.interpret_value(typed) == value)
+            and [name.replace("-", "_") for name in path[: len(wanted)]] == wanted
+            and (path[len(wanted) :] or dask.config.interpret_value(typed) == value)
         ):
             return f"environment variable {variable}"
     return "dask config"

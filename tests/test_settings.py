@@ -27,7 +27,7 @@ import dask_gce
 from dask_gce import images, schema
 from dask_gce.errors import SettingsError
 from dask_gce.settings import LOCAL_PROJECT, Settings
-from dask_gce.sources import DEFAULTS
+from dask_gce.sources import DEFAULTS, SECTIONS
 
 LOCAL = "http://127.0.0.1:8080"
 YAML = Path(dask_gce.__file__).with_name("gce.yaml")
@@ -172,10 +172,11 @@ def test_yaml_fields_and_checks_are_the_same_list_in_the_same_order() -> None:
 
 
 def test_every_default_has_a_comment_and_a_hyphenated_key() -> None:
-    lines = [line for line in YAML.read_text().splitlines() if re.match(r"  [a-z]", line)]
-    assert len(lines) == len(DEFAULTS)
+    # A section is a line without a value, and its settings stand deeper.
+    lines = re.findall(r"^ +[a-z-]+: .*", YAML.read_text(), re.MULTILINE)
+    assert len(lines) == len(DEFAULTS) + sum(map(len, SECTIONS.values()))
     for line in lines:
-        assert re.fullmatch(r"  [a-z-]+: .*\S +# [A-Z].*", line), line
+        assert re.fullmatch(r"(  ){1,2}[a-z-]+: .*\S +# [A-Z].*", line), line
 
 
 def test_every_field_is_documented() -> None:
