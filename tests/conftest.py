@@ -16,7 +16,7 @@ import distributed
 import pytest
 from clusters import wait_until
 from discovery import VALIDATOR, Validator
-from leftovers import Snapshot, adopt_orphans, other_tasks
+from leftovers import DATA_FOLDER, Snapshot, adopt_orphans, other_tasks
 
 # Importing these registers their defaults in dask.config, which no test is to do.
 import dask_gce.settings
@@ -30,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_FOLDER] = Path(tempfile.mkdtemp(prefix="dask-gce-tests-"))
     config.stash[_MONKEYPATCH] = patch = pytest.MonkeyPatch()
     patch.setenv("TMPDIR", str(config.stash[_FOLDER]))
+    # Where connection files are: never the developer's own.
+    patch.setenv("XDG_DATA_HOME", str(config.stash[_FOLDER] / DATA_FOLDER))
     patch.setattr(tempfile, "tempdir", str(config.stash[_FOLDER]))
     ComputeEmulator.default_observers.append(VALIDATOR)
     adopt_orphans(True)

@@ -39,6 +39,9 @@ KNOWN_VARIABLES = frozenset({"PYTEST_CURRENT_TEST"})
 #: Entries of the temporary folder that outlive a test on purpose.
 KNOWN_FILES = ("pytest-of-",)
 
+#: The user's data folder for the length of a run, in the temporary folder.
+DATA_FOLDER = "data"
+
 #: Seconds that endings which were begun may take.
 PATIENCE = 5.0
 
@@ -101,7 +104,11 @@ def _sockets() -> set[str]:
 
 
 def _files(folder: Path) -> set[str]:
-    return {f"file {path}" for path in folder.iterdir() if not path.name.startswith(KNOWN_FILES)}
+    found = {path for path in folder.iterdir() if not path.name.startswith(KNOWN_FILES)}
+    # Folders for connection files stay, but no connection file does.
+    data = folder / DATA_FOLDER
+    found = (found - {data}) | {path for path in data.rglob("*") if not path.is_dir()}
+    return {f"file {path}" for path in found}
 
 
 def _shared_memory() -> set[str]:
