@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from dask.utils import parse_bytes
-
-from dask_gce import names, startup
+from dask_gce import names, shares, startup
 from dask_gce.instance import InstanceSpec
 from dask_gce.placement import Location, MachineShape
 from dask_gce.settings import Settings
@@ -70,6 +68,16 @@ class Blueprint:
         several = range(self.processes) if self.processes > 1 else ()
         return tuple(f"-{number}" for number in several)
 
+    @property
+    def local_workers(self) -> int:
+        """How many Dask workers run on the scheduler's machine."""
+        return self.settings.workers_on_scheduler
+
+    @property
+    def local_suffixes(self) -> tuple[str, ...]:
+        """What is added to the name of the scheduler's machine to name the workers on it."""
+        return tuple(f"-{number}" for number in range(self.local_workers))
+
     def nthreads(self, shape: MachineShape) -> int:
         """Return the threads of one worker.
 
@@ -83,9 +91,7 @@ class Blueprint:
         int
             Threads.
         """
-        options = self.settings.worker_options
-        chosen = options.get("nthreads") or self.settings.nthreads
-        return int(chosen) if chosen else max(1, shape.cpus // self.processes)
+        return shares.share(self.settings, shape).nthreads
 
     def memory(self, shape: MachineShape) -> int:
         """Return the memory of one worker, for ``scale(memory=...)``.
@@ -100,18 +106,7 @@ class Blueprint:
         int
             Memory in bytes.
         """
-        limit = self.memory_limit(shape)
-        # As distributed.worker_memory.parse_memory_limit: a share for its share of the vCPUs,
-        # and up to 1 a share of the machine.
-        if limit == "auto":
-            return int(shape.usable_memory * min(1, self.nthreads(shape) / shape.cpus))
-        if not limit:
-            return shape.usable_memory // self.processes
-        try:
-            number = float(limit)
-        except ValueError:
-            return int(parse_bytes(limit))
-        return int(number * shape.memory if number <= 1 else number)
+        return shares.share(self.settings, shape).memory
 
     def memory_limit(self, shape: MachineShape) -> int | float | str | None:
         """Return a worker's ``memory_limit`` as Dask takes it.
@@ -126,9 +121,22 @@ class Blueprint:
         int or float or str or None
             What the user chose, else the worker's share in bytes of what the system leaves.
         """
-        options = self.settings.worker_options
-        chosen = options.get("memory_limit", self.settings.memory_limit)
-        return shape.usable_memory // self.processes if chosen is None else chosen
+        return shares.share(self.settings, shape).memory_limit
+
+    def local_share(self, shape: MachineShape) -> shares.Share:
+        """Return what one of the workers on the scheduler's machine gets of it.
+
+        Parameters
+        ----------
+        shape : MachineShape
+            The scheduler's machine.
+
+        Returns
+        -------
+        Share
+            Threads and memory.
+        """
+        return shares.local_share(self.settings, shape)
 
     def address(self, scheduler: str, zone: str) -> str:
         """Return the address at which workers find a scheduler.
@@ -152,7 +160,7 @@ class Blueprint:
         return f"{self.protocol}://{host}:{self.settings.scheduler_port}"
 
     def scheduler(self, name: str, location: Location) -> InstanceSpec:
-        """Return the scheduler's instance.
+        """Return the scheduler's instance, with the workers that run on it.
 
         Parameters
         ----------
@@ -181,8 +189,25 @@ class Blueprint:
             env_vars=settings.env_vars,
             tls=self.tls.get("scheduler"),
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
+            local=self._local(location.shape),
         )
         return self._instance(name, location, payload)
+
+    def _local(self, shape: MachineShape) -> startup.LocalWorkers | None:
+        if not self.local_workers:
+            return None
+        settings, share = self.settings, self.local_share(shape)
+        return startup.LocalWorkers(
+            spec=startup.worker_spec(
+                worker_class=settings.worker_class,
+                scheduler_address=None,
+                nthreads=share.nthreads,
+                memory_limit=share.memory_limit,
+                options=settings.worker_options,
+            ),
+            processes=self.local_workers,
+            tls=self.tls.get("worker"),
+        )
 
     def worker(self, name: str, location: Location, scheduler_address: str) -> InstanceSpec:
         """Return the instance of a worker, or of several.
@@ -207,7 +232,7 @@ class Blueprint:
         return replace(self._workers[key], name=name)
 
     def _worker(self, location: Location, scheduler_address: str) -> InstanceSpec:
-        settings = self.settings
+        settings, share = self.settings, shares.share(self.settings, location.shape)
         host, _, port = scheduler_address.partition("://")[2].rpartition(":")
         payload = startup.Payload(
             role="worker",
@@ -216,8 +241,8 @@ class Blueprint:
             spec=startup.worker_spec(
                 worker_class=settings.worker_class,
                 scheduler_address=scheduler_address,
-                nthreads=self.nthreads(location.shape),
-                memory_limit=self.memory_limit(location.shape),
+                nthreads=share.nthreads,
+                memory_limit=share.memory_limit,
                 options=settings.worker_options,
             ),
             processes=self.processes,

@@ -19,6 +19,7 @@ Google's sample ``custom_machine_types/helper_class.py`` in GoogleCloudPlatform/
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from typing import Final, Literal, NoReturn
 
 from dask_gce.errors import SettingsError
 
-__all__ = ["CustomRule", "MachineTypeName", "parse_machine_type"]
+__all__ = ["CUSTOM_RULES", "CustomRule", "MachineTypeName", "parse_machine_type"]
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,30 @@ class CustomRule:
         rounded = (memory_mb + _STEP_MB // 2) // _STEP_MB * _STEP_MB
         return max(least, min(most, rounded))
 
+    def least_memory(self, cpus: int, memory_mb: float) -> int | None:
+        """Return the least memory allowed without extension that is no less than `memory_mb`.
+
+        Parameters
+        ----------
+        cpus : int
+            The number of vCPUs.
+        memory_mb : float
+            The memory needed, in MB.
+
+        Returns
+        -------
+        int or None
+            The memory in MB; None if so many vCPUs may not have so much.
+        """
+        wanted = max(memory_mb, cpus * self.minimum_mb)
+        rounded = math.ceil(wanted / _STEP_MB) * _STEP_MB
+        return rounded if rounded <= cpus * self.maximum_mb else None
+
 
 _STEP_MB: Final = 256
 _GB: Final = 1024
-_CUSTOM: Final = {
+#: The limits of custom machine types by series, for those whose limits are in Google's sample.
+CUSTOM_RULES: Final = {
     "e2": CustomRule(range(2, 33, 2), 512, 8192),
     "n1": CustomRule((1, *range(2, 97, 2)), 922, 6656, 624 * _GB),
     "n2": CustomRule((*range(2, 33, 2), *range(36, 129, 4)), 512, 8192, 640 * _GB),
@@ -141,9 +162,8 @@ _NO_CUSTOM: Final = (
     *("h3", "h4d", "m1", "m2", "m3", "m4", "t2a", "t2d", "x4", "z3"),
 )
 _SHARED_CORE: Final = ("e2-micro", "e2-small", "e2-medium", "f1-micro", "g1-small")
-_FAMILIES: Final = sorted(
-    {*_CUSTOM, *_CUSTOM_UNCHECKED, *_NO_CUSTOM, "ct3", "ct4p", "ct5l", "ct5lp", "ct6e", "tpu7x"}
-)
+_TPU: Final = ("ct3", "ct4p", "ct5l", "ct5lp", "ct6e", "tpu7x")
+_FAMILIES: Final = sorted({*CUSTOM_RULES, *_CUSTOM_UNCHECKED, *_NO_CUSTOM, *_TPU})
 _CLASSES: Final = (
     *("standard", "highmem", "highcpu", "megamem", "ultramem", "hypermem", "custom"),
     *("highgpu", "megagpu", "ultragpu", "edgegpu", "maxgpu", "hightpu"),
@@ -230,7 +250,7 @@ def _parse_custom(name: str, family: str, rest: list[str], key: str) -> MachineT
         )
     cpus, memory = map(int, numbers)
     suffix = "-ext" if extended else ""
-    rule = _CUSTOM.get(family)
+    rule = CUSTOM_RULES.get(family)
     if rule is None:
         if memory % _STEP_MB:
             rounded = max(1, round(memory / _STEP_MB)) * _STEP_MB

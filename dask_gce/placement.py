@@ -7,6 +7,7 @@ is decided by whoever asked.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from dask_gce.errors import GCEError, OperationError
 from dask_gce.failures import Cause, cause_of
 
-__all__ = ["Location", "MachineShape", "Placement"]
+__all__ = ["Location", "MachineShape", "Placement", "memory_with"]
 
 #: What the operating system and the container engine keep for themselves: at least this much
 #: memory, in bytes, or this share of a large machine.
@@ -61,6 +62,27 @@ class MachineShape:
     def usable_memory(self) -> int:
         """Memory for Dask in bytes: all but what the system keeps."""
         return self.memory - max(SYSTEM_MEMORY, int(self.memory * SYSTEM_MEMORY_SHARE))
+
+
+def memory_with(usable: int) -> int:
+    """Return how much memory a machine must have to leave so much for Dask.
+
+    Parameters
+    ----------
+    usable : int
+        Memory for Dask in bytes.
+
+    Returns
+    -------
+    int
+        Memory of the machine in bytes.
+
+    Examples
+    --------
+    >>> MachineShape("m", 4, memory_with(2**30)).usable_memory == 2**30
+    True
+    """
+    return max(usable + SYSTEM_MEMORY, math.ceil(usable / (1 - SYSTEM_MEMORY_SHARE)))
 
 
 @dataclass(frozen=True)

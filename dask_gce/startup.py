@@ -57,6 +57,26 @@ class Tls:
 
 
 @dataclass(frozen=True)
+class LocalWorkers:
+    """Dask workers on the scheduler's machine.
+
+    Parameters
+    ----------
+    spec : mapping
+        The Dask specification of each: ``cls`` and ``opts``. Where the scheduler is they learn on
+        the machine.
+    processes : int
+        How many there are.
+    tls : Tls or None
+        The workers' certificates; None for plain TCP. The CA is the scheduler's.
+    """
+
+    spec: Mapping[str, Any] = field(repr=False)
+    processes: int
+    tls: Tls | None = None
+
+
+@dataclass(frozen=True)
 class Payload:
     """What one role runs.
 
@@ -84,6 +104,8 @@ class Payload:
         Root URL of the Compute API.
     linger : float
         Seconds to stay after a failure.
+    local : LocalWorkers or None
+        Workers beside a scheduler.
     """
 
     role: Role
@@ -97,6 +119,7 @@ class Payload:
     processes: int = 1
     endpoint: str = PUBLIC_ENDPOINT
     linger: float = LINGER
+    local: LocalWorkers | None = None
 
 
 def scheduler_spec(
@@ -132,7 +155,7 @@ def scheduler_spec(
 def worker_spec(
     *,
     worker_class: str,
-    scheduler_address: str,
+    scheduler_address: str | None,
     nthreads: int,
     memory_limit: int | str | float | None,
     options: Mapping[str, Any],
@@ -143,8 +166,9 @@ def worker_spec(
     ----------
     worker_class : str
         Import path of the class, for example ``"distributed.Nanny"``.
-    scheduler_address : str
-        Address of the scheduler as the worker sees it.
+    scheduler_address : str or None
+        Address of the scheduler as the worker sees it; None beside the scheduler, where it is known
+        on the machine only.
     nthreads : int
         Threads of the worker.
     memory_limit : int, str, float or None
@@ -155,7 +179,7 @@ def worker_spec(
     Returns
     -------
     dict
-        ``cls``, ``args`` and ``opts``.
+        ``cls``, ``args`` (unless beside the scheduler) and ``opts``.
 
     Examples
     --------
@@ -164,7 +188,8 @@ def worker_spec(
     ['tls://s:8786']
     """
     ours = {"nthreads": nthreads, "memory_limit": memory_limit, "dashboard_address": ":0"}
-    return {"cls": worker_class, "args": [scheduler_address], "opts": {**ours, **options}}
+    args = {} if scheduler_address is None else {"args": [scheduler_address]}
+    return {"cls": worker_class, **args, "opts": {**ours, **options}}
 
 
 def build_metadata(payload: Payload) -> dict[str, str]:
@@ -202,7 +227,7 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         "dask-gce-project": payload.project,
         "dask-gce-api": payload.endpoint,
         "dask-gce-image": payload.container_image,
-        "dask-gce-ports": ",".join(str(port) for port in payload.ports),
+        "dask-gce-ports": _ports(payload),
         "dask-gce-start": guest_file("start.py"),
         "dask-gce-spec": json.dumps(payload.spec),
         "dask-gce-processes": str(payload.processes),
@@ -215,11 +240,28 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         items["dask-gce-tls-ca"] = payload.tls.ca
         items["dask-gce-tls-cert"] = payload.tls.certificate
         items["dask-gce-tls-key"] = payload.tls.key
+    if payload.local is not None:
+        items["dask-gce-local-spec"] = json.dumps(payload.local.spec)
+        items["dask-gce-local-processes"] = str(payload.local.processes)
+        items["dask-gce-local-preload"] = guest_file("keep_local.py")
+        if payload.local.tls is not None:
+            items["dask-gce-local-tls-cert"] = payload.local.tls.certificate
+            items["dask-gce-local-tls-key"] = payload.local.tls.key
     _check_size(items)
     return items
 
 
-_SETTING_BEHIND = {"dask-gce-env": "env_vars"}
+def _ports(payload: Payload) -> str:
+    """Return the ports to open on the machine itself, in iptables' spelling."""
+    if payload.local is None:
+        return ",".join(str(port) for port in payload.ports)
+    # The system chooses the workers' ports.
+    low = [str(port) for port in payload.ports if port < _FIRST_FREE_PORT]
+    return ",".join([*low, f"{_FIRST_FREE_PORT}:65535"])
+
+
+_FIRST_FREE_PORT = 1024
+_SETTING_BEHIND = {"dask-gce-env": "env_vars", "dask-gce-local-spec": "worker_options"}
 
 
 def _check_size(items: Mapping[str, str]) -> None:
@@ -244,7 +286,7 @@ def guest_file(name: str) -> str:
     Parameters
     ----------
     name : str
-        ``"startup.sh"`` or ``"start.py"``.
+        ``"startup.sh"``, ``"start.py"`` or ``"keep_local.py"``.
 
     Returns
     -------
