@@ -1,26 +1,18 @@
-"""``dask gce``: this package from a shell.
-
-Owns the commands' options and exit statuses. What they do is imported when they run, so that
-``dask --help``, which loads the commands of every installed package, stays quick.
-"""
+"""The commands that need no Google: the demonstration and the local Compute Engine."""
 
 from __future__ import annotations
 
-import signal
 import sys
 from importlib.util import find_spec
 
 import click
 
-__all__ = ["gce"]
+from dask_gce.cli.interruption import terminable
+
+__all__ = ["demo", "emulator"]
 
 
-@click.group()
-def gce() -> None:
-    """Dask clusters on Google Compute Engine."""
-
-
-@gce.command()
+@click.command()
 @click.option(
     "--workers",
     type=click.IntRange(1, 16),
@@ -35,6 +27,9 @@ def demo(workers: int, keep: bool) -> None:
     Needs no account and no network. Boots a local Compute Engine, a scheduler and workers, tunes a
     classifier of handwritten digits, and checks that nothing is left behind. The exit status is not
     zero if anything fell short.
+
+    \b
+      dask gce demo --workers 4 --keep
     """
     missing = [name for name in ("bokeh", "joblib", "sklearn") if find_spec(name) is None]
     if missing:
@@ -42,20 +37,14 @@ def demo(workers: int, keep: bool) -> None:
             f"The demo needs {', '.join(missing)}. To install it: pip install 'dask-gce[demo]'"
         )
     from dask_gce import demo as demonstration
-    from dask_gce.errors import GCEError
 
     # Ended by a signal, Python would leave the local machines to themselves.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with terminable():
         outcome = demonstration.run(workers, keep=keep)
-    except GCEError as error:
-        raise click.ClickException(str(error)) from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
     sys.exit(1 if outcome.shortcomings() else 0)
 
 
-@gce.command(
+@click.command(
     add_help_option=False,
     context_settings={"ignore_unknown_options": True},
 )

@@ -1,0 +1,111 @@
+"""The Compute API for commands that need no cluster object.
+
+Owns the way from the configuration to `Compute`; the look-ups themselves are in `inventory`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from dask_gce.cli.output import note
+
+if TYPE_CHECKING:
+    from dask_gce.compute import Compute
+    from dask_gce.inventory import ClusterRecord, Inventory
+
+__all__ = ["find", "open_compute", "survey"]
+
+#: Seconds that one call may take, with all its repeats: somebody sits in front of it.
+CALL_TIMEOUT = 60.0
+
+
+@asynccontextmanager
+async def open_compute(project: str | None = None) -> AsyncIterator[Compute]:
+    """Open the Compute API that the configuration names.
+
+    Parameters
+    ----------
+    project : str or None
+        The project ID; None to find it as a cluster does.
+
+    Yields
+    ------
+    Compute
+        The Compute API.
+
+    Raises
+    ------
+    SettingsError
+        If a setting is wrong.
+    CredentialsError
+        If there are no credentials or no project.
+    """
+    from dask_gce.compute import Compute
+    from dask_gce.credentials import discover_project, load_credentials
+    from dask_gce.settings import Settings
+
+    settings = Settings.load(project=project)
+    credentials = await asyncio.to_thread(load_credentials, settings)
+    async with Compute(
+        await asyncio.to_thread(discover_project, settings),
+        endpoint=settings.api_endpoint,
+        credentials=credentials,
+        threads=settings.api_connections,
+        rate=settings.api_rate,
+        call_timeout=CALL_TIMEOUT,
+    ) as compute:
+        yield compute
+
+
+async def survey(compute: Compute) -> Inventory:
+    """Find all clusters with one call, and tell the user what remains unknown.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API.
+
+    Returns
+    -------
+    Inventory
+        What was found.
+    """
+    from dask_gce.inventory import list_clusters
+
+    inventory = await list_clusters(compute)
+    if inventory.unreachable:
+        note(f"No answer from, so unknown: {', '.join(sorted(inventory.unreachable))}")
+    return inventory
+
+
+async def find(compute: Compute, name: str, identity: str | None = None) -> ClusterRecord:
+    """Find one cluster by its name.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API.
+    name : str
+        The cluster's name.
+    identity : str or None
+        The beginning of its id, where several have its name.
+
+    Returns
+    -------
+    ClusterRecord
+        The cluster.
+
+    Raises
+    ------
+    ClusterNotFound
+        If there is none.
+    SettingsError
+        If there are several.
+    """
+    from dask_gce.inventory import find_cluster
+
+    # All of them, so that an error can name those of similar names; it is one call either way.
+    return find_cluster(await survey(compute), name, identity=identity)

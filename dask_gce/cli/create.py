@@ -1,0 +1,88 @@
+"""``create``: a cluster that stays when the command ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dask_gce.cli.interruption import run_to_the_end
+from dask_gce.cli.options import json_option
+from dask_gce.cli.output import print_json
+from dask_gce.cli.progress import following
+from dask_gce.cli.setting_options import SettingsCommand, parse_settings, setting_options
+
+__all__ = ["create"]
+
+
+@click.command(cls=SettingsCommand)
+@click.argument("name", required=False)
+@click.option("--no-wait", is_flag=True, help="Return as soon as the workers are asked for.")
+@json_option
+@setting_options(without=["name"])
+def create(name: str | None, no_wait: bool, as_json: bool, **typed: tuple[str, ...]) -> None:
+    """Create a cluster that stays until it is deleted.
+
+    Waits for its scheduler and workers, and prints how to connect. If it fails or is interrupted,
+    nothing is left behind. Without NAME a name is drawn.
+
+    Every setting of the configuration is an option. Values are read as YAML, as in a configuration
+    file; an option may be given several times for a list. Others on this computer can see command
+    lines: put what is secret, such as a password in env-vars, into a configuration file.
+
+    \b
+      dask gce create grid --n-workers 4 --machine-type e2-standard-8
+      dask gce create --zone us-east1-b --zone us-east1-c --env-vars '{OMP_NUM_THREADS: 1}'
+    """
+    keywords = parse_settings(typed)
+    if name is not None:
+        keywords["name"] = name
+    facts = run_to_the_end(_create(keywords, wait=not no_wait))
+    if as_json:
+        print_json(facts)
+    else:
+        _print_facts(facts)
+
+
+async def _create(keywords: dict[str, Any], *, wait: bool) -> dict[str, Any]:
+    from dask_gce.cluster import GCECluster
+
+    # Dask's annotations know of synchronous use only.
+    cluster: Any = GCECluster(asynchronous=True, shutdown_on_close=False, quiet=True, **keywords)
+    wanted = cluster.settings.n_workers
+    async with following(cluster, f"Creating {cluster.name}", wanted):
+        try:
+            await cluster
+            await cluster.settle()
+            if wait and wanted:
+                await cluster.wait_for_workers(wanted)
+            facts = _facts(cluster)
+        except BaseException:
+            await cluster.shutdown()
+            raise
+    await cluster.close()
+    return facts
+
+
+def _facts(cluster: Any) -> dict[str, Any]:
+    return {
+        "name": cluster.name,
+        "project": cluster.project,
+        "scheduler_address": cluster.scheduler_address,
+        "dashboard": cluster.dashboard_link,
+        "workers": len(cluster.scheduler_info["workers"]),
+        "workers_wanted": cluster.settings.n_workers,
+    }
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    name = facts["name"]
+    click.echo(
+        f"Created {name} in project {facts['project']}, "
+        f"with {facts['workers']} of {facts['workers_wanted']} workers.\n"
+        f"Dashboard:  {facts['dashboard']}\n"
+        f'Connect:    GCECluster.from_name("{name}")\n'
+        f"Scale:      dask gce scale {name} N\n"
+        f"Delete:     dask gce delete {name}\n"
+        "It costs money until it is deleted."
+    )

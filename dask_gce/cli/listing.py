@@ -1,0 +1,134 @@
+"""What runs: ``list`` for all clusters of a project, ``show`` for one."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dask_gce.cli.cloud import find, open_compute, survey
+from dask_gce.cli.options import cluster_argument, identity_option, json_option, project_option
+from dask_gce.cli.output import note, print_json, print_table, render_age, render_expiry
+
+if TYPE_CHECKING:
+    from dask_gce.inventory import ClusterRecord, Inventory
+
+__all__ = ["list_all", "show"]
+
+
+@click.command()
+@project_option
+@json_option
+def list_all(project: str | None, as_json: bool) -> None:
+    """List the clusters of a project.
+
+    Shows everybody's clusters, in all zones, for which it asks Google once. VMs counts the
+    scheduler's machine and those of workers.
+
+    \b
+    STATE is one of
+      running       the scheduler's machine is on
+      starting      the scheduler's machine is being made
+      no-scheduler  machines are on, but no scheduler's
+      stopping      all machines are on their way out
+      stopped       all machines are off, but their disks still cost money
+
+    \b
+      dask gce list
+      dask gce list --json | jq -r '.clusters[].name'
+    """
+    inventory = asyncio.run(_survey(project))
+    if as_json:
+        print_json(inventory.to_json())
+    elif inventory.clusters:
+        now = datetime.now(timezone.utc)
+        print_table(
+            ["NAME", "OWNER", "AGE", "VMS", "STATE", "EXPIRES", "ZONE"],
+            [
+                [
+                    record.name,
+                    record.owner,
+                    render_age(record.age(now)),
+                    str(len(record.machines)),
+                    record.state,
+                    render_expiry(record.expires, now),
+                    ", ".join(record.zones),
+                ]
+                for record in inventory.clusters
+            ],
+        )
+    else:
+        note(f"No clusters in project {inventory.project}.")
+
+
+async def _survey(project: str | None) -> Inventory:
+    async with open_compute(project) as compute:
+        return await survey(compute)
+
+
+@click.command()
+@cluster_argument
+@identity_option
+@project_option
+@json_option
+def show(name: str, identity: str | None, project: str | None, as_json: bool) -> None:
+    """Show a cluster and its machines.
+
+    \b
+      dask gce show grid
+    """
+    record = asyncio.run(_find(name, identity, project))
+    known = _is_known(record)
+    if as_json:
+        print_json({**record.to_json(), "connection_file": known})
+    else:
+        _print_record(record, known)
+
+
+async def _find(name: str, identity: str | None, project: str | None) -> ClusterRecord:
+    async with open_compute(project) as compute:
+        return await find(compute, name, identity)
+
+
+def _is_known(record: ClusterRecord) -> bool:
+    """Tell whether this computer has the file that it takes to connect."""
+    from dask_gce.connections import list_connections
+
+    return (record.project, record.name) in list_connections()
+
+
+def _print_record(record: ClusterRecord, known: bool) -> None:
+    now = datetime.now(timezone.utc)
+    lines: dict[str, Any] = {
+        "Name": record.name,
+        "Id": record.identity or "-",
+        "Project": record.project,
+        "Owner": record.owner or "-",
+        "State": record.state,
+        "Age": render_age(record.age(now)),
+        "Expires": render_expiry(record.expires, now),
+        "Connect": f'GCECluster.from_name("{record.name}")'
+        if known
+        else "not from this computer, which has no connection file of it",
+    }
+    for title, value in lines.items():
+        click.echo(f"{title + ':':<9}{value}")
+    click.echo()
+    print_table(
+        ["MACHINE", "ROLE", "STATUS", "TYPE", "ZONE", "INTERNAL IP", "EXTERNAL IP", "AGE"],
+        [
+            [
+                machine.name,
+                machine.role,
+                machine.status,
+                machine.machine_type + (" (spot)" if machine.spot else ""),
+                machine.zone,
+                machine.internal_ip or "",
+                machine.external_ip or "",
+                render_age(now - machine.created),
+            ]
+            for machine in record.machines
+        ],
+    )

@@ -1,0 +1,207 @@
+"""``logs``: what a cluster's machines say, of Dask or of their boot.
+
+Owns which lines are new when the same log is read again, and how they are printed. Dask's logs come
+through the scheduler; what machines write to their serial consoles comes from Compute Engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dask_gce.cli.cloud import find, open_compute
+from dask_gce.cli.options import cluster_argument, identity_option, json_option, project_option
+from dask_gce.cli.output import harmless
+
+if TYPE_CHECKING:
+    from dask_gce.compute import Compute
+    from dask_gce.inventory import Machine
+
+__all__ = ["logs", "new_lines"]
+
+#: Seconds between looks when logs are followed. Compute Engine counts each as a request.
+INTERVAL = 2.0
+
+#: Prints lines of a machine.
+Show = Callable[[str, Sequence[str]], None]
+
+
+@click.command()
+@cluster_argument
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is new, until Ctrl-C.")
+@click.option("--boot", is_flag=True, help="Serial consoles, which need no connection file.")
+@click.option("--machine", metavar="MACHINE", help="Of this machine or worker only.")
+@click.option(
+    "--tail", type=click.IntRange(min=0), metavar="N", help="Begin with the last N lines of each."
+)
+@identity_option
+@project_option
+@json_option
+def logs(
+    name: str,
+    follow: bool,
+    boot: bool,
+    machine: str | None,
+    tail: int | None,
+    identity: str | None,
+    project: str | None,
+    as_json: bool,
+) -> None:
+    """Print the logs of a cluster.
+
+    Without --boot these are Dask's logs of the scheduler and the workers, read through the
+    scheduler with the file that create leaves on the computer where it ran. With --boot it is what
+    the machines write to their serial consoles, from the first second of their boot.
+
+    Lines begin with the machine's name if there are several. With --json each line is a JSON object
+    with the machine and the line.
+
+    \b
+      dask gce logs grid --tail 20
+      dask gce logs grid --boot -f
+    """
+    if identity is not None and not boot:
+        raise click.UsageError("--id is for --boot; the connection file knows its cluster.")
+    if boot:
+        asyncio.run(_boot(name, identity, project, machine, follow, tail, as_json))
+    else:
+        asyncio.run(_dask(name, project, machine, follow, tail, as_json))
+
+
+def _printer(as_json: bool, several: bool) -> Show:
+    def show(machine: str, lines: Sequence[str]) -> None:
+        for line in map(harmless, lines):
+            if as_json:
+                click.echo(json.dumps({"machine": machine, "line": line}, ensure_ascii=False))
+            else:
+                click.echo(f"{machine}: {line}" if several else line)
+
+    return show
+
+
+def _last(lines: Sequence[str], count: int | None) -> Sequence[str]:
+    return lines if count is None else lines[max(0, len(lines) - count) :]
+
+
+# -- serial consoles ------------------------------------------------------------------------------
+
+
+async def _boot(
+    name: str,
+    identity: str | None,
+    project: str | None,
+    machine: str | None,
+    follow: bool,
+    tail: int | None,
+    as_json: bool,
+) -> None:
+    from dask_gce.cli.access import choose_machine
+
+    async with open_compute(project) as compute:
+        record = await find(compute, name, identity)
+        machines = record.machines if machine is None else (choose_machine(record, machine),)
+        show = _printer(as_json, len(machines) > 1)
+        await asyncio.gather(*(_console(compute, each, follow, tail, show) for each in machines))
+
+
+async def _console(
+    compute: Compute, machine: Machine, follow: bool, tail: int | None, show: Show
+) -> None:
+    """Print a serial console; its last line only once it is complete, or nothing follows."""
+    from dask_gce.errors import NotFound
+
+    offset, rest = 0, ""
+    while True:
+        try:
+            text, offset = await compute.get_serial_port_output(machine.zone, machine.name, offset)
+        except NotFound:
+            # Deleted meanwhile.
+            text, follow = "", False
+        *lines, rest = (rest + text).split("\n")
+        if not follow and rest:
+            lines.append(rest)
+        show(machine.name, _last(lines, tail))
+        if not follow:
+            return
+        tail = None
+        await asyncio.sleep(INTERVAL)
+
+
+# -- Dask's logs ----------------------------------------------------------------------------------
+
+
+async def _dask(
+    name: str,
+    project: str | None,
+    machine: str | None,
+    follow: bool,
+    tail: int | None,
+    as_json: bool,
+) -> None:
+    from dask_gce.cluster import GCECluster
+
+    # Dask's annotations know of synchronous use only.
+    made: Any = GCECluster.from_name(name, project=project, asynchronous=True, quiet=True)
+    async with made as cluster:
+        show = _printer(as_json, machine is None)
+        known: dict[str, Sequence[str]] = {}
+        async for found in _read(cluster, machine, follow):
+            for each, lines in found.items():
+                new = new_lines(known[each], lines) if each in known else _last(lines, tail)
+                show(each, new)
+            known.update(found)
+
+
+async def _read(
+    cluster: Any, machine: str | None, follow: bool
+) -> AsyncIterator[Mapping[str, Sequence[str]]]:
+    while True:
+        names = {
+            address: str(worker["name"])
+            for address, worker in cluster.scheduler_info["workers"].items()
+        }
+        found = await cluster.get_logs(cluster=False)
+        lines = {
+            names.get(source, source.lower()): text.splitlines() for source, text in found.items()
+        }
+        if machine is not None and machine not in lines:
+            raise click.UsageError(
+                f"Cluster {cluster.name} has no log of {machine!r}; it has: "
+                f"{', '.join(sorted(lines))}. For machines without Dask: --boot"
+            )
+        yield lines if machine is None else {machine: lines[machine]}
+        if not follow:
+            return
+        await asyncio.sleep(INTERVAL)
+
+
+def new_lines(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+    """Return what a log has gained that keeps only its last lines.
+
+    Parameters
+    ----------
+    before : sequence of str
+        What it was.
+    now : sequence of str
+        What it is.
+
+    Returns
+    -------
+    sequence of str
+        The lines that have come; all of it if nothing of what it was is left.
+
+    Examples
+    --------
+    >>> new_lines(["a", "b", "b"], ["b", "b", "c"])
+    ['c']
+    """
+    for dropped in range(len(before)):
+        kept = before[dropped:]
+        # The first line alone tells most of the time.
+        if now[:1] == kept[:1] and now[: len(kept)] == kept:
+            return now[len(kept) :]
+    return now

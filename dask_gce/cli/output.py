@@ -1,0 +1,157 @@
+"""What commands print: results on standard output, everything else on standard error.
+
+Owns JSON, tables and ages, and that what machines say cannot take over a terminal.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+__all__ = ["harmless", "note", "print_json", "print_table", "render_age", "render_table"]
+
+# Control sequences of terminals (ECMA-48), and every other control character but the tab.
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
+)
+
+
+def print_json(document: Any) -> None:
+    """Print a JSON document.
+
+    Parameters
+    ----------
+    document : object
+        JSON data.
+    """
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """Tell the user something that is no result.
+
+    Parameters
+    ----------
+    text : str
+        What to tell.
+    """
+    click.echo(text, err=True)
+
+
+def render_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Align columns.
+
+    Parameters
+    ----------
+    headers : sequence of str
+        Names of the columns.
+    rows : iterable of sequence of str
+        The cells; an empty one is shown as a hyphen, so that a column can be cut out.
+
+    Returns
+    -------
+    str
+        One line for the headers and one for each row, never cut off.
+
+    Examples
+    --------
+    >>> print(render_table(["NAME", "STATE"], [["grid", "running"], ["night-run", ""]]))
+    NAME       STATE
+    grid       running
+    night-run  -
+    """
+    lines = [list(headers), *([cell or "-" for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print aligned columns.
+
+    Parameters
+    ----------
+    headers : sequence of str
+        Names of the columns.
+    rows : iterable of sequence of str
+        The cells.
+    """
+    click.echo(render_table(headers, rows))
+
+
+def render_age(age: timedelta) -> str:
+    """Say how long something takes or took, in the two largest units.
+
+    Parameters
+    ----------
+    age : datetime.timedelta
+        The time.
+
+    Returns
+    -------
+    str
+        For example ``"2d3h"``.
+
+    Examples
+    --------
+    >>> [render_age(timedelta(seconds=each)) for each in (7, 60, 3725, 183600)]
+    ['7s', '1m', '1h2m', '2d3h']
+    """
+    seconds = max(0, int(age.total_seconds()))
+    units = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+    for (large, size), (small, part) in itertools.pairwise(units):
+        if seconds >= size:
+            rest = seconds % size // part
+            return f"{seconds // size}{large}" + (f"{rest}{small}" if rest else "")
+    return f"{seconds}s"
+
+
+def render_expiry(expires: datetime | None, now: datetime) -> str:
+    """Say when a cluster is past its use, as seen from now.
+
+    Parameters
+    ----------
+    expires : datetime.datetime or None
+        When; None for never.
+    now : datetime.datetime
+        The time.
+
+    Returns
+    -------
+    str
+        For example ``"in 2h"``, ``"5m ago"`` or ``"never"``.
+    """
+    if expires is None:
+        return "never"
+    return (
+        f"in {render_age(expires - now)}" if expires > now else f"{render_age(now - expires)} ago"
+    )
+
+
+def harmless(line: str) -> str:
+    """Take out of a line what a terminal would obey.
+
+    Parameters
+    ----------
+    line : str
+        A line that a machine has written.
+
+    Returns
+    -------
+    str
+        The line without control characters.
+
+    Examples
+    --------
+    >>> harmless("\\x1b[31mfailed\\x1b[0m\\r"), harmless("a\\tb \\x1b]0;title\\x07c")
+    ('failed', 'a\\tb c')
+    """
+    return _CONTROL.sub("", line)

@@ -1,0 +1,191 @@
+"""How clusters go away from a shell: ``delete`` for those named, ``sweep`` for those forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dask_gce.cli.cloud import find, open_compute, survey
+from dask_gce.cli.options import complete_cluster, identity_option, json_option, project_option
+from dask_gce.cli.output import note, print_json, print_table, render_age
+
+if TYPE_CHECKING:
+    from dask_gce.compute import Compute
+    from dask_gce.inventory import ClusterRecord
+    from dask_gce.sweeping import Orphan
+
+__all__ = ["delete", "sweep"]
+
+
+@click.command()
+@click.argument(
+    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_cluster
+)
+@identity_option
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@project_option
+@json_option
+def delete(
+    names: Sequence[str], identity: str | None, yes: bool, project: str | None, as_json: bool
+) -> None:
+    """Delete clusters, with all their machines and disks.
+
+    Finds them by their labels, from any computer and for whoever may delete instances. Asks first,
+    unless --yes is given. Returns once every machine is seen to go.
+
+    \b
+      dask gce delete grid
+      dask gce delete grid night-run --yes
+    """
+    if identity is not None and len(names) > 1:
+        raise click.UsageError("--id tells clusters of one name apart; give one NAME with it.")
+    asyncio.run(_delete(tuple(dict.fromkeys(names)), identity, yes, project, as_json))
+
+
+async def _delete(
+    names: Sequence[str], identity: str | None, yes: bool, project: str | None, as_json: bool
+) -> None:
+    async with open_compute(project) as compute:
+        if len(names) == 1:
+            records = [await find(compute, names[0], identity)]
+        else:
+            from dask_gce.inventory import find_cluster
+
+            # Whether all of them exist is found out before the first is deleted.
+            inventory = await survey(compute)
+            records = [find_cluster(inventory, name) for name in names]
+        if not yes:
+            _ask(records)
+        for record in records:
+            await _delete_one(compute, record)
+            if not as_json:
+                click.echo(f"Deleted {record.name}: {_count(record)}.")
+    if as_json:
+        print_json({"project": compute.project, "deleted": [_brief(each) for each in records]})
+
+
+def _ask(records: Sequence[ClusterRecord]) -> None:
+    from dask_gce.client import current_user
+    from dask_gce.names import label_value
+
+    me = label_value(current_user())
+    question = ", ".join(
+        f"{record.name} ({_count(record)}, {render_age(record.age())} old"
+        + (f", of {record.owner or 'an unknown owner'}" if record.owner != me else "")
+        + ")"
+        for record in records
+    )
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"There is nobody to ask whether to delete {question}: add --yes.")
+    click.confirm(f"Delete {question}?", abort=True, err=True)
+
+
+async def _delete_one(compute: Compute, record: ClusterRecord) -> None:
+    """Delete a cluster, and this computer's file of it."""
+    from dask_gce.inventory import delete_cluster
+
+    note(f"Deleting {record.name} ...")
+    await delete_cluster(compute, record)
+    await asyncio.to_thread(_forget, record)
+
+
+def _forget(record: ClusterRecord) -> None:
+    """Delete the connection file, unless it is for another cluster of that name."""
+    from dask_gce.connections import delete_connection, load_connection
+    from dask_gce.errors import CredentialsError
+
+    try:
+        another = load_connection(record.name, record.project).identity != record.identity
+    except CredentialsError:
+        # There is none, or none that anybody could use.
+        another = False
+    if not another:
+        delete_connection(record.name, record.project)
+
+
+def _count(record: ClusterRecord) -> str:
+    count = len(record.machines)
+    return "1 machine" if count == 1 else f"{count} machines"
+
+
+def _brief(record: ClusterRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "id": record.identity,
+        "machines": [machine.name for machine in record.machines],
+    }
+
+
+@click.command()
+@click.option("--delete", "really", is_flag=True, help="Delete them, instead of only listing them.")
+@click.option("--all-owners", is_flag=True, help="Everybody's clusters, not only your own.")
+@project_option
+@json_option
+def sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) -> None:
+    """List clusters that nobody needs any more, or delete them.
+
+    These are clusters past their expiry, those of processes that have ended on this computer, and
+    those that have had no scheduler, or no machine that is on, for a while. Never one that was
+    created to stay and has no expiry.
+
+    \b
+      dask gce sweep
+      dask gce sweep --delete
+    """
+    asyncio.run(_sweep(really, all_owners, project, as_json))
+
+
+async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) -> None:
+    from dask_gce.client import current_user
+    from dask_gce.sweeping import delete_orphan, find_orphans
+
+    if not (all_owners or current_user()):
+        raise click.UsageError("You have no user name, so no cluster is yours: add --all-owners.")
+    async with open_compute(project) as compute:
+        inventory = await survey(compute)
+        orphans = await asyncio.to_thread(find_orphans, inventory, everybody=all_owners)
+        if not as_json:
+            _print_orphans(orphans, compute.project)
+        deleted = []
+        for orphan in orphans if really else ():
+            note(f"Deleting {orphan.record.name} ...")
+            if await delete_orphan(compute, orphan):
+                deleted.append(orphan.record)
+                await asyncio.to_thread(_forget, orphan.record)
+            else:
+                note(f"{orphan.record.name} is gone already, or needed after all.")
+    if as_json:
+        print_json(
+            {
+                "project": compute.project,
+                "orphans": [orphan.to_json() for orphan in orphans],
+                "deleted": [_brief(record) for record in deleted],
+            }
+        )
+    elif really:
+        click.echo(f"Deleted {len(deleted)} of {len(orphans)} clusters.")
+    elif orphans:
+        note("To delete them: dask gce sweep --delete" + (" --all-owners" if all_owners else ""))
+
+
+def _print_orphans(orphans: Sequence[Orphan], project: str) -> None:
+    if not orphans:
+        note(f"No orphans in project {project}.")
+        return
+    print_table(
+        ["NAME", "OWNER", "AGE", "VMS", "REASON"],
+        [
+            [
+                orphan.record.name,
+                orphan.record.owner,
+                render_age(orphan.record.age()),
+                str(len(orphan.record.machines)),
+                orphan.reason,
+            ]
+            for orphan in orphans
+        ],
+    )
