@@ -1,0 +1,228 @@
+"""What nobody needs any more: which clusters are orphans, and their deletion.
+
+Owns the judgement, from what `inventory` lists and `client` tells, and that it is made anew at the
+last moment before a cluster is deleted. The deletion itself is that of `inventory`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final
+
+from dask_gce import names
+from dask_gce.client import ClientState, client_state, current_user
+from dask_gce.compute import Compute
+from dask_gce.errors import GCEError, SettingsError
+from dask_gce.inventory import ClusterRecord, Inventory, delete_cluster, list_clusters
+
+__all__ = ["Orphan", "delete_orphan", "find_orphans", "sweep"]
+
+#: How long machines may be without a scheduler, or off, before nobody is believed to need them: a
+#: scheduler's machine is asked for together with the first workers' and is there within minutes.
+GRACE: Final = timedelta(minutes=15)
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A cluster that nobody needs any more.
+
+    Parameters
+    ----------
+    record : ClusterRecord
+        The cluster.
+    reason : str
+        Why nobody needs it, as the end of a sentence that begins with its name.
+    """
+
+    record: ClusterRecord
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it in the types of JSON.
+
+        Returns
+        -------
+        dict
+            The cluster's keys, and ``reason``.
+        """
+        return {**self.record.to_json(), "reason": self.reason}
+
+
+def find_orphans(
+    inventory: Inventory,
+    *,
+    now: datetime | None = None,
+    owner: str | None = None,
+    everybody: bool = False,
+    client_state: Callable[[str], ClientState] = client_state,
+) -> list[Orphan]:
+    """Find the clusters that nobody needs any more.
+
+    That is a cluster past its end, one whose process has ended on this computer, one without a
+    scheduler for 15 minutes, and one whose machines are all off. It is never a cluster whose
+    process lives, one that was to outlive its process and has no end, or machines that were given
+    a cluster's label by hand. While a zone does not answer, a scheduler that is not seen may be
+    there.
+
+    Parameters
+    ----------
+    inventory : Inventory
+        What there is.
+    now : datetime.datetime or None
+        The time, with its zone; None for the clock's.
+    owner : str or None
+        Whose clusters to judge, in any spelling; None for those of who runs this process.
+    everybody : bool
+        Judge everybody's clusters, also those of unknown owners.
+    client_state : callable
+        Tells of the process in a cluster's label what `client.client_state` does.
+
+    Returns
+    -------
+    list of Orphan
+        What was found, in the order of the inventory.
+    """
+    now = now or datetime.now(timezone.utc)
+    whose = names.label_value(current_user() if owner is None else owner)
+    found = []
+    for record in inventory.clusters:
+        if everybody or (record.owner and record.owner == whose):
+            reason = _reason(record, inventory.unreachable, now, client_state)
+            if reason:
+                found.append(Orphan(record, reason))
+    return found
+
+
+async def delete_orphan(
+    compute: Compute,
+    orphan: Orphan,
+    *,
+    client_state: Callable[[str], ClientState] = client_state,
+) -> bool:
+    """Delete an orphan, if it still is one.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API of its project.
+    orphan : Orphan
+        What was found; it is looked at again.
+    client_state : callable
+        Tells of the process in a cluster's label what `client.client_state` does.
+
+    Returns
+    -------
+    bool
+        Whether it was deleted; False if it is gone already, or somebody needs it after all.
+
+    Raises
+    ------
+    GCEError
+        If it is not certain that all its machines are deleted, with the commands that tell and do
+        it by hand.
+    """
+    inventory = await list_clusters(compute, orphan.record.name)
+    for still in await asyncio.to_thread(
+        find_orphans, inventory, everybody=True, client_state=client_state
+    ):
+        if still.record.identity == orphan.record.identity:
+            await delete_cluster(compute, still.record)
+            return True
+    return False
+
+
+async def sweep(
+    compute: Compute,
+    *,
+    owner: str | None = None,
+    everybody: bool = False,
+    dry_run: bool = True,
+    client_state: Callable[[str], ClientState] = client_state,
+) -> list[Orphan]:
+    """Delete the clusters that nobody needs any more; see `find_orphans` for which they are.
+
+    One call finds them, whatever their number; one more looks at each again before it is deleted.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API of the project.
+    owner : str or None
+        Whose clusters to sweep, in any spelling; None for those of who runs this process.
+    everybody : bool
+        Sweep everybody's clusters.
+    dry_run : bool
+        Delete nothing.
+    client_state : callable
+        Tells of the process in a cluster's label what `client.client_state` does.
+
+    Returns
+    -------
+    list of Orphan
+        What was deleted, or with `dry_run` what would be.
+
+    Raises
+    ------
+    SettingsError
+        If it is not known who runs this process, and neither `owner` nor `everybody` is given.
+    GCEError
+        If it is not certain that all of them are deleted. One that cannot be deleted does not keep
+        the others.
+    """
+    if not everybody and not (current_user() if owner is None else owner):
+        raise SettingsError(
+            "owner: the user of this process has no name, so none of the clusters is known to be "
+            "theirs. Say whose to sweep, or everybody's.",
+            key="owner",
+        )
+    inventory = await list_clusters(compute)
+    orphans = await asyncio.to_thread(
+        find_orphans, inventory, owner=owner, everybody=everybody, client_state=client_state
+    )
+    if dry_run:
+        return orphans
+    deleted = []
+    errors: list[GCEError] = []
+    for orphan in orphans:
+        try:
+            if await delete_orphan(compute, orphan, client_state=client_state):
+                deleted.append(orphan)
+        except GCEError as error:
+            errors.append(error)
+    if errors:
+        raise GCEError("\n".join(map(str, errors))) from errors[0]
+    return deleted
+
+
+def _reason(
+    record: ClusterRecord,
+    unreachable: frozenset[str],
+    now: datetime,
+    client_state: Callable[[str], ClientState],
+) -> str:
+    """Return why nobody needs a cluster; empty if somebody may."""
+    # Without an identity it is not ours, or cannot be told from another of its name. What ends
+    # already needs no sweeping.
+    if not record.identity or record.state == "stopping" or unreachable & set(record.zones):
+        return ""
+    client = client_state(record.client)
+    if client == "alive":
+        return ""
+    if record.expires is not None and record.expires <= now:
+        return f"was to end at {record.expires:%Y-%m-%d %H:%M} UTC"
+    if client == "gone":
+        return "was made by a process of this computer that has ended"
+    if client == "detached" and record.expires is None:
+        return ""
+    # What is not seen in one zone may be in another that does not answer.
+    youngest = max(each.created for each in record.machines)
+    if unreachable or now - youngest <= GRACE:
+        return ""
+    if record.state == "no-scheduler":
+        return "has no scheduler"
+    if record.state == "stopped":
+        return "has only machines that are off, whose disks still cost money"
+    return ""

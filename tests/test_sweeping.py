@@ -1,0 +1,203 @@
+"""What nobody needs goes, and nothing that somebody may need."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import pytest
+from fleets import OTHER_ZONE, QUICK, ZONE, Cloud
+from records import AGGREGATED, NOON, compute_of, insert, labels_of, machine, record
+
+from dask_gce import removal
+from dask_gce.client import client_mark
+from dask_gce.emulator import Fault
+from dask_gce.errors import GCEError, SettingsError
+from dask_gce.inventory import Inventory, list_clusters
+from dask_gce.sweeping import delete_orphan, find_orphans, sweep
+
+MINUTE = timedelta(minutes=1)
+HEAD = machine("head", "scheduler")
+DELETE = "compute.instances.delete"
+
+
+def state_of(mark):
+    """Judge marks that say what they are."""
+    return mark or "unknown"
+
+
+def reasons(*records, now=NOON, unreachable=(), everybody=True, **more):
+    there = Inventory("p", records, frozenset(unreachable))
+    orphans = find_orphans(there, now=now, everybody=everybody, client_state=state_of, **more)
+    return [each.reason for each in orphans]
+
+
+# -- who is one -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("client", ["gone", "detached", "unknown"])
+def test_what_is_past_its_end_is_an_orphan(client):
+    cluster = record(HEAD, client=client, expires=NOON)
+    assert reasons(cluster, now=NOON) == ["was to end at 2026-11-20 12:00 UTC"]
+
+
+def test_what_has_time_left_is_none():
+    assert not reasons(record(HEAD, client="detached", expires=NOON + MINUTE))
+    assert not reasons(record(HEAD, client="unknown", expires=NOON + MINUTE))
+
+
+def test_what_a_dead_process_made_is_an_orphan():
+    assert "has ended" in reasons(record(HEAD, client="gone"))[0]
+    # Whatever other zones do not answer.
+    assert reasons(record(HEAD, client="gone"), unreachable=[OTHER_ZONE])
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        record(HEAD, expires=NOON - MINUTE),
+        record(machine(created=NOON - 60 * MINUTE)),
+        record(machine(status="TERMINATED", created=NOON - 60 * MINUTE)),
+    ],
+)
+def test_what_a_living_process_made_is_never_one(cluster):
+    assert reasons(cluster)
+    living = record(*cluster.machines, client="alive", expires=cluster.expires)
+    assert not reasons(living)
+
+
+def test_what_was_to_outlive_its_process_and_has_no_end_is_never_one():
+    for status in ("RUNNING", "TERMINATED"):
+        worker = machine(status=status, created=NOON - 60 * MINUTE)
+        assert reasons(record(worker))
+        assert not reasons(record(worker, client="detached"))
+
+
+@pytest.mark.parametrize(("status", "reason"), [("RUNNING", "scheduler"), ("TERMINATED", "disks")])
+def test_machines_without_a_scheduler_or_off_are_orphans_after_a_while(status, reason):
+    old = machine("old", status=status, created=NOON - 60 * MINUTE)
+    assert reason in reasons(record(old))[0]
+    # The youngest counts: as long as machines come, somebody makes them.
+    for minutes, found in ((14, False), (16, True)):
+        young = machine("young", status=status, created=NOON - minutes * MINUTE)
+        assert bool(reasons(record(old, young))) is found
+    # The rest may be where no answer comes from.
+    assert not reasons(record(old), unreachable=[OTHER_ZONE])
+
+
+def test_what_is_in_a_zone_that_does_not_answer_is_never_one():
+    assert not reasons(record(HEAD, client="gone"), unreachable=[ZONE])
+
+
+def test_what_runs_or_ends_already_or_was_labelled_by_hand_is_none():
+    assert not reasons(record(HEAD, machine()))
+    assert not reasons(record(machine(status="STOPPING"), client="gone"))
+    assert not reasons(record(HEAD, client="gone", expires=NOON, identity=""))
+
+
+def test_everybodys_must_be_said(monkeypatch):
+    mine, theirs = record(HEAD, client="gone"), record(HEAD, client="gone", owner="bob")
+    nobodys = record(HEAD, client="gone", owner="")
+    monkeypatch.setenv("LOGNAME", "Ada")
+
+    def count(**more):
+        return len(reasons(mine, theirs, nobodys, **{"everybody": False, **more}))
+
+    assert count() == 1
+    assert count(owner="Bob") == 1
+    assert count(owner="carl") == count(owner="") == 0
+    assert count(everybody=True) == 3
+
+
+# -- sweeping -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Look again after milliseconds."""
+    monkeypatch.setattr(removal, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(removal, "DELETE_AGAIN", 0.1)
+
+
+@pytest.fixture
+async def cloud():
+    async with Cloud(QUICK) as running:
+        yield running
+
+
+@pytest.fixture
+async def compute(cloud):
+    async with compute_of(cloud) as compute:
+        yield compute
+
+
+def dead_mark():
+    """Return the mark of a process of this computer that is no more: ours, begun earlier."""
+    return "-".join([*client_mark().split("-")[:3], "1"])
+
+
+async def orphaned(cloud, compute, name, zone=ZONE, **more):
+    more = {"identity": name[-1] * 32, "client": dead_mark(), **more}
+    await insert(cloud, compute, f"{name}-vm", labels_of(name, "scheduler", **more), zone)
+
+
+async def test_nothing_is_deleted_unless_it_is_said(cloud, compute):
+    await orphaned(cloud, compute, "grid-1")
+    (orphan,) = await sweep(compute, owner="ada")
+    assert orphan.record.name == "grid-1"
+    assert json.loads(json.dumps(orphan.to_json()))["reason"] == orphan.reason
+    assert cloud.alive() == {"grid-1-vm"}
+    assert cloud.requests[AGGREGATED] == 1
+
+
+async def test_orphans_go_and_others_stay(cloud, compute):
+    await orphaned(cloud, compute, "grid-1")
+    await orphaned(cloud, compute, "grid-2", OTHER_ZONE, client="detached", expires="1")
+    await orphaned(cloud, compute, "live-3", client=client_mark())
+    await orphaned(cloud, compute, "theirs-4", owner="bob")
+    # Of equal name, but another's.
+    more = {"identity": "5" * 32, "client": client_mark()}
+    await insert(cloud, compute, "vm-5", labels_of("grid-1", "scheduler", **more))
+    swept = await sweep(compute, owner="ada", dry_run=False)
+    assert [each.record.name for each in swept] == ["grid-1", "grid-2"]
+    assert cloud.alive() == {"live-3-vm", "theirs-4-vm", "vm-5"}
+    assert [each.record.name for each in await sweep(compute, everybody=True)] == ["theirs-4"]
+
+
+async def test_what_came_to_life_meanwhile_stays(cloud, compute):
+    await orphaned(cloud, compute, "grid-1")
+    (orphan,) = await sweep(compute, everybody=True)
+    assert not await delete_orphan(compute, orphan, client_state=lambda mark: "alive")
+    assert cloud.alive() == {"grid-1-vm"}
+    assert await delete_orphan(compute, orphan)
+    assert not cloud.alive()
+    assert not await delete_orphan(compute, orphan)
+
+
+async def test_it_is_looked_at_again_right_before(cloud, compute):
+    await orphaned(cloud, compute, "grid-1")
+    answers = iter(["gone", "alive"])
+    swept = await sweep(
+        compute, everybody=True, dry_run=False, client_state=lambda mark: next(answers)
+    )
+    assert swept == []
+    assert cloud.alive() == {"grid-1-vm"}
+
+
+async def test_one_that_cannot_be_deleted_does_not_keep_the_others(cloud, compute):
+    await orphaned(cloud, compute, "grid-1")
+    await orphaned(cloud, compute, "grid-2")
+    denied = {"status": 403, "reason": "forbidden", "message": "You may not."}
+    cloud.faults.add(Fault(DELETE, **denied, match=lambda name: name == "grid-1-vm", times=1))
+    with pytest.raises(GCEError, match="Instances of cluster grid-1 may be left"):
+        await sweep(compute, everybody=True, dry_run=False)
+    assert cloud.alive() == {"grid-1-vm"}
+
+
+async def test_a_user_without_a_name_has_no_clusters(cloud, compute, monkeypatch):
+    monkeypatch.setattr("dask_gce.sweeping.current_user", lambda: "")
+    await orphaned(cloud, compute, "grid-1", owner="")
+    assert find_orphans(await list_clusters(compute)) == []
+    with pytest.raises(SettingsError, match="everybody"):
+        await sweep(compute)
+    assert len(await sweep(compute, everybody=True)) == 1
