@@ -15,15 +15,17 @@ from dask_gce._version import __version__
 
 if TYPE_CHECKING:
     from dask_gce.cluster import GCECluster
+    from dask_gce.decorator import requires_cluster
     from dask_gce.scheduler import GCEScheduler
     from dask_gce.worker import GCEWorker
 
-__all__ = ["GCECluster", "GCEScheduler", "GCEWorker", "__version__"]
+__all__ = ["GCECluster", "GCEScheduler", "GCEWorker", "__version__", "requires_cluster"]
 
 _HOMES = {
     "GCECluster": "dask_gce.cluster",
     "GCEScheduler": "dask_gce.scheduler",
     "GCEWorker": "dask_gce.worker",
+    "requires_cluster": "dask_gce.decorator",
 }
 
 

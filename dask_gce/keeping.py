@@ -1,0 +1,266 @@
+"""Clusters that outlive a call: kept for some time, and lent to whoever needs the same.
+
+Owns: which clusters of this process are kept, who uses them, and when they end. All of that lives
+in one event loop in a thread of its own, so that calls from any thread and from any event loop
+share clusters, and nothing but the start of that loop needs a lock. How a cluster is made is left
+to `need`; that nothing is left when the interpreter ends, to the cluster itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import threading
+from typing import Any, Final
+
+from distributed.core import Status
+from distributed.deploy.spec import SpecCluster
+from distributed.utils import LoopRunner
+
+from dask_gce.errors import GCEError
+from dask_gce.need import Need, begin, make_cluster
+
+__all__ = ["CLOSING_ERRORS", "Keeper", "Loan", "keeper"]
+
+logger = logging.getLogger(__name__)
+
+#: What closing a cluster or a client may raise. On Python 3.10 asyncio's timeout is no OSError.
+CLOSING_ERRORS: Final = (GCEError, OSError, RuntimeError, asyncio.TimeoutError)
+
+#: Seconds in which a kept scheduler must answer to be lent again. One that is busy with a large
+#: graph takes some; taking it for lost costs another cluster, but nobody's work.
+ANSWERS_WITHIN: Final = 10.0
+
+
+class Kept:
+    """A cluster that is kept, and what there is to know of it.
+
+    Parameters
+    ----------
+    need : Need
+        What it was made for.
+    """
+
+    def __init__(self, need: Need) -> None:
+        self.need = need
+        self.users = 0
+        #: Until when it is kept, on the loop's clock.
+        self.until = 0.0
+        #: Whether it is lent no more, since its scheduler does not answer.
+        self.lost = False
+        self.starting: asyncio.Task[SpecCluster]
+        self.closing: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def started(self) -> SpecCluster | None:
+        """The cluster, if it has started."""
+        done = self.starting.done() and not self.starting.cancelled()
+        return self.starting.result() if done and self.starting.exception() is None else None
+
+
+class Loan:
+    """The use of a kept cluster, from the wish for it until it is given back.
+
+    Parameters
+    ----------
+    keeper : Keeper
+        Whose clusters these are.
+    need : Need
+        What is needed.
+    """
+
+    def __init__(self, keeper: Keeper, need: Need) -> None:
+        self.need = need
+        self.kept: Kept | None = None
+        self._keeper = keeper
+        self._task: asyncio.Task[SpecCluster] | None = None
+        self._over = False
+        #: The cluster, as soon as it can be used.
+        self.ready: concurrent.futures.Future[SpecCluster] = concurrent.futures.Future()
+        self._loop = keeper.loop
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def give_back(self) -> None:
+        """End the use, or the wait for it. From any thread; a second time does nothing."""
+        self._loop.call_soon_threadsafe(self._end)
+
+    def _begin(self) -> None:
+        if not self._over:
+            self._task = asyncio.ensure_future(self._keeper.lend(self))
+            self._task.add_done_callback(self._tell)
+
+    def _tell(self, task: asyncio.Task[SpecCluster]) -> None:
+        error = concurrent.futures.CancelledError() if task.cancelled() else task.exception()
+        if not self.ready.set_running_or_notify_cancel():
+            return  # nobody waits any more
+        if error is not None:
+            self.ready.set_exception(error)
+        else:
+            self.ready.set_result(task.result())
+
+    def _end(self) -> None:
+        self._over = True
+        if self._task is not None:
+            self._task.cancel()
+        self._keeper.take_back(self)
+
+
+class Keeper:
+    """The kept clusters of this process."""
+
+    def __init__(self) -> None:
+        self._clusters: list[Kept] = []
+        self._lock = threading.Lock()
+        self._runner: LoopRunner | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop in which the clusters live; it runs from its first use on."""
+        with self._lock:
+            if self._runner is None:
+                self._runner = LoopRunner()
+                self._runner.start()
+            loop: asyncio.AbstractEventLoop = self._runner.loop.asyncio_loop
+            return loop
+
+    async def lend(self, loan: Loan) -> SpecCluster:
+        """Find or make the cluster for a loan; in the keeper's loop.
+
+        Parameters
+        ----------
+        loan : Loan
+            The loan.
+
+        Returns
+        -------
+        distributed.SpecCluster
+            The cluster, running.
+        """
+        kept = await self._find(loan.need) or self._make(loan.need)
+        kept.users += 1
+        if kept.timer is not None:
+            kept.timer.cancel()
+        loan.kept = kept
+        try:
+            return await asyncio.shield(kept.starting)
+        except BaseException:
+            self.take_back(loan)
+            raise
+
+    def take_back(self, loan: Loan) -> None:
+        """End a loan; in the keeper's loop. A second time does nothing.
+
+        Parameters
+        ----------
+        loan : Loan
+            The loan.
+        """
+        kept, loan.kept = loan.kept, None
+        if kept is None:
+            return
+        kept.users -= 1
+        loop = asyncio.get_running_loop()
+        kept.until = max(kept.until, loop.time() + loan.need.keep_alive)
+        if kept.users:
+            return
+        if not kept.starting.done():
+            # Nobody waits for it any more, and nobody is to join it now.
+            self._clusters.remove(kept)
+            kept.starting.cancel()
+        elif kept.lost:
+            self._end(kept)
+        else:
+            kept.timer = loop.call_at(kept.until, self._end, kept)
+
+    async def _find(self, need: Need) -> Kept | None:
+        """Return a kept cluster that answers a need, and that can be used."""
+        while True:
+            equals = [kept for kept in self._clusters if kept.need == need and not kept.lost]
+            if not equals:
+                return None
+            kept = equals[0]
+            if kept.closing is not None:
+                # The next one may have its name.
+                await asyncio.wait({kept.closing})
+            elif kept.started is None:
+                return kept
+            elif not await self._answers(kept.started):
+                kept.lost = True
+                if not kept.users:
+                    await asyncio.wait({self._end(kept)})
+            elif kept.closing is None and kept in self._clusters:
+                return kept
+
+    def _make(self, need: Need) -> Kept:
+        kept = Kept(need)
+        self._clusters.append(kept)
+        kept.starting = asyncio.ensure_future(self._start(kept))
+        # Whoever waits is told; if nobody does, that is no error of its own.
+        kept.starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return kept
+
+    async def _start(self, kept: Kept) -> SpecCluster:
+        cluster: Any = None
+        try:
+            cluster = make_cluster(kept.need, asynchronous=True)
+            await cluster
+            if begin(kept.need, cluster):
+                await cluster.wait_for_workers(1)
+        except BaseException:
+            if kept in self._clusters:
+                self._clusters.remove(kept)
+            if cluster is not None:
+                await _close(cluster)
+            raise
+        started: SpecCluster = cluster
+        return started
+
+    async def _answers(self, cluster: Any) -> bool:
+        """Tell whether a cluster's scheduler is still there."""
+        if cluster.status != Status.running:
+            return False
+        # As the cluster itself asks it, with an answer of a few bytes.
+        asking = cluster.scheduler_comm.get_metadata(keys=["cluster-manager-info"], default={})
+        try:
+            await asyncio.wait_for(asking, ANSWERS_WITHIN)
+        except (OSError, asyncio.TimeoutError) as error:
+            logger.warning("Cluster %s is not used again: %s", cluster.name, error)
+            return False
+        return True
+
+    def _end(self, kept: Kept) -> asyncio.Task[None]:
+        if kept.closing is None:
+            kept.closing = asyncio.ensure_future(self._close(kept))
+        return kept.closing
+
+    async def _close(self, kept: Kept) -> None:
+        if kept.started is not None:
+            await _close(kept.started)
+        self._clusters.remove(kept)
+
+
+async def _close(cluster: Any) -> None:
+    try:
+        await cluster.close()
+    except CLOSING_ERRORS:
+        # Nobody is there to be told otherwise; the interpreter's exit tries again.
+        logger.exception("Cluster %s could not be closed.", cluster.name)
+
+
+# Those of other processes were inherited by a fork: not ours to use, but alive, so that none of
+# their clusters is finalized here.
+_keepers: dict[int, Keeper] = {}
+
+
+def keeper() -> Keeper:
+    """Return the keeper of this process.
+
+    Returns
+    -------
+    Keeper
+        The keeper; a forked child has one of its own.
+    """
+    return _keepers.setdefault(os.getpid(), Keeper())
