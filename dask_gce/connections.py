@@ -306,12 +306,14 @@ def _render_tls(tls: Tls | None) -> dict[str, str] | None:
 
 def _parse(path: Path, text: bytes) -> Connection:
     content = _parse_json(text)
-    if not isinstance(content, dict) or type(content.get("version")) is not int:
+    version = content.get("version") if isinstance(content, dict) else None
+    # True is an int as well.
+    if type(version) is not int or version < _VERSION:
         raise _useless(path, "it is not what dask_gce writes")
-    if content["version"] > _VERSION:
+    if version > _VERSION:
         raise CredentialsError(
             f"The connection file {path} was written by a newer dask_gce (format "
-            f"{content['version']}, this one reads {_VERSION}). Update dask_gce here."
+            f"{version}, this one reads {_VERSION}). Update dask_gce here."
         )
     read = {
         **{key: _parse_text(content.get(key)) for key in ("cluster", "project", "identity")},
@@ -327,10 +329,15 @@ def _parse(path: Path, text: bytes) -> Connection:
     # Checked above, one by one.
     checked: dict[str, Any] = {**read, **tls}
     connection = Connection(**checked)
+    # Only the key is told, and no cause: the value may be anything, also a secret that was moved.
+    fault = ""
     try:
-        with_tls = connection.restore_settings().security is True
+        settings = connection.restore_settings()
     except SettingsError as error:
-        raise _useless(path, f"its setting {error.key!r} is not what dask_gce writes") from error
+        fault = error.key
+    if fault:
+        raise _useless(path, f"its setting {fault!r} is not what dask_gce writes")
+    with_tls = settings.security is True
     if {with_tls} != {each is not None for each in tls.values()}:
         raise _useless(path, "its certificates and its setting 'security' contradict each other")
     return connection
