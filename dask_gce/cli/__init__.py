@@ -14,13 +14,12 @@ from typing import Any, Final
 
 import click
 
-__all__ = ["FAILED", "INTERRUPTED", "NO_SUCH_CLUSTER", "WRONG_USAGE", "gce"]
+__all__ = ["NO_SUCH_CLUSTER", "WRONG_USAGE", "gce"]
 
-#: Exit statuses beside zero. A process ended by a signal has 128 and the signal's number.
-FAILED: Final = 1
+#: Exit statuses beside 0 and click's 1 for whatever fails. 2 is what click has for wrong usage; a
+#: command that a signal has ended has 128 and the signal's number, as in a shell.
 WRONG_USAGE: Final = 2
 NO_SUCH_CLUSTER: Final = 3
-INTERRUPTED: Final = 128 + signal.SIGINT
 
 #: The module of each command, in which the command has the name of the second word.
 _COMMANDS: Final[Mapping[str, str]] = {
@@ -39,12 +38,12 @@ _COMMANDS: Final[Mapping[str, str]] = {
 }
 
 
-class _Failure(click.ClickException):
-    """An error of this package, with the exit status that stands for it."""
+class _WrongSetting(click.ClickException):
+    exit_code = WRONG_USAGE
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.exit_code = status
+
+class _NoSuchCluster(click.ClickException):
+    exit_code = NO_SUCH_CLUSTER
 
 
 class _Commands(click.Group):
@@ -66,11 +65,11 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ClusterNotFound as error:
-            raise _Failure(str(error), NO_SUCH_CLUSTER) from error
+            raise _NoSuchCluster(str(error)) from error
         except SettingsError as error:
-            raise _Failure(str(error), WRONG_USAGE) from error
+            raise _WrongSetting(str(error)) from error
         except GCEError as error:
-            raise _Failure(str(error), FAILED) from error
+            raise click.ClickException(str(error)) from error
         except (KeyboardInterrupt, click.Abort) as interrupt:
             # With a number if it was another signal than that of Ctrl-C.
             number = next(iter(interrupt.args), signal.SIGINT)

@@ -6,7 +6,6 @@ Identity-Aware Proxy, where a machine has no external address, are gcloud's busi
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import socket
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dask_gce.cli.cloud import find, open_compute
-from dask_gce.cli.interruption import terminable
+from dask_gce.cli.interruption import run_while_wanted, terminable
 from dask_gce.cli.options import cluster_argument, identity_option, json_option, project_option
 from dask_gce.cli.output import note, print_json
 
@@ -69,7 +68,7 @@ def dashboard(
       dask gce dashboard grid
       dask gce dashboard grid --no-open --port 9000
     """
-    record = asyncio.run(_find(name, identity, project))
+    record = run_while_wanted(_find(name, identity, project))
     machine = choose_machine(record)
     remote = _dashboard_port(record)
     for host in (machine.external_ip, machine.internal_ip):
@@ -118,7 +117,7 @@ def ssh(
       dask gce ssh grid
       dask gce ssh grid --machine grid-worker-7c2e -- sudo docker logs dask
     """
-    record = asyncio.run(_find(name, identity, project))
+    record = run_while_wanted(_find(name, identity, project))
     command = _gcloud_ssh(record, choose_machine(record, machine))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -49,15 +49,23 @@ async def open_compute(project: str | None = None) -> AsyncIterator[Compute]:
 
     settings = Settings.load(project=project)
     credentials = await asyncio.to_thread(load_credentials, settings)
-    async with Compute(
+    compute = Compute(
         await asyncio.to_thread(discover_project, settings),
         endpoint=settings.api_endpoint,
         credentials=credentials,
         threads=settings.api_connections,
         rate=settings.api_rate,
         call_timeout=CALL_TIMEOUT,
-    ) as compute:
+    )
+    try:
         yield compute
+    except asyncio.CancelledError:
+        # To close it is to wait for the exchanges under way, and Ctrl-C means now.
+        raise
+    except BaseException:
+        await compute.close()
+        raise
+    await compute.close()
 
 
 async def survey(compute: Compute) -> Inventory:

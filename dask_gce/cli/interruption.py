@@ -1,13 +1,15 @@
 """How commands end before their time: Ctrl-C and SIGTERM.
 
-Owns the handling of both signals by commands that have something to clean up. The exit status that
-follows is the matter of the group of commands.
+Owns the handling of both signals, by commands that have something to clean up and by those that
+have not. The exit status that follows is the matter of the group of commands.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,7 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["run_to_the_end", "terminable"]
+__all__ = ["run_to_the_end", "run_while_wanted", "terminable"]
 
 T = TypeVar("T")
 
@@ -34,6 +36,29 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_while_wanted(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that has nothing to clean up; Ctrl-C ends the process there and then.
+
+    Python would first wait for the threads that wait for an answer which nobody wants any more.
+
+    Parameters
+    ----------
+    work : coroutine
+        What to run.
+
+    Returns
+    -------
+    object
+        What it returns.
+    """
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        sys.stdout.flush()
+        os._exit(128 + signal.SIGINT)
 
 
 def run_to_the_end(work: Coroutine[Any, Any, T]) -> T:

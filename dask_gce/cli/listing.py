@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dask_gce.cli.cloud import find, open_compute, survey
+from dask_gce.cli.interruption import run_while_wanted
 from dask_gce.cli.options import cluster_argument, identity_option, json_option, project_option
 from dask_gce.cli.output import note, print_json, print_table, render_age, render_expiry
 
@@ -39,7 +39,7 @@ def list_all(project: str | None, as_json: bool) -> None:
       dask gce list
       dask gce list --json | jq -r '.clusters[].name'
     """
-    inventory = asyncio.run(_survey(project))
+    inventory = run_while_wanted(_survey(project))
     if as_json:
         print_json(inventory.to_json())
     elif inventory.clusters:
@@ -79,7 +79,7 @@ def show(name: str, identity: str | None, project: str | None, as_json: bool) ->
     \b
       dask gce show grid
     """
-    record = asyncio.run(_find(name, identity, project))
+    record = run_while_wanted(_find(name, identity, project))
     known = _is_known(record)
     if as_json:
         print_json({**record.to_json(), "connection_file": known})

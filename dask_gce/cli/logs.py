@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dask_gce.cli.cloud import find, open_compute
+from dask_gce.cli.interruption import run_while_wanted
 from dask_gce.cli.options import cluster_argument, identity_option, json_option, project_option
 from dask_gce.cli.output import harmless
 
@@ -67,9 +68,9 @@ def logs(
     if identity is not None and not boot:
         raise click.UsageError("--id is for --boot; the connection file knows its cluster.")
     if boot:
-        asyncio.run(_boot(name, identity, project, machine, follow, tail, as_json))
+        run_while_wanted(_boot(name, identity, project, machine, follow, tail, as_json))
     else:
-        asyncio.run(_dask(name, project, machine, follow, tail, as_json))
+        run_while_wanted(_dask(name, project, machine, follow, tail, as_json))
 
 
 def _printer(as_json: bool, several: bool) -> Show:

@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from dask_gce.cli.output import note
 
 if TYPE_CHECKING:
@@ -42,6 +40,8 @@ class Progress:
     """
 
     def __init__(self, title: str) -> None:
+        from rich.console import Console
+
         self._title = title
         self._since = time.monotonic()
         self._console = Console(stderr=True)

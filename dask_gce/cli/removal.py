@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dask_gce.cli.cloud import find, open_compute, survey
+from dask_gce.cli.interruption import run_while_wanted
 from dask_gce.cli.options import complete_cluster, identity_option, json_option, project_option
 from dask_gce.cli.output import note, print_json, print_table, render_age
 
@@ -43,7 +44,7 @@ def delete(
     """
     if identity is not None and len(names) > 1:
         raise click.UsageError("--id tells clusters of one name apart; give one NAME with it.")
-    asyncio.run(_delete(tuple(dict.fromkeys(names)), identity, yes, project, as_json))
+    run_while_wanted(_delete(tuple(dict.fromkeys(names)), identity, yes, project, as_json))
 
 
 async def _delete(
@@ -136,7 +137,7 @@ def sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) ->
       dask gce sweep
       dask gce sweep --delete
     """
-    asyncio.run(_sweep(really, all_owners, project, as_json))
+    run_while_wanted(_sweep(really, all_owners, project, as_json))
 
 
 async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) -> None:
