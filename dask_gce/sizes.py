@@ -37,8 +37,12 @@ _PREDEFINED: Final[Mapping[str, Mapping[str, tuple[tuple[int, ...], int]]]] = {
         "standard": ((1, 2, 4, 8, 16, 32, 64, 96), 3840),
         "highmem": ((2, 4, 8, 16, 32, 64, 96), 6656),
     },
-    "n2": {"highcpu": (_N2, _GB), "standard": ((*_N2, 128), 4 * _GB), "highmem": (_N2, 8 * _GB)},
-    "n2d": {"highcpu": (_N2D, _GB), "standard": (_N2D, 4 * _GB), "highmem": (_N2, 8 * _GB)},
+    "n2": {
+        "highcpu": (_N2, _GB),
+        "standard": ((*_N2, 128), 4 * _GB),
+        "highmem": (_N2[:-1], 8 * _GB),
+    },
+    "n2d": {"highcpu": (_N2D, _GB), "standard": (_N2D, 4 * _GB), "highmem": (_N2[:-1], 8 * _GB)},
     "n4": {"highcpu": (_N4, 2 * _GB), "standard": (_N4, 4 * _GB), "highmem": (_N4, 8 * _GB)},
     "t2d": {"standard": ((1, 2, 4, 8, 16, 32, 48, 60), 4 * _GB)},
     "c2": {"standard": ((4, 8, 16, 30, 60), 4 * _GB)},
@@ -96,7 +100,8 @@ def _custom(family: str, cpus: int, megabytes: int, each: float, prefix: str) ->
     if rule is None:
         return None
     for size in rule.cpus:
-        total = rule.least_memory(size, max(megabytes, size * each))
+        usual = size * min(each, rule.maximum_mb)
+        total = rule.least_memory(size, max(megabytes, usual))
         if size >= cpus and total is not None:
             return f"{prefix}custom-{size}-{total}"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import tracemalloc
 
@@ -12,12 +13,15 @@ from dask_gce.blueprint import Blueprint
 from dask_gce.instance import build_insert
 from dask_gce.placement import Location, MachineShape
 from dask_gce.settings import Settings
-from dask_gce.startup import PUBLIC_ENDPOINT
+from dask_gce.startup import PUBLIC_ENDPOINT, Tls
 
 GIB = 2**30
 ZONE = "us-central1-a"
 SHAPE = MachineShape("e2-standard-4", 4, 16 * GIB)
 HERE = Location(ZONE, SHAPE)
+#: What the workers on that machine share when the scheduler is there too: 5 % each for the system
+#: and the scheduler.
+LOCAL = SHAPE.usable_memory - int(SHAPE.usable_memory * 0.05)
 
 
 def blueprint(**settings):
@@ -77,6 +81,63 @@ def test_a_machine_may_run_several_workers(processes, suffixes):
     assert (plan.processes, plan.suffixes) == (processes, suffixes)
     assert plan.worker("w", HERE, "tcp://s:1").metadata["dask-gce-processes"] == str(processes)
     assert plan.scheduler("s", HERE).metadata["dask-gce-processes"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "nthreads", "limit"),
+    [
+        ({"single_node": True}, 4, LOCAL),
+        ({"single_node": True, "processes": 2}, 2, LOCAL // 2),
+        ({"workers_on_scheduler": 3, "processes": 2}, 1, LOCAL // 3),
+        ({"workers_on_scheduler": 2, "nthreads": 1, "memory_limit": "2 GB"}, 1, "2 GB"),
+        ({"workers_on_scheduler": 2, "worker_options": {"memory_limit": 0.25}}, 2, 0.25),
+    ],
+)
+def test_workers_on_the_scheduler_share_its_machine(settings, nthreads, limit):
+    plan = blueprint(**settings)
+    metadata = plan.scheduler("s", HERE).metadata
+    spec = json.loads(metadata["dask-gce-local-spec"])
+    assert (spec["opts"]["nthreads"], spec["opts"]["memory_limit"]) == (nthreads, limit)
+    # Where the scheduler is the machine knows.
+    assert spec.keys() == {"cls", "opts"}
+    assert metadata["dask-gce-local-processes"] == str(plan.local_workers)
+    assert plan.local_suffixes == tuple(f"-{number}" for number in range(plan.local_workers))
+    share = plan.local_share(SHAPE)
+    assert (share.nthreads, share.memory_limit) == (nthreads, limit)
+    # The scheduler itself is told nothing of them.
+    assert json.loads(metadata["dask-gce-spec"]) == json.loads(
+        blueprint().scheduler("s", HERE).metadata["dask-gce-spec"]
+    )
+
+
+def test_a_scheduler_alone_hears_nothing_of_workers():
+    plan = blueprint(processes=4)
+    assert (plan.local_workers, plan.local_suffixes) == (0, ())
+    assert not any("local" in key for key in plan.scheduler("s", HERE).metadata)
+
+
+def test_workers_on_the_scheduler_leave_it_some_memory():
+    for memory in (GIB, 16 * GIB, 600 * GIB):
+        shape = MachineShape("m", 8, memory)
+        plan = blueprint(workers_on_scheduler=4)
+        assert plan.local_share(shape).memory * 4 <= shape.usable_memory - 256 * 2**20
+        assert plan.local_share(shape).memory * 4 > shape.usable_memory * 0.6
+
+
+def test_workers_on_the_scheduler_have_the_certificates_of_workers():
+    roles = {role: Tls("the ca", f"{role}'s", f"{role}'s key") for role in ("scheduler", "worker")}
+    plan = dataclasses.replace(blueprint(single_node=True), tls=roles)
+    metadata = plan.scheduler("s", HERE).metadata
+    assert metadata["dask-gce-tls-cert"] == "scheduler's"
+    assert metadata["dask-gce-local-tls-cert"] == "worker's"
+    assert metadata["dask-gce-local-tls-key"] == "worker's key"
+
+
+def test_machines_beyond_a_single_node_have_processes_each():
+    plan = blueprint(single_node=True, workers_on_scheduler=3, processes=2)
+    assert plan.suffixes == ("-0", "-1")
+    assert plan.worker("w", HERE, "tcp://s:1").metadata["dask-gce-processes"] == "2"
+    assert opts(plan)["nthreads"] == 2
 
 
 def test_workers_find_the_scheduler_by_a_name_known_beforehand():

@@ -4,83 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-import sys
 
 import pytest
+from guests import Guest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from dask_gce.emulator.machines.metadata import MetadataServer
-from dask_gce.emulator.record import InstanceRecord
-from dask_gce.startup import Payload, Tls, build_metadata, guest_file, scheduler_spec, worker_spec
-
-#: A `dask` that writes down how it was called instead of doing it.
-WITNESS = """#!{python}
-import json, os, sys
-file = sys.argv[sys.argv.index("--spec-file") + 1]
-seen = {{"arguments": sys.argv[1:], "environment": dict(os.environ),
-        "spec": json.load(open(file)), "mode": os.stat(file).st_mode & 0o777}}
-opts = seen["spec"].get("opts") or next(iter(seen["spec"].values()))["opts"]
-security = opts["security"] or {{}}
-seen["files"] = {{name: [open(path).read(), os.stat(path).st_mode & 0o777]
-                 for name, path in security.items() if isinstance(path, str)}}
-json.dump(seen, open({output!r}, "w"))
-sys.exit({status})
-"""
-
-
-class Guest:
-    """A folder that looks to the start program like the inside of the container."""
-
-    def __init__(self, folder, status=0):
-        self.folder = folder
-        self.output = folder / "seen.json"
-        (folder / "bin").mkdir()
-        (folder / "guest").mkdir()
-        (folder / "tmp").mkdir()
-        dask = folder / "bin" / "dask"
-        dask.write_text(
-            WITNESS.format(python=sys.executable, output=str(self.output), status=status)
-        )
-        dask.chmod(0o755)
-        (folder / "guest" / "start.py").write_text(guest_file("start.py"))
-        (folder / "guest" / "entrypoint.json").write_text("null")
-
-    async def run(self, payload):
-        """Run the program against a metadata server; return its status, what it did, phases."""
-        items = [{"key": k, "value": v} for k, v in build_metadata(payload).items()]
-        resource = {
-            "name": "dask-1-worker-2",
-            "id": "1",
-            "machineType": "zones/us-east1-b/machineTypes/e2-small",
-            "zone": "projects/p/zones/us-east1-b",
-            "networkInterfaces": [{"networkIP": "127.0.0.1", "network": "global/networks/default"}],
-            "metadata": {"items": items},
-        }
-        record = InstanceRecord("p", 1, "us-east1-b", resource)
-        server = MetadataServer(record, "127.0.0.1", "token", users=[os.getuid()])
-        await server.start()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                str(self.folder / "guest" / "start.py"),
-                env={
-                    "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-                    "GCE_METADATA_HOST": f"127.0.0.1:{server.port}",
-                    "TMPDIR": str(self.folder / "tmp"),
-                    "LANG": "C.UTF-8",
-                },
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-            )
-            output, _ = await process.communicate()
-        finally:
-            await server.close()
-        seen = json.loads(self.output.read_text()) if self.output.exists() else None
-        return process.returncode, seen, output.decode()
+from dask_gce.startup import Payload, Tls, scheduler_spec, worker_spec
 
 
 @pytest.fixture

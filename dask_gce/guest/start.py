@@ -2,6 +2,9 @@
 
 Everything comes from the metadata server and is data: the environment, the Dask specification, the
 certificates. What Dask needs as files is written to a private temporary folder.
+
+A scheduler's machine may have workers too. They are a second process, which starts when the
+scheduler answers, starts again when it fails, and ends when the scheduler does.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -26,6 +30,12 @@ SERVER = "http://{}/computeMetadata/v1/instance/".format(
 )
 #: Exit status after this program has itself published why it failed; startup.sh knows it too.
 PHASE_IS_TOLD = 113
+#: Seconds until workers beside a scheduler that failed are started again: at first, and at most.
+AGAIN, AGAIN_AT_MOST = 1.0, 30.0
+#: Seconds after which such workers count as started, so that the next failure is a first one.
+STEADY = 60.0
+#: Seconds that they may take to end.
+GRACE = 5.0
 
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -88,19 +98,28 @@ def write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
-def security(role: str, folder: Path) -> dict[str, object] | None:
+def security(role: str, folder: Path, leaf: str) -> dict[str, object] | None:
     """Return the keywords of distributed's Security for this role, or None without TLS."""
     ca = metadata("attributes/dask-gce-tls-ca", default="")
     if not ca:
         return None
-    for name in ("ca", "cert", "key"):
-        write_private(folder / (name + ".pem"), metadata("attributes/dask-gce-tls-" + name))
+    write_private(folder / "ca.pem", ca)
+    for name in ("cert", "key"):
+        write_private(folder / (name + ".pem"), metadata(f"attributes/{leaf}-{name}"))
     return {
         "require_encryption": True,
         "tls_ca_file": str(folder / "ca.pem"),
         f"tls_{role}_cert": str(folder / "cert.pem"),
         f"tls_{role}_key": str(folder / "key.pem"),
     }
+
+
+def settle(options: dict[str, Any], address: str) -> None:
+    """Add to the options of a Dask process where it is."""
+    options["host"] = address
+    # Bound to this machine's own address, as the comms are, not to every interface.
+    if str(options.get("dashboard_address", "")).startswith(":"):
+        options["dashboard_address"] = address + options["dashboard_address"]
 
 
 def several(spec: dict[str, Any], name: str, count: int) -> dict[str, Any]:
@@ -112,14 +131,121 @@ def several(spec: dict[str, Any], name: str, count: int) -> dict[str, Any]:
     return workers
 
 
-def announce(role: str, host: str, port: int, process: subprocess.Popen[bytes]) -> None:
-    """Publish the phase `running` once Dask runs; for the scheduler, once its port answers."""
-    if role == "scheduler":
-        while not reachable(host, port):
-            if process.poll() is not None:
-                return
-            time.sleep(0.1)
-    phase("running")
+def add_preload(options: dict[str, Any], path: Path) -> None:
+    """Add a preload to those that a user chose."""
+    given = options.get("preload") or []
+    chosen = [given] if isinstance(given, str) else list(given)
+    arguments = options.get("preload_argv") or []
+    if arguments and not isinstance(arguments[0], str):
+        # A list for each preload; one list of texts would be for all of them.
+        options["preload_argv"] = [*arguments[: len(chosen)], []]
+    options["preload"] = [*chosen, str(path)]
+
+
+def prepare_local(folder: Path, address: str, scheduler: dict[str, Any]) -> list[str]:
+    """Prepare the workers beside a scheduler; return the arguments of `dask` that start them."""
+    text = metadata("attributes/dask-gce-local-spec", default="")
+    if not text:
+        return []
+    mine = folder / "local"
+    mine.mkdir(mode=0o700)
+    spec = json.loads(text)
+    settle(spec["opts"], address)
+    spec["opts"]["security"] = security("worker", mine, "dask-gce-local-tls")
+    count = int(metadata("attributes/dask-gce-local-processes"))
+    write_private(mine / "spec.json", json.dumps(several(spec, metadata("name"), count)))
+    write_private(folder / "keep_local.py", metadata("attributes/dask-gce-local-preload"))
+    add_preload(scheduler, folder / "keep_local.py")
+    contact = "{}://{}:{}".format(scheduler["protocol"], address, scheduler["port"])
+    return ["spec", contact, "--spec-file", str(mine / "spec.json")]
+
+
+class Supervisor:
+    """Runs Dask, and beside a scheduler its workers, until Dask ends."""
+
+    def __init__(self, dask: list[str], local: list[str], environment: dict[str, str]) -> None:
+        self._local_command = local
+        self._environment = environment
+        # Filled by threads and signal handlers, which is why it is this kind of queue.
+        self._happened: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+        self._local: subprocess.Popen[bytes] | None = None
+        self._local_since = 0.0
+        self._again_at: float | None = None
+        self._pause = AGAIN
+        self._ending = False
+        self._dask = self._start("dask", dask)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: self._happened.put(("signal", number)))
+
+    def _start(self, which: str, command: list[str]) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, env=self._environment)
+
+        def wait() -> None:
+            self._happened.put((which, process.wait()))
+
+        threading.Thread(target=wait, daemon=True).start()
+        return process
+
+    def announce(self, role: str, host: str, port: int) -> None:
+        """Publish the phase `running` once Dask runs; for the scheduler, once its port answers."""
+        if role == "scheduler":
+            while not reachable(host, port):
+                if self._dask.poll() is not None:
+                    return
+                time.sleep(0.1)
+        phase("running")
+        self._happened.put(("answers", 0))
+
+    def run(self) -> int:
+        """Wait for the end of Dask and return its exit status."""
+        while True:
+            what, number = self._next()
+            if what == "dask":
+                self._end_local()
+                return 128 - number if number < 0 else number
+            if what == "signal":
+                self._ending, self._again_at = True, None
+                for process in (self._dask, self._local):
+                    if process is not None:
+                        process.send_signal(number)
+            elif what == "local":
+                self._lose_local(number)
+            elif self._local_command and not self._ending:
+                self._again_at, self._local_since = None, time.monotonic()
+                self._local = self._start("local", self._local_command)
+
+    def _next(self) -> tuple[str, int]:
+        if self._again_at is None:
+            return self._happened.get()
+        try:
+            return self._happened.get(timeout=max(0.0, self._again_at - time.monotonic()))
+        except queue.Empty:
+            return "again", 0
+
+    def _lose_local(self, status: int) -> None:
+        self._local = None
+        if status == 0 or self._ending:
+            return  # somebody has let them go
+        if time.monotonic() - self._local_since > STEADY:
+            self._pause = AGAIN
+        print(
+            f"dask-gce: the workers beside the scheduler ended with exit status {status}; "
+            f"they start again in {self._pause:g} s",
+            flush=True,
+        )
+        self._again_at = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, AGAIN_AT_MOST)
+
+    def _end_local(self) -> None:
+        if self._local is None:
+            return
+        if not self._ending:  # else they were told; told twice, Dask drops everything
+            self._local.terminate()
+        try:
+            self._local.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._local.kill()
+            self._local.wait()
 
 
 def main() -> None:
@@ -130,14 +256,14 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="dask-gce-"))
 
     options = spec["opts"]
-    options["host"] = address
-    options["security"] = security(role, folder)
+    settle(options, address)
+    options["security"] = security(role, folder, "dask-gce-tls")
     port = options.get("port", 0)
-    # Bound to this machine's own address, as the comms are, not to every interface.
-    if str(options.get("dashboard_address", "")).startswith(":"):
-        options["dashboard_address"] = address + options["dashboard_address"]
     arguments = spec.pop("args", [])
-    if role == "worker":
+    local: list[str] = []
+    if role == "scheduler":
+        local = prepare_local(folder, address, options)
+    else:
         name = options["name"] = metadata("name")
         processes = int(metadata("attributes/dask-gce-processes"))
         if processes > 1:
@@ -154,13 +280,17 @@ def main() -> None:
         deadline = time.monotonic() + scheduler["timeout"]
         wait_for_scheduler(scheduler["host"], scheduler["port"], deadline)
 
-    command = [*entrypoint, "dask", "spec", *arguments, "--spec-file", str(folder / "spec.json")]
-    process = subprocess.Popen(command, env=environment)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: process.send_signal(number))
-    threading.Thread(target=announce, args=(role, address, port, process), daemon=True).start()
-    status = process.wait()
-    sys.exit(128 - status if status < 0 else status)
+    dask = [*entrypoint, "dask"]
+    supervisor = Supervisor(
+        [*dask, "spec", *arguments, "--spec-file", str(folder / "spec.json")],
+        [*dask, *local] if local else [],
+        environment,
+    )
+    announcing = threading.Thread(
+        target=supervisor.announce, args=(role, address, port), daemon=True
+    )
+    announcing.start()
+    sys.exit(supervisor.run())
 
 
 if __name__ == "__main__":

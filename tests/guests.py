@@ -1,0 +1,94 @@
+"""The inside of a container, as the program that starts Dask on an instance finds it.
+
+Owns a folder with a `dask` of the test's choice, and the metadata server beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+
+from dask_gce.emulator.machines.metadata import MetadataServer
+from dask_gce.emulator.record import InstanceRecord
+from dask_gce.startup import build_metadata, guest_file
+
+#: A `dask` that writes down how it was called instead of doing it.
+WITNESS = """#!{python}
+import json, os, sys
+file = sys.argv[sys.argv.index("--spec-file") + 1]
+seen = {{"arguments": sys.argv[1:], "environment": dict(os.environ),
+        "spec": json.load(open(file)), "mode": os.stat(file).st_mode & 0o777}}
+opts = seen["spec"].get("opts") or next(iter(seen["spec"].values()))["opts"]
+security = opts["security"] or {{}}
+seen["files"] = {{name: [open(path).read(), os.stat(path).st_mode & 0o777]
+                 for name, path in security.items() if isinstance(path, str)}}
+json.dump(seen, open({output!r}, "w"))
+sys.exit({status})
+"""
+
+
+class Guest:
+    """A folder that looks to the start program like the inside of the container."""
+
+    def __init__(self, folder, status=0, dask=WITNESS, **changes):
+        """Let `dask` be a program; change constants of the start program, to be quicker."""
+        self.folder = folder
+        self.output = folder / "seen.json"
+        (folder / "bin").mkdir()
+        (folder / "guest").mkdir()
+        (folder / "tmp").mkdir()
+        program = folder / "bin" / "dask"
+        program.write_text(
+            dask.format(python=sys.executable, output=str(self.output), status=status)
+        )
+        program.chmod(0o755)
+        (folder / "guest" / "start.py").write_text(_changed(guest_file("start.py"), changes))
+        (folder / "guest" / "entrypoint.json").write_text("null")
+
+    async def run(self, payload, during=None):
+        """Run the program against a metadata server; return its status, what it did, phases.
+
+        While it runs, `during` is awaited with its process.
+        """
+        items = [{"key": k, "value": v} for k, v in build_metadata(payload).items()]
+        resource = {
+            "name": "dask-1-worker-2",
+            "id": "1",
+            "machineType": "zones/us-east1-b/machineTypes/e2-small",
+            "zone": "projects/p/zones/us-east1-b",
+            "networkInterfaces": [{"networkIP": "127.0.0.1", "network": "global/networks/default"}],
+            "metadata": {"items": items},
+        }
+        record = InstanceRecord("p", 1, "us-east1-b", resource)
+        server = MetadataServer(record, "127.0.0.1", "token", users=[os.getuid()])
+        await server.start()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(self.folder / "guest" / "start.py"),
+                env={
+                    "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+                    "GCE_METADATA_HOST": f"127.0.0.1:{server.port}",
+                    "TMPDIR": str(self.folder / "tmp"),
+                    "LANG": "C.UTF-8",
+                },
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            if during is not None:
+                await during(process)
+            output, _ = await process.communicate()
+        finally:
+            await server.close()
+        seen = json.loads(self.output.read_text()) if self.output.exists() else None
+        return process.returncode, seen, output.decode()
+
+
+def _changed(program, constants):
+    for name, value in constants.items():
+        program, found = re.subn(rf"^{name} = .*$", f"{name} = {value}", program, flags=re.M)
+        assert found == 1, name
+    return program
