@@ -80,9 +80,15 @@ def _ask(records: Sequence[ClusterRecord]) -> None:
         + ")"
         for record in records
     )
-    if not sys.stdin.isatty():
+    if not _is_asked():
         raise click.UsageError(f"There is nobody to ask whether to delete {question}: add --yes.")
-    click.confirm(f"Delete {question}?", abort=True, err=True)
+    if not click.confirm(f"Delete {question}?", err=True):
+        raise click.ClickException("Nothing was deleted.")
+
+
+def _is_asked() -> bool:
+    """Tell whether there is somebody to ask."""
+    return sys.stdin.isatty()
 
 
 async def _delete_one(compute: Compute, record: ClusterRecord) -> None:
