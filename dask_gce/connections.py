@@ -198,7 +198,7 @@ def load_connection(name: str, project: str | None = None) -> Connection:
     try:
         content = read_private(path, _LIMIT)
     except FileNotFoundError:
-        raise _missing(name, str(path), f" in project {project}") from None
+        raise _missing(name, str(path), project) from None
     connection = _parse(path, content)
     if (connection.cluster, connection.project) != (name, project):
         raise _useless(
@@ -258,7 +258,7 @@ def _root() -> Path:
 def _only_project(name: str) -> str:
     projects = [project for project, listed in list_connections() if listed == name]
     if not projects:
-        raise _missing(name, str(_root() / "*" / f"{name}.json"), "")
+        raise _missing(name, str(_root() / "*" / f"{name}.json"))
     if len(projects) > 1:
         raise SettingsError(
             f"project: several projects have a cluster {name!r}: {', '.join(projects)}. Tell which "
@@ -268,12 +268,13 @@ def _only_project(name: str) -> str:
     return projects[0]
 
 
-def _missing(name: str, place: str, where: str) -> CredentialsError:
+def _missing(name: str, place: str, project: str = "") -> CredentialsError:
+    where, option = (f" in project {project}", f" --project {project}") if project else ("", "")
     return CredentialsError(
         f"There is no connection file for cluster {name!r}{where}; it was looked for at {place}. "
         "The cluster may well run: copy the file to this place from the machine and account that "
         "made the cluster. Without the file it can be ended, but not joined: "
-        f"dask gce delete {name}"
+        f"dask gce delete {name}{option}"
     )
 
 
@@ -384,5 +385,5 @@ def _check_end(path: Path, connection: Connection) -> None:
             raise CredentialsError(
                 f"The certificates of cluster {connection.cluster!r} ended at {end:%Y-%m-%d %H:%M} "
                 "UTC, so nobody can join it any more. Delete it, and make a new one: "
-                f"dask gce delete {connection.cluster}"
+                f"dask gce delete {connection.cluster} --project {connection.project}"
             )

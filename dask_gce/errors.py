@@ -94,7 +94,7 @@ class SettingsError(GCEError, ValueError):
 
 
 class CredentialsError(GCEError):
-    """No usable Google credentials, or no project, could be found."""
+    """No usable Google credentials, no project, or no usable connection file could be found."""
 
 
 class TransportError(GCEError):
