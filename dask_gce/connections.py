@@ -346,12 +346,8 @@ def _parse(path: Path, text: bytes) -> Connection:
 
 def _parse_json(text: bytes) -> Any:
     """Parse JSON; None if it is none, without an error that would hold the text."""
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(constant)
-
     try:
-        return json.loads(text.decode(), parse_constant=refuse)
+        return json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
 
