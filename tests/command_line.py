@@ -23,8 +23,8 @@ from records import compute_of, insert, labels_of
 from dask_gce.cli import gce
 from dask_gce.emulator import ComputeEmulator
 
-#: What dask-gce labels are called by `records.labels_of`.
-Machines = dict[str, dict[str, str]]
+#: What of a machine is no label.
+HOW = ("zone", "overrides")
 
 
 def run(emulator: ComputeEmulator | None, *arguments: str, **options: Any) -> Result:
@@ -56,8 +56,8 @@ def make(emulator: ComputeEmulator, **machines: Any) -> None:
                     emulator,
                     compute,
                     name.replace("_", "-"),
-                    labels_of(**{key: value for key, value in labels.items() if key != "zone"}),
-                    **{key: value for key, value in labels.items() if key == "zone"},
+                    labels_of(**{key: value for key, value in labels.items() if key not in HOW}),
+                    **{key: value for key, value in labels.items() if key in HOW},
                 )
 
     asyncio.run(ask())
