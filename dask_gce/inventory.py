@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from dask_gce import names
 from dask_gce.compute import Compute
 from dask_gce.errors import ClusterNotFound, SettingsError
+from dask_gce.prices import hourly_price
 from dask_gce.removal import Removal
 
 __all__ = [
@@ -98,13 +99,18 @@ class Machine:
         """Whether it runs or is about to."""
         return self.status not in _GOING | _OFF
 
+    @property
+    def hourly_price(self) -> float | None:
+        """What an hour of it costs in US dollars, as `prices` knows it; None if it does not."""
+        return hourly_price(self.machine_type, self.zone, spot=self.spot)
+
     def to_json(self) -> dict[str, Any]:
         """Return it in the types of JSON.
 
         Returns
         -------
         dict
-            Keys like the fields, the time in ISO 8601.
+            Keys like the fields, the time in ISO 8601, the price in US dollars.
         """
         return {
             "name": self.name,
@@ -116,6 +122,7 @@ class Machine:
             "created": _iso(self.created),
             "internal_ip": self.internal_ip,
             "external_ip": self.external_ip,
+            "hourly_price": _rounded(self.hourly_price),
         }
 
 
@@ -192,6 +199,13 @@ class ClusterRecord:
             return "running" if scheduler.status == "RUNNING" else "starting"
         return "stopping" if any(each.status in _GOING for each in self.machines) else "stopped"
 
+    @property
+    def hourly_price(self) -> float | None:
+        """What an hour of the machines that are on costs in US dollars; None if unknown of one."""
+        prices = [each.hourly_price for each in self.machines if each.on]
+        known = [price for price in prices if price is not None]
+        return sum(known) if len(known) == len(prices) else None
+
     def age(self, now: datetime | None = None) -> timedelta:
         """Return how long ago its first machine was asked for.
 
@@ -213,7 +227,7 @@ class ClusterRecord:
         Returns
         -------
         dict
-            Keys like the fields and properties, times in ISO 8601.
+            Keys like the fields and properties, times in ISO 8601, prices in US dollars an hour.
         """
         return {
             "name": self.name,
@@ -226,6 +240,7 @@ class ClusterRecord:
             "expires": None if self.expires is None else _iso(self.expires),
             "zones": list(self.zones),
             "machine_types": list(self.machine_types),
+            "hourly_price": _rounded(self.hourly_price),
             "machines": [each.to_json() for each in self.machines],
         }
 
@@ -451,6 +466,10 @@ def _machine(data: Mapping[str, Any]) -> Machine:
 
 def _iso(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _rounded(price: float | None) -> float | None:
+    return None if price is None else round(price, 6)
 
 
 def _describe(records: Iterable[ClusterRecord]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -117,6 +118,7 @@ async def test_the_list_survives_json(cloud, compute):
     assert cluster["expires"] == "2027-01-15T08:00:00Z"
     assert cluster["created"].endswith("Z")
     assert cluster["machines"][0]["role"] == "scheduler"
+    assert cluster["hourly_price"] == cluster["machines"][0]["hourly_price"] == 0.016753
 
 
 # -- states ---------------------------------------------------------------------------------------
@@ -145,6 +147,16 @@ def test_age_is_that_of_the_first_machine_and_never_negative():
     cluster = record(machine(created=NOON), machine(created=NOON + timedelta(hours=3)))
     assert cluster.age(NOON + timedelta(hours=5)) == timedelta(hours=5)
     assert cluster.age(NOON - timedelta(hours=5)) == timedelta(0)
+
+
+def test_the_price_is_that_of_what_is_on_or_unknown():
+    small = machine().hourly_price
+    assert small == pytest.approx(0.01675, rel=0.01)
+    assert record(machine(), machine(), machine(status="STOPPED")).hourly_price == 2 * small
+    spot = replace(machine(), spot=True)
+    assert spot.hourly_price is None
+    assert record(machine(), spot).hourly_price is None
+    assert record(machine(), replace(spot, status="TERMINATED")).hourly_price == small
 
 
 # -- one of them ----------------------------------------------------------------------------------
