@@ -92,11 +92,15 @@ def on_linux(tmp_path, monkeypatch):
     (tmp_path / "self/ns").mkdir(parents=True)
     (tmp_path / "self/stat").touch()
 
-    def show(boot="1", machine="m", outermost=True):
+    def show(boot="1", machine="m", outermost=True, namespace="1"):
         (tmp_path / "sys/kernel/random/boot_id").write_text(f"{boot}\n")
         (tmp_path / "machine-id").write_text(machine)
-        (tmp_path / "self/ns/pid").touch()
-        number = (tmp_path / "self/ns/pid").stat().st_ino
+        # Their files have numbers, as namespaces do.
+        file, link = tmp_path / f"namespace-{namespace}", tmp_path / "self/ns/pid"
+        file.touch()
+        link.unlink(missing_ok=True)
+        link.symlink_to(file)
+        number = file.stat().st_ino
         monkeypatch.setattr(client, "_OUTERMOST", number if outermost else number + 1)
         monkeypatch.setattr(client, "_PROC", tmp_path)
         monkeypatch.setattr(client, "_MACHINE_ID", tmp_path / "machine-id")
@@ -121,9 +125,10 @@ def test_a_container_that_started_again_is_another(on_linux, kind):
 
 def test_containers_and_computers_differ(on_linux, monkeypatch):
     seen = {on_linux().name, on_linux(machine="n").name, on_linux(outermost=False).name}
+    seen.add(on_linux(outermost=False, namespace="2").name)
     monkeypatch.setattr(client.socket, "gethostname", lambda: "elsewhere")
     seen.add(on_linux().name)
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_processes_that_are_not_shown_are_unknown(on_linux, tmp_path, monkeypatch):

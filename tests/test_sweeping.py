@@ -174,6 +174,15 @@ async def test_what_came_to_life_meanwhile_stays(cloud, compute):
     assert not await delete_orphan(compute, orphan)
 
 
+async def test_only_that_one_of_its_name_goes(cloud, compute):
+    await orphaned(cloud, compute, "grid", identity="1" * 32)
+    more = {"identity": "2" * 32, "client": dead_mark()}
+    await insert(cloud, compute, "second", labels_of("grid", "scheduler", **more))
+    first, second = await sweep(compute, everybody=True)
+    assert await delete_orphan(compute, second)
+    assert cloud.alive() == {first.record.machines[0].name}
+
+
 async def test_it_is_looked_at_again_right_before(cloud, compute):
     await orphaned(cloud, compute, "grid-1")
     answers = iter(["gone", "alive"])
