@@ -57,6 +57,26 @@ class Batch:
         self.ended = False
         self._settling: asyncio.Task[None] | None = None
 
+    @classmethod
+    def of_others(cls, zone: str) -> Batch:
+        """Return the request of another process that has made an instance which is there.
+
+        Parameters
+        ----------
+        zone : str
+            The zone.
+
+        Returns
+        -------
+        Batch
+            A request that has ended.
+        """
+        batch = cls(zone)
+        batch.answered.set()
+        batch.sent = batch.ended = True
+        batch.accepted_at = -math.inf
+        return batch
+
     async def settle(self, compute: Compute, name: str, timeout: float) -> None:
         """Wait until no instance can come of it any more, for all who ask at the same time.
 

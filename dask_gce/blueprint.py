@@ -271,6 +271,7 @@ class Blueprint:
             metadata=startup.build_metadata(payload),
             service_account=settings.service_account,
             scopes=settings.scopes,
+            expires=self.expires,
             overrides=settings.instance_overrides,
         )
 

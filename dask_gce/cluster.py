@@ -1,9 +1,9 @@
 """The cluster: what a user makes, scales and closes.
 
-Owns the order of things: what is found out before the first machine, what runs while the cluster
-lives, and that everything is gone afterwards, whichever way it ends. How the workers follow the
-plan is in `scaling`, how one machine is made in `blueprint`, how all are watched and removed in
-`fleet`.
+Owns the order of things: what runs while the cluster lives, and that everything is gone afterwards,
+or left in order, whichever way it ends. How it comes by its machines is in `assembly`, how the
+workers follow the plan in `scaling`, how one machine is made in `blueprint`, how all are watched
+and removed in `fleet`.
 """
 
 from __future__ import annotations
@@ -12,31 +12,21 @@ import asyncio
 import itertools
 import logging
 import math
-import weakref
 from collections.abc import Generator
-from functools import partial
 from typing import Any
 
 from dask.utils import parse_timedelta
 from dask.widgets.widgets import get_template
 from distributed.core import Status
-from distributed.deploy.spec import SpecCluster
 from distributed.objects import SchedulerInfo
 
 from dask_gce import names
+from dask_gce.assembly import AssembledCluster, CreateMode
 from dask_gce.errors import GCEError
-from dask_gce.fleet import Fleet
-from dask_gce.instance import build_insert
-from dask_gce.preparation import Preparation, prepare
-from dask_gce.scaling import ScalingCluster
-from dask_gce.scheduler import GCEScheduler, answers_at
+from dask_gce.scheduler import answers_at
 from dask_gce.settings import Settings
-from dask_gce.worker import GCEWorker
 
 logger = logging.getLogger(__name__)
-
-#: Seconds until watching goes on after an error that nobody foresaw.
-WATCH_AGAIN = 2.0
 
 #: Seconds between attempts to reach a scheduler that was lost from sight.
 RECONNECT_AFTER = 2.0
@@ -45,11 +35,14 @@ RECONNECT_AFTER = 2.0
 #: deleted. A worker that loses its scheduler while it ends takes four seconds over it.
 FAREWELL = 0.5
 
+#: Seconds that a cluster which is left running gets to carry out what was asked of it last.
+HAND_OVER = 60.0
+
 #: Workers that the representation in a notebook lists one by one.
 SHOWN_WORKERS = 20
 
 
-class GCECluster(ScalingCluster):
+class GCECluster(AssembledCluster):
     """A Dask cluster on Google Compute Engine.
 
     Every argument that is None comes from the dask config (``gce:`` in YAML or ``DASK_GCE__...``),
@@ -73,8 +66,13 @@ class GCECluster(ScalingCluster):
         Event loop to use.
     silence_logs : bool or int
         Level up to which Dask's logs are silenced on this side.
-    shutdown_on_close : bool
-        Whether the interpreter's exit closes the cluster.
+    shutdown_on_close : bool, optional
+        Whether :meth:`close`, and the interpreter's exit, end the cluster for everybody. By default
+        they do if this object has made it. With False it stays until :meth:`shutdown`, and a file
+        that only you can read lets your other processes connect to it.
+    create_mode : {"create", "connect", "create-or-connect"}
+        Whether to make a cluster, to connect to the one of that ``name``, or to do whichever is
+        possible. A cluster that exists keeps its settings.
     scheduler_sync_interval : float or str
         How often the cluster's state is saved on the scheduler, in seconds or as ``"5s"``.
     shutdown_scheduler : bool
@@ -91,6 +89,8 @@ class GCECluster(ScalingCluster):
         If a setting is unknown or impossible; before any call to Google.
     CredentialsError
         If no credentials or no project can be found.
+    ClusterNotFound
+        If there is no cluster to connect to.
     GCEError
         If the scheduler cannot be started; nothing is left behind then.
 
@@ -115,7 +115,8 @@ class GCECluster(ScalingCluster):
         asynchronous: bool = False,
         loop: Any = None,
         silence_logs: bool | int = False,
-        shutdown_on_close: bool = True,
+        shutdown_on_close: bool | None = None,
+        create_mode: CreateMode = "create",
         scheduler_sync_interval: float | str = 1,
         shutdown_scheduler: bool = True,
         quiet: bool = False,
@@ -130,9 +131,9 @@ class GCECluster(ScalingCluster):
             **settings,
         )
         self._starting: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
         self._quiet = quiet
+        # Whether it is to end for everybody, and whether it was left to others.
+        self._ending = self._left = False
         # SpecCluster makes its lock when it starts, but needs it to close what never started.
         self._lock = asyncio.Lock()
         try:
@@ -142,6 +143,7 @@ class GCECluster(ScalingCluster):
                 asynchronous=asynchronous,
                 loop=loop,
                 silence_logs=silence_logs,
+                create_mode=create_mode,
                 shutdown_on_close=shutdown_on_close,
                 scheduler_sync_interval=scheduler_sync_interval,
                 shutdown_scheduler=shutdown_scheduler,
@@ -151,6 +153,59 @@ class GCECluster(ScalingCluster):
             if not asynchronous and hasattr(self, "status"):
                 self.close()
             raise
+
+    @classmethod
+    def from_name(  # type: ignore[override]  # SpecCluster promises a ProcessInterface, which it is not
+        cls,
+        name: str,
+        *,
+        project: str | None = None,
+        shutdown_on_close: bool = False,
+        **options: Any,
+    ) -> GCECluster:
+        """Connect to a cluster that another process has made.
+
+        Needs the connection file that was written when it was made with ``shutdown_on_close=False``
+        (``dask gce create`` does).
+
+        Parameters
+        ----------
+        name : str
+            The cluster's name.
+        project : str, optional
+            Its project, if clusters of several have that name.
+        shutdown_on_close : bool
+            Whether closing this object ends the cluster.
+        **options
+            What the constructor takes beside settings: ``asynchronous``, ``quiet`` and so on.
+
+        Returns
+        -------
+        GCECluster
+            The cluster, to be awaited if ``asynchronous``.
+
+        Raises
+        ------
+        ClusterNotFound
+            If there is no such cluster any more.
+        CredentialsError
+            If its connection file is missing, or others can read it.
+        GCEError
+            If its scheduler is gone or does not answer.
+
+        Examples
+        --------
+        >>> from dask_gce import GCECluster
+        >>> with GCECluster.from_name("grid") as cluster:  # doctest: +SKIP
+        ...     cluster.scale(20)
+        """
+        return cls(
+            name=name,
+            project=project,
+            create_mode="connect",
+            shutdown_on_close=shutdown_on_close,
+            **options,
+        )
 
     # -- starting ---------------------------------------------------------------------------------
 
@@ -176,13 +231,20 @@ class GCECluster(ScalingCluster):
         self.quiet = self._quiet
         self.status = Status.starting
         try:
-            self._prepared = await prepare(self.settings, self.name)
-            self._begin(self._prepared)
+            await self._assemble()
             await self._scheduler
             self._log(f"The scheduler is at {self._scheduler.address}")
             # SpecCluster takes it from here: it finds the scheduler started, and connects.
             self.status = Status.created
             await super()._start()
+            if self._joined:
+                # Whom it misses may have gone when nobody saw to it.
+                await self._replace()
+            else:
+                await self._await_local_workers()
+            self._complete = True
+            if self._fleet is not None:
+                self._fleet.delete_at_exit = self.shutdown_on_close
         except BaseException as error:
             await self._close()
             cause = error.__cause__
@@ -191,50 +253,6 @@ class GCECluster(ScalingCluster):
                 raise cause from cause.__cause__
             raise
         self._note_arrival(set(self._registered()))
-
-    def _begin(self, prepared: Preparation) -> None:
-        """Ask for the scheduler's machine and for those of the first workers, side by side."""
-        blueprint = prepared.blueprint
-        self.security = prepared.security
-        cluster = weakref.ref(self)
-        limit = self.settings.max_workers
-        self._fleet = fleet = Fleet(
-            prepared.compute,
-            self.name,
-            blueprint.identity,
-            events=self.events,
-            max_workers=math.inf if limit is None else limit // blueprint.processes,
-            delete_at_exit=self.shutdown_on_close,
-            on_exit=lambda: _abandon(cluster()),
-            changed=self._watcher.disturb,
-        )
-        location = prepared.schedulers.locations[0]
-        self.scheduler = GCEScheduler(
-            name=names.instance_name(self.name, "scheduler"),
-            fleet=fleet,
-            blueprint=blueprint,
-            placement=prepared.schedulers,
-            location=location,
-            moved=self._follow_scheduler,
-        )
-        self.scheduler_spec = {"cls": GCEScheduler, "options": {}}
-        self.new_spec = {
-            "cls": GCEWorker,
-            "options": {"fleet": fleet, "blueprint": blueprint},
-        }
-        if blueprint.suffixes:
-            self.new_spec["group"] = list(blueprint.suffixes)
-        # A worker that could not even be asked for is better found out before the scheduler runs.
-        address = self._scheduler.contact_address
-        build_insert(blueprint.worker("worker", self._choose_location(), address))
-        self._log(
-            f"Starting the scheduler of {self.name}: {location.machine_type} in {location.zone}, "
-            f"project {blueprint.project}"
-        )
-        self._watch(fleet)
-        self._target = self._machines_for(self._wanted, adapting=False)
-        self._fill()
-        self._correct_state()
 
     def __await__(self) -> Generator[Any, None, GCECluster]:
         async def started() -> GCECluster:
@@ -254,19 +272,6 @@ class GCECluster(ScalingCluster):
         return await self
 
     # -- while it runs ----------------------------------------------------------------------------
-
-    def _watch(self, fleet: Fleet) -> None:
-        """Watch the machines for as long as the cluster lives: every deadline depends on it."""
-        if self._closing is None:
-            self._watching = asyncio.ensure_future(
-                self._watcher.run(fleet, lambda: self._scheduler.name)
-            )
-            self._watching.add_done_callback(partial(self._watch_again, fleet))
-
-    def _watch_again(self, fleet: Fleet, watching: asyncio.Task[None]) -> None:
-        if not watching.cancelled() and (error := watching.exception()) is not None:
-            logger.error("Watching cluster %s failed, and goes on.", self.name, exc_info=error)
-            asyncio.get_running_loop().call_later(WATCH_AGAIN, self._watch, fleet)
 
     def _drop(self, name: str, failure: GCEError) -> None:
         """Take a machine that failed out of the plan; without its scheduler the cluster is lost."""
@@ -349,6 +354,40 @@ class GCECluster(ScalingCluster):
 
     # -- ending -----------------------------------------------------------------------------------
 
+    def shutdown(self) -> Any:
+        """End the cluster for everybody: delete its machines, whatever ``shutdown_on_close`` says.
+
+        Returns
+        -------
+        awaitable or None
+            Something to await when the cluster is asynchronous.
+
+        Raises
+        ------
+        GCEError
+            If it is not certain that all machines are deleted, or if this object has left the
+            cluster to others before.
+        """
+        return self.sync(self._shutdown)
+
+    async def _shutdown(self) -> None:
+        self._ending = True
+        await self._close()
+        if self._left:
+            raise GCEError(
+                f"Cluster {self.name} was left running when this object was closed. To end it: "
+                f"GCECluster.from_name({self.name!r}).shutdown(), or dask gce delete {self.name}"
+            )
+
+    @property
+    def _ends(self) -> bool:
+        """Whether closing deletes the machines."""
+        if self._lost is not None and self._complete:
+            return True  # what is left of it is of no use to anybody
+        if not self._complete:
+            return not self._joined
+        return self._ending or self.shutdown_on_close
+
     async def _close(self) -> None:
         if self.status == Status.closed:
             return
@@ -360,7 +399,10 @@ class GCECluster(ScalingCluster):
         await asyncio.shield(self._closing)
 
     async def _close_once(self, starting: bool) -> None:
-        """Delete every machine, the workers' first; nobody is waited for long."""
+        """Delete every machine, the workers' first, or leave all; nobody is waited for long."""
+        ends = self._ends
+        if not ends and self._complete:
+            await self._hand_over()
         connected = self.status == Status.running and self._lost is None
         self.status = Status.closing
         if self._adaptive is not None:
@@ -375,11 +417,13 @@ class GCECluster(ScalingCluster):
             # Nothing to say to a scheduler that is gone; connecting would take half a minute.
             connected = False
         try:
-            if self._fleet is not None:
+            if self._fleet is not None and ends:
                 await self._fleet.delete_workers()
                 if connected:
                     await self._say_farewell()
                 await self._fleet.delete_all()
+            elif self._fleet is not None:
+                await self._fleet.leave()
         except GCEError as error:
             if not starting:
                 # Whoever calls close() again tries again; so does the interpreter's exit.
@@ -387,7 +431,20 @@ class GCECluster(ScalingCluster):
                 raise
             # The error that made the start fail is the one to raise.
             logger.error("%s", error)
+        self._left = not ends
+        if ends and (forget := self._forget()) is not None:
+            await asyncio.to_thread(forget)
         await self._release()
+
+    async def _hand_over(self) -> None:
+        """Bring what was begun to an end, and leave the rest to the other processes."""
+        if self._adaptive is not None:
+            self._adaptive.stop()
+        try:
+            await self._settle(HAND_OVER)
+        except GCEError as error:
+            logger.warning("%s", error)
+        await self._publish_plan(keeper="")
 
     async def _say_farewell(self) -> None:
         """Let workers end in order, and the scheduler tell its clients that it ends."""
@@ -414,13 +471,6 @@ class GCECluster(ScalingCluster):
         await super()._close()
         if self._prepared is not None:
             await self._prepared.compute.close()
-
-
-def _abandon(cluster: GCECluster | None) -> None:
-    """Keep distributed's own exit hook away from a cluster whose machines are deleted already."""
-    if cluster is not None:
-        SpecCluster._instances.discard(cluster)
-        cluster.status = Status.closed
 
 
 async def _end(task: asyncio.Future[Any] | None) -> None:

@@ -33,7 +33,7 @@ from dask_gce.insertion import Insertion
 from dask_gce.instance import Instance, InstanceSpec, parse_instance
 from dask_gce.member import Member
 from dask_gce.operation import explain_end
-from dask_gce.removal import Removal
+from dask_gce.removal import OFF, Removal
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +74,16 @@ class Fleet:
     max_workers : float
         How many worker instances there may be at a time.
     delete_at_exit : bool
-        Whether to delete what is left when the interpreter ends.
+        Whether to delete what is left when the interpreter ends; may be changed later.
     on_exit : callable, optional
         Called after that.
     changed : callable, optional
         Called when a look is worth while.
+    others : callable, optional
+        Told of instances of the cluster that another process has made. Without it there are none:
+        what is not on record is deleted.
+    zones : collection of str
+        Where they may have made them.
     """
 
     def __init__(
@@ -92,6 +97,8 @@ class Fleet:
         delete_at_exit: bool = True,
         on_exit: Callable[[], None] | None = None,
         changed: Callable[[], None] = lambda: None,
+        others: Callable[[Sequence[Instance]], None] | None = None,
+        zones: Collection[str] = (),
     ) -> None:
         self.compute = compute
         self.cluster = cluster
@@ -100,16 +107,19 @@ class Fleet:
         self.on_exit = on_exit
         self.max_workers = max_workers
         self._changed = changed
+        self._others = others
+        #: All that were ever on record, whether they still are or not.
+        self._known: set[str] = set()
         self._label = names.label_filter({names.CLUSTER_LABEL: cluster, names.ID_LABEL: identity})
         # Every zone in which something was asked for: what is left there must be found too.
-        self._zones: set[str] = set()
+        self._zones: set[str] = set(zones)
         self._unreachable: frozenset[str] = frozenset()
         self._held: list[Member] = []
         self._insertion = Insertion(compute, changed)
         self._removal = Removal(compute, cluster, self._label, lambda: self._zones)
         self._ended = False
-        if delete_at_exit:
-            at_exit(self, self._end)
+        self.delete_at_exit = delete_at_exit
+        at_exit(self, self._end)
 
     # -- making -----------------------------------------------------------------------------------
 
@@ -136,6 +146,7 @@ class Fleet:
             if self._ended:
                 raise GCEError(f"Cluster {self.cluster} is closed and makes no {spec.name}.")
             member = self.members[spec.name] = Member(spec, timeout)
+            self._known.add(spec.name)
             self._zones.add(spec.zone)
             self.events.note(spec.name, "requested", f"{spec.machine_type} in {spec.zone}")
             if self.max_workers < math.inf and _is_worker(spec):
@@ -152,6 +163,24 @@ class Fleet:
         else:
             accepted.set_result(None)
         return accepted
+
+    def adopt(self, spec: InstanceSpec, instance: Instance, timeout: float) -> None:
+        """Take an instance on record that another process has made.
+
+        Parameters
+        ----------
+        spec : InstanceSpec
+            What it is, as if it had been asked for here.
+        instance : Instance
+            What was seen of it.
+        timeout : float
+            Seconds until it must be ready, from now on.
+        """
+        member = Member(spec, timeout, batch=Batch.of_others(spec.zone))
+        member.see(instance)
+        self.members[spec.name] = member
+        self._known.add(spec.name)
+        self._zones.add(spec.zone)
 
     def _release(self, found: Collection[Instance]) -> None:
         """Ask for those that were held back, as many as the cap allows by the cloud's own count."""
@@ -202,7 +231,13 @@ class Fleet:
             member.see(seen.get((member.zone, member.name)))
             if member.running_since is not None and not was_running:
                 self.events.note(member.name, "running")
-        self._removal.review(found, self.members.keys())
+        ours = found
+        if self._others is not None:
+            # A machine that is off is of no use to anybody, whoever made it.
+            ours = [each for each in found if each.name in self._known or each.status in OFF]
+            if new := [each for each in found if each.name not in self._known and not each.ended]:
+                self._others(new)
+        self._removal.review(ours, self.members.keys())
         self._release(found)
 
     async def _list(self) -> tuple[list[dict[str, Any]], frozenset[str]]:
@@ -301,6 +336,27 @@ class Fleet:
             )
             for member, cls, what in verdicts
         ]
+
+    async def explain(self, name: str, cls: type[InstanceError], what: str) -> InstanceError:
+        """Make an error of what somebody else has found out about an instance.
+
+        Parameters
+        ----------
+        name : str
+            The instance's name.
+        cls : type
+            The error's class.
+        what : str
+            What happened, the end of a sentence.
+
+        Returns
+        -------
+        InstanceError
+            The error, with the instance's boot phase and the end of its console.
+        """
+        member = self.members[name]
+        await _in_time(member.inspect(self.compute))
+        return member.failed(cls, what)
 
     def _judge(self, member: Member, now: float) -> tuple[type[InstanceError], str] | None:
         if member.failure is not None:
@@ -411,7 +467,15 @@ class Fleet:
             self.members.clear()
         not_at_exit(self)
 
+    async def leave(self) -> None:
+        """Have nothing more to do with the instances; they stay as they are."""
+        self._withdraw_held()
+        await self._insertion.stop()
+        not_at_exit(self)
+
     def _end(self) -> None:
+        if not self.delete_at_exit:
+            return
         try:
             self.delete_now()
             self.compute.close_now()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 from dask_gce.errors import SettingsError
@@ -65,6 +66,8 @@ class InstanceSpec:
         Email or ``"default"``; None attaches none.
     scopes : tuple of str
         OAuth scopes of the service account.
+    expires : int or None
+        When Compute Engine deletes it, in seconds since 1970 UTC; None for never.
     overrides : mapping
         A JSON merge patch (RFC 7396) on the request body.
     """
@@ -84,6 +87,7 @@ class InstanceSpec:
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     service_account: str | None = None
     scopes: tuple[str, ...] = ()
+    expires: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -134,6 +138,12 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
         # scheduler that has forgotten its work is worse than one that is known to be lost.
         "scheduling": {"automaticRestart": False},
     }
+    if spec.expires is not None:
+        # The same moment for all machines of a cluster, whenever they are made:
+        # https://docs.cloud.google.com/compute/docs/instances/limit-vm-runtime
+        end = datetime.fromtimestamp(spec.expires, timezone.utc)
+        body["scheduling"]["terminationTime"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
+        body["scheduling"]["instanceTerminationAction"] = "DELETE"
     if spec.tags:
         body["tags"] = {"items": list(spec.tags)}
     if spec.service_account is not None:

@@ -17,7 +17,7 @@ import re
 import secrets
 import threading
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, get_args
 
 from dask_gce.errors import SettingsError
@@ -44,6 +44,7 @@ __all__ = [
     "label_filter",
     "label_value",
     "new_cluster_name",
+    "note_used",
     "region_of",
     "zonal_dns_name",
 ]
@@ -208,6 +209,18 @@ def instance_name(cluster: str, role: Role) -> str:
         raise ValueError(f"role must be one of {get_args(Role)}, not {role!r}")
     check_cluster_name(cluster)
     return _draw(f"{cluster}-{role}-", digits=4)
+
+
+def note_used(taken: Iterable[str]) -> None:
+    """Never hand these names out: instances have them that another process has made.
+
+    Parameters
+    ----------
+    taken : iterable of str
+        Names of instances.
+    """
+    with _used_lock:
+        _used.update(taken)
 
 
 def _draw(prefix: str, *, digits: int) -> str:

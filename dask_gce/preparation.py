@@ -2,13 +2,13 @@
 
 Owns the look-ups: credentials, project, certificates, which zones offer the machine types, and
 that no other cluster has this name. Nothing is created in the cloud here, so that whatever goes
-wrong costs nothing.
+wrong costs nothing. What is found out of a cluster that runs already is in `reunion`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import getpass
+import time
 import uuid
 from dataclasses import dataclass, field
 
@@ -16,13 +16,16 @@ from distributed.security import Security
 
 from dask_gce import names
 from dask_gce.blueprint import Blueprint
+from dask_gce.client import client_mark, current_user
 from dask_gce.compute import Compute
 from dask_gce.credentials import discover_project, load_credentials
 from dask_gce.errors import APIError, SettingsError
-from dask_gce.instance import parse_instance
+from dask_gce.fit import check_fit
+from dask_gce.inventory import ClusterRecord, list_clusters
 from dask_gce.placement import Location, MachineShape, Placement
 from dask_gce.settings import Settings
-from dask_gce.trust import establish_trust
+from dask_gce.startup import Tls
+from dask_gce.trust import client_tls, establish_trust
 
 #: Seconds that one call may take, with all its repeats.
 CALL_TIMEOUT = 180.0
@@ -44,6 +47,8 @@ class Preparation:
         Where workers may be.
     security : distributed.security.Security
         The client's side of the cluster's security.
+    client_tls : Tls or None
+        The same as PEM text; None for plain TCP.
     """
 
     compute: Compute
@@ -51,32 +56,26 @@ class Preparation:
     schedulers: Placement
     workers: Placement
     security: Security = field(repr=False)
+    client_tls: Tls | None = field(default=None, repr=False)
 
 
-async def prepare(settings: Settings, cluster: str) -> Preparation:
-    """Find out all that a cluster needs.
+async def open_compute(settings: Settings) -> Compute:
+    """Make the client of the Compute API that a cluster's settings ask for.
 
     Parameters
     ----------
     settings : Settings
         The cluster's settings.
-    cluster : str
-        The cluster's name.
 
     Returns
     -------
-    Preparation
-        What was found.
+    Compute
+        The Compute API, to be closed by the caller; it begins to import Google's library.
 
     Raises
     ------
-    SettingsError
-        If no zone offers the machine types, if a cluster of that name exists, or if the user's own
-        certificates cannot be used.
     CredentialsError
         If there are no credentials or no project.
-    GCEError
-        If Compute Engine does not answer or refuses.
     """
     credentials = await asyncio.to_thread(load_credentials, settings)
     project = await asyncio.to_thread(discover_project, settings)
@@ -89,49 +88,113 @@ async def prepare(settings: Settings, cluster: str) -> Preparation:
         # A single call does not outlast the wait that it is part of.
         call_timeout=min(CALL_TIMEOUT, settings.start_timeout),
     )
-    # Importing Google's library takes a second, which the rest of the work here can use.
+    # Importing Google's library takes a second, which the rest of the work can use.
     compute.preload()
-    try:
-        trust = await asyncio.to_thread(establish_trust, settings.security, cluster)
-        if settings.name is not None:
-            await _check_that_name_is_free(compute, cluster)
-        schedulers, workers = await _find_locations(compute, settings)
-        blueprint = Blueprint(
-            settings=settings,
-            project=project,
-            cluster=cluster,
-            identity=uuid.uuid4().hex,
-            owner=await asyncio.to_thread(_user),
-            tls=trust.machines,
-        )
-    except BaseException:
-        await compute.close()
-        raise
-    return Preparation(compute, blueprint, Placement(schedulers), Placement(workers), trust.client)
+    return compute
+
+
+async def prepare(
+    compute: Compute, settings: Settings, cluster: str, *, detached: bool = False
+) -> Preparation:
+    """Find out all that a cluster needs.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API.
+    settings : Settings
+        The cluster's settings.
+    cluster : str
+        The cluster's name.
+    detached : bool
+        Whether the cluster is to outlive this process.
+
+    Returns
+    -------
+    Preparation
+        What was found.
+
+    Raises
+    ------
+    SettingsError
+        If no zone offers the machine types, if a cluster of that name exists, or if the user's own
+        certificates cannot be used.
+    GCEError
+        If Compute Engine does not answer or refuses.
+    """
+    lifetime = settings.max_lifetime
+    trust = await asyncio.to_thread(establish_trust, settings.security, cluster)
+    if settings.name is not None:
+        await _check_that_name_is_free(compute, cluster)
+    schedulers, workers = await find_locations(compute, settings)
+    check_fit(settings, schedulers, workers)
+    blueprint = Blueprint(
+        settings=settings,
+        project=compute.project,
+        cluster=cluster,
+        identity=uuid.uuid4().hex,
+        owner=names.label_value(await asyncio.to_thread(current_user)),
+        client=await asyncio.to_thread(client_mark, detached),
+        expires=None if lifetime is None else int(time.time() + lifetime),
+        tls=trust.machines,
+    )
+    return Preparation(
+        compute,
+        blueprint,
+        Placement(schedulers),
+        Placement(workers),
+        trust.client,
+        await asyncio.to_thread(client_tls, trust.client),
+    )
 
 
 async def _check_that_name_is_free(compute: Compute, cluster: str) -> None:
     """Refuse a name that is taken: nobody could tell the two clusters apart."""
-    label = names.label_filter(names.cluster_labels(cluster))
-    listed, _ = await compute.aggregated_list_instances(label)
     # Those that end may be the last of a cluster that was closed a moment ago.
-    found = [instance for instance in map(parse_instance, listed) if not instance.ended]
-    if found:
-        raise SettingsError(
-            f"name = {cluster!r}: a cluster of this name has {len(found)} instances in project "
-            f"{compute.project}, for example {found[0].name}. Choose another name, or delete it "
-            f"first: gcloud compute instances list --filter=labels.{names.CLUSTER_LABEL}={cluster}",
-            key="name",
-        )
+    found = [each for each in (await list_clusters(compute, cluster)).clusters if _is_there(each)]
+    if not found:
+        return
+    one = found[0]
+    raise SettingsError(
+        f"name = {cluster!r}: a cluster of this name has {len(one.machines)} instances in project "
+        f"{compute.project}, for example {one.machines[0].name}; its owner is "
+        f"{one.owner or 'unknown'}. Choose another name, connect to it "
+        f"(GCECluster.from_name({cluster!r})), or delete it: dask gce delete {cluster} "
+        f"--project {compute.project}",
+        key="name",
+    )
 
 
-async def _find_locations(
+def _is_there(record: ClusterRecord) -> bool:
+    return any(machine.on for machine in record.machines)
+
+
+async def find_locations(
     compute: Compute, settings: Settings
 ) -> tuple[list[Location], list[Location]]:
     """Return where the scheduler may be, and where workers may be.
 
     A zone counts before a machine type, so that a cluster stays in the first zone for as long as
     that has any of the types to give.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API.
+    settings : Settings
+        The cluster's settings.
+
+    Returns
+    -------
+    schedulers : list of Location
+        For the scheduler, the preferred one first.
+    workers : list of Location
+        For workers.
+
+    Raises
+    ------
+    SettingsError
+        If no zone offers the machine types.
     """
     roles = (settings.scheduler_machine_type, settings.worker_machine_type)
     wanted = [(zone, name) for zone in settings.zone for name in dict.fromkeys(sum(roles, ()))]
@@ -173,10 +236,3 @@ async def _find_locations(
         f"--filter='name=({' '.join(settings.worker_machine_type)})'",
         key="zone",
     ) from missing
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no entry in the password database, as in some containers
-        return ""

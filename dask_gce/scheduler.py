@@ -46,8 +46,9 @@ class GCEScheduler(GCEProcess):
         Where it may be made.
     location : Location
         Where it is made first.
-    moved : callable
-        Called when it moves, with the name it leaves, so that its workers move with it.
+    moved : callable or None
+        Called when it moves, with the name it leaves, so that its workers move with it; None for
+        one that exists and therefore does not move.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class GCEScheduler(GCEProcess):
         blueprint: Blueprint,
         placement: Placement,
         location: Location,
-        moved: Callable[[str], None],
+        moved: Callable[[str], None] | None,
     ) -> None:
         spec = blueprint.scheduler(name, location)
         super().__init__(fleet, spec, location, blueprint.settings.start_timeout)
@@ -99,7 +100,7 @@ class GCEScheduler(GCEProcess):
     def _move(self, error: GCEError) -> bool:
         """Move on to the next location, if that may help."""
         reason = error.__cause__ if isinstance(error.__cause__, GCEError) else error
-        if cause_of(reason) not in (Cause.CAPACITY, Cause.QUOTA):
+        if self._moved is None or cause_of(reason) not in (Cause.CAPACITY, Cause.QUOTA):
             return False
         if self.failure is None or isinstance(self.failure, InstanceError):
             # Else it was the workers' machines that are not to be had here.

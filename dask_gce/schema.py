@@ -368,6 +368,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "service_account": _service_account,
     "scopes": _scopes,
     "security": _security,
+    "max_lifetime": _seconds,
     "start_timeout": _seconds,
     "worker_start_timeout": _seconds,
     "worker_start_failure_limit": _whole_number(1),

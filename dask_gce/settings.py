@@ -117,6 +117,8 @@ class Settings:
         Access scopes of that account as URLs.
     security : bool or distributed.Security
         Whether to make certificates, or the user's own.
+    max_lifetime : float or None
+        Seconds until Compute Engine deletes the machines; None for no such limit.
     start_timeout : float
         Seconds the scheduler may take to answer.
     worker_start_timeout : float
@@ -165,6 +167,7 @@ class Settings:
     service_account: str | None
     scopes: tuple[str, ...]
     security: bool | Security
+    max_lifetime: float | None
     start_timeout: float
     worker_start_timeout: float
     worker_start_failure_limit: int

@@ -1,0 +1,259 @@
+"""How a cluster comes by its machines: made anew, or found where another process has made them.
+
+Owns the first requests, the connection file, and who is told what of the machines. What has to be
+found out first is in `preparation` and `reunion`; what is done later about the plan in `scaling`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import weakref
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from distributed.core import Status
+from distributed.deploy.spec import SpecCluster
+
+from dask_gce import names
+from dask_gce.connections import (
+    Connection,
+    delete_connection,
+    load_connection,
+    save_connection,
+)
+from dask_gce.errors import SettingsError, StartTimeout
+from dask_gce.fleet import Fleet
+from dask_gce.instance import build_insert
+from dask_gce.inventory import list_clusters
+from dask_gce.placement import Location
+from dask_gce.preparation import Preparation, open_compute, prepare
+from dask_gce.reunion import Reunion, as_instance, check_endpoint, rejoin
+from dask_gce.scaling import ScalingCluster
+from dask_gce.scheduler import GCEScheduler
+from dask_gce.settings import Settings
+from dask_gce.worker import GCEWorker
+
+CreateMode = Literal["create", "connect", "create-or-connect"]
+
+#: Seconds between looks whether the workers on the scheduler's machine have arrived.
+ARRIVAL_PAUSE = 0.05
+
+
+class AssembledCluster(ScalingCluster):
+    """A cluster that gets its machines.
+
+    Parameters
+    ----------
+    settings : Settings
+        The cluster's settings.
+    name : str
+        The cluster's name.
+    create_mode : {"create", "connect", "create-or-connect"}
+        Whether to make machines, to find them, or what is possible.
+    shutdown_on_close : bool or None
+        Whether closing deletes them; None: if they were made here.
+    **options
+        What SpecCluster takes.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        *,
+        create_mode: CreateMode = "create",
+        shutdown_on_close: bool | None = None,
+        **options: Any,
+    ) -> None:
+        self._mode = _check_mode(create_mode, settings)
+        self._ends_by_default = shutdown_on_close is None
+        # Whether another process has made the machines.
+        self._joined = create_mode == "connect"
+        # Whether all is there; until then whatever ends a cluster that is being made deletes it.
+        self._complete = False
+        ends = create_mode == "create" if shutdown_on_close is None else shutdown_on_close
+        super().__init__(settings, name, shutdown_on_close=ends, **options)
+
+    async def _assemble(self) -> None:
+        """Find out what is needed, then ask for the first machines or find them."""
+        if self._mode == "connect":
+            await self._join(await self._load_connection())
+            return
+        compute = await open_compute(self.settings)
+        try:
+            if self._mode == "create-or-connect" and await self._is_there(compute):
+                connection = await self._load_connection(compute.project)
+                self._joined = True
+            else:
+                detached = not (self._ends_by_default or self.shutdown_on_close)
+                prepared = await prepare(compute, self.settings, self.name, detached=detached)
+                if self._ends_by_default:
+                    self.shutdown_on_close = True
+                if detached or self._mode != "create":
+                    # On record before the first machine is.
+                    await self._share()
+                    await asyncio.to_thread(self._save_connection, prepared)
+                self._prepared = prepared
+        finally:
+            if self._prepared is None:
+                await compute.close()
+        if self._joined:
+            await self._join(connection)
+        else:
+            self._begin(prepared)
+
+    async def _is_there(self, compute: Any) -> bool:
+        inventory = await list_clusters(compute, self.name)
+        return any(machine.on for record in inventory.clusters for machine in record.machines)
+
+    # -- making -----------------------------------------------------------------------------------
+
+    def _begin(self, prepared: Preparation) -> None:
+        """Ask for the scheduler's machine and for those of the first workers, side by side."""
+        blueprint = prepared.blueprint
+        location = prepared.schedulers.locations[0]
+        name = names.instance_name(self.name, "scheduler")
+        fleet = self._prepare_fleet(prepared, name, location, moved=self._follow_scheduler)
+        # A worker that could not even be asked for is better found out before the scheduler runs.
+        address = self._scheduler.contact_address
+        build_insert(blueprint.worker("worker", self._choose_location(), address))
+        self._log(
+            f"Starting the scheduler of {self.name}: {location.machine_type} in {location.zone}, "
+            f"project {blueprint.project}"
+        )
+        self._watch(fleet)
+        self._target = self._machines_for(self._wanted, adapting=False)
+        self._fill()
+        self._correct_state()
+
+    def _prepare_fleet(
+        self, prepared: Preparation, scheduler: str, location: Location, *, moved: Any
+    ) -> Fleet:
+        blueprint, settings = prepared.blueprint, self.settings
+        self.security = prepared.security
+        limit = settings.max_workers
+        here = settings.workers_on_scheduler
+        self._fleet = fleet = Fleet(
+            prepared.compute,
+            self.name,
+            blueprint.identity,
+            events=self.events,
+            max_workers=math.inf if limit is None else (limit - here) // blueprint.processes,
+            # What is half made is worth nothing, however long the whole is to stay.
+            delete_at_exit=not self._joined,
+            on_exit=partial(_abandon, weakref.ref(self), self._forget()),
+            changed=self._watcher.disturb,
+            others=self._welcome if self._shared else None,
+            zones=settings.zone if self._shared and settings.allow_cross_zone else (),
+        )
+        self.scheduler = GCEScheduler(
+            name=scheduler,
+            fleet=fleet,
+            blueprint=blueprint,
+            placement=prepared.schedulers,
+            location=location,
+            moved=moved,
+        )
+        self.scheduler_spec = {"cls": GCEScheduler, "options": {}}
+        self.new_spec = {"cls": GCEWorker, "options": {"fleet": fleet, "blueprint": blueprint}}
+        if blueprint.suffixes:
+            self.new_spec["group"] = list(blueprint.suffixes)
+        return fleet
+
+    async def _await_local_workers(self) -> None:
+        """Wait for the workers on the scheduler's own machine: it is no use without them."""
+        fleet, timeout = self._fleet, self.settings.worker_start_timeout
+        if fleet is None:
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        wanted, name = self._local_count, self._scheduler.name
+        while (count := self._registered().get(name, 0)) < wanted:
+            if self._lost is not None:
+                raise self._lost
+            if loop.time() > deadline:
+                what = f"only {count} of its {wanted} workers registered within {timeout:g} s"
+                raise await fleet.explain(name, StartTimeout, what)
+            await asyncio.sleep(ARRIVAL_PAUSE)
+
+    # -- finding ----------------------------------------------------------------------------------
+
+    async def _load_connection(self, project: str | None = None) -> Connection:
+        project = project or self.settings.project
+        connection = await asyncio.to_thread(load_connection, self.name, project)
+        check_endpoint(self.settings, connection)
+        return connection
+
+    async def _join(self, connection: Connection) -> None:
+        """Take over the machines of a cluster that runs."""
+        known = {"project": connection.project, "name": connection.cluster}
+        self.settings = settings = Settings.restore({**connection.settings, **known})
+        await self._share()
+        compute = await open_compute(settings)
+        try:
+            reunion = await rejoin(compute, settings, connection)
+            self._prepared = reunion.prepared
+        finally:
+            if self._prepared is None:
+                await compute.close()
+        self._take_over(reunion)
+
+    def _take_over(self, reunion: Reunion) -> None:
+        name, location = reunion.scheduler.name, reunion.location
+        fleet = self._prepare_fleet(reunion.prepared, name, location, moved=None)
+        names.note_used([name])
+        fleet.adopt(self._scheduler.spec, as_instance(reunion.scheduler), self._scheduler.timeout)
+        self._log(f"Connecting to {self.name}: its scheduler is {name} in {location.zone}")
+        self._watch(fleet)
+        for machine, place in reunion.workers.items():
+            self._plan_machine(fleet, as_instance(machine), place)
+        self._target = len(self.worker_spec)
+        self._correct_state()
+
+    # -- the connection file ----------------------------------------------------------------------
+
+    def _save_connection(self, prepared: Preparation) -> Path:
+        blueprint = prepared.blueprint
+        return save_connection(
+            Connection(
+                cluster=self.name,
+                project=blueprint.project,
+                identity=blueprint.identity,
+                owner=blueprint.owner,
+                client_tls=prepared.client_tls,
+                worker_tls=blueprint.tls.get("worker"),
+                settings=self.settings.dump(),
+            )
+        )
+
+    def _forget(self) -> Any:
+        """Return what removes the connection file, if there is one."""
+        if not self._shared or self._prepared is None:
+            return None
+        return partial(delete_connection, self.name, self._prepared.blueprint.project)
+
+
+def _abandon(known: Any, forget: Any) -> None:
+    """Keep distributed's own exit hook away from a cluster whose machines are deleted already."""
+    cluster = known()
+    if cluster is not None:
+        SpecCluster._instances.discard(cluster)
+        cluster.status = Status.closed
+    if forget is not None:
+        forget()
+
+
+def _check_mode(mode: str, settings: Settings) -> str:
+    modes = ("create", "connect", "create-or-connect")
+    if mode not in modes:
+        raise SettingsError(
+            f"create_mode = {mode!r}: must be one of {', '.join(modes)}.", key="create_mode"
+        )
+    if mode != "create" and settings.name is None:
+        raise SettingsError(
+            f"create_mode = {mode!r}: which cluster? Give its name (dask gce list shows them).",
+            key="name",
+        )
+    return mode

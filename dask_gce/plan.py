@@ -1,0 +1,189 @@
+"""A cluster's plan: which machines there should be, and which workers are on which machine.
+
+Owns what is known: the plan itself (`worker_spec`), its target, and the names. Nothing is decided
+here: how many there should be is in `scaling`, who goes and how in `retirement`, and what follows
+from a failure in `replacement`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Collection, Coroutine
+from typing import Any, cast
+
+from distributed.core import Status
+from distributed.deploy.spec import SpecCluster
+
+from dask_gce import names
+from dask_gce.errors import GCEError
+from dask_gce.events import EventLog
+from dask_gce.fleet import Fleet
+from dask_gce.placement import Location
+from dask_gce.preparation import Preparation
+from dask_gce.scheduler import GCEScheduler
+from dask_gce.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class PlannedCluster(SpecCluster):
+    """A cluster that knows what it should consist of.
+
+    Parameters
+    ----------
+    settings : Settings
+        The cluster's settings.
+    name : str
+        The cluster's name.
+    **options
+        What SpecCluster takes.
+    """
+
+    def __init__(self, settings: Settings, name: str, **options: Any) -> None:
+        self.settings = settings
+        #: What happened to the cluster's machines, oldest first.
+        self.events = EventLog()
+        #: What went wrong with machines of this cluster, oldest first; as many as are kept.
+        self.failures: list[GCEError] = []
+        # Why there is no scheduler any more. Without it nothing is worth its machine.
+        self._lost: GCEError | None = None
+        self._prepared: Preparation | None = None
+        self._fleet: Fleet | None = None
+        # Workers to start with, and machines there should be beside the scheduler's.
+        self._wanted = settings.n_workers
+        self._target = 0
+        self._plan_lock = threading.RLock()
+        # Machines that are being let go: whether they were named by the user.
+        self._leaving: set[str] = set()
+        self._named: set[str] = set()
+        self._kept: set[str] = set()
+        # Machines without a worker that could be asked to go.
+        self._gone: set[str] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        super().__init__(name=name, **options)
+
+    # -- what there is ----------------------------------------------------------------------------
+
+    @property
+    def _ready(self) -> Preparation:
+        if self._prepared is None:
+            raise GCEError(f"Cluster {self.name} has not started; await it before you scale it.")
+        return self._prepared
+
+    @property
+    def plan(self) -> set[str]:
+        """The names of the workers that should be there."""
+        return self._workers_of(list(self.worker_spec)) | self._local_workers
+
+    @property
+    def requested(self) -> set[str]:
+        """The names of the workers whose machines were asked for."""
+        machines = [name for name in list(self.workers) if name in self.worker_spec]
+        return self._workers_of(machines) | self._local_workers
+
+    @property
+    def _local_workers(self) -> set[str]:
+        """The names of the workers on the scheduler's own machine, which stay as long as it."""
+        if self._prepared is None or self.scheduler is None or self._lost is not None:
+            return set()
+        return {self.scheduler.name + suffix for suffix in self._prepared.blueprint.local_suffixes}
+
+    @property
+    def _local_count(self) -> int:
+        return self.settings.workers_on_scheduler
+
+    def _workers_of(self, machines: Collection[str]) -> set[str]:
+        """Return the names of the Dask workers on machines."""
+        suffixes = self._prepared.blueprint.suffixes if self._prepared else ()
+        if not suffixes:
+            return set(machines)
+        return {name + suffix for name in machines for suffix in suffixes}
+
+    def _machine_of(self, worker: str) -> str:
+        """Return the name of the machine that a Dask worker is on."""
+        if worker in self.worker_spec or worker in self.workers:
+            return worker
+        if self._prepared is None:
+            return worker
+        blueprint = self._prepared.blueprint
+        machine, hyphen, number = worker.rpartition("-")
+        local = self.scheduler is not None and machine == self.scheduler.name
+        suffixes = blueprint.local_suffixes if local else blueprint.suffixes
+        return machine if hyphen + number in suffixes else worker
+
+    def _registered(self) -> dict[str, int]:
+        """Return the machines whose workers the scheduler knows, and how many it knows."""
+        found: dict[str, int] = {}
+        # A copy: scale() runs in the user's thread, while workers come and go in the loop's.
+        for worker in list(self.scheduler_info["workers"].values()):
+            machine = self._machine_of(str(worker["name"]))
+            found[machine] = found.get(machine, 0) + 1
+        return found
+
+    def _note_arrival(self, machines: Collection[str]) -> None:
+        """Mark the machines ready all of whose workers have arrived."""
+        if self._fleet is None:
+            return
+        processes = self._ready.blueprint.processes
+        if processes == 1:
+            for name in machines:
+                self._fleet.mark_ready(name)
+            return
+        registered = self._registered()
+        for name in machines:
+            if registered.get(name, 0) >= processes:
+                self._fleet.mark_ready(name)
+
+    # -- the plan ---------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Plan new machines up to the target."""
+        while len(self.worker_spec) < self._target:
+            self.worker_spec.update(self.new_worker_spec())
+
+    def _new_worker_name(self, worker_number: int) -> str:
+        return names.instance_name(self.name, "worker")
+
+    def _trim(self, machines: int) -> None:
+        """Take surplus machines out of the plan: those that have not arrived, then the newest."""
+        surplus = len(self.worker_spec) - machines
+        if surplus <= 0:
+            return
+        arrived = self._registered()
+        newest = list(reversed(self.worker_spec))
+        newest.sort(key=lambda name: name in arrived)
+        for name in newest[:surplus]:
+            self.worker_spec.pop(name, None)
+
+    @property
+    def _scheduler(self) -> GCEScheduler:
+        return cast(GCEScheduler, self.scheduler)
+
+    def _choose_location(self) -> Location:
+        """Return where the next worker is made."""
+        workers = self._ready.workers
+        zone = None if self.settings.allow_cross_zone else self._scheduler.location.zone
+        chosen = workers.choose(zone)
+        if chosen is None:
+            # All are short of machines, which after a pause is no reason not to ask again.
+            chosen = next(each for each in workers.locations if zone in (None, each.zone))
+        return chosen
+
+    # -- what runs beside -------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something beside everything else; it ends with the cluster."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("Something went wrong in cluster %s", self.name, exc_info=error)
+
+    def _correct_state_soon(self) -> None:
+        if self.status in (Status.starting, Status.running):
+            self._correct_state()

@@ -1,0 +1,96 @@
+"""What all who are connected to one cluster agree on: how many machines, and who sees to it.
+
+It is kept in the scheduler's metadata, where all of them can read it. Only one of them, the keeper,
+replaces what is lost; two that did would make one machine too many for each loss. A keeper that is
+gone is succeeded by whoever notices a loss next.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["SharedPlan", "publish", "read"]
+
+logger = logging.getLogger(__name__)
+
+#: Where the scheduler keeps it. SpecCluster has its own entry beside it.
+KEYS = ["dask-gce-plan"]
+
+
+@dataclass(frozen=True)
+class SharedPlan:
+    """The plan, as one of the processes has left it.
+
+    Parameters
+    ----------
+    machines : int
+        How many machines for workers there should be.
+    keeper : str
+        Who replaces lost ones: the mark of a process, see `client`; empty for nobody.
+    """
+
+    machines: int
+    keeper: str = ""
+
+    @classmethod
+    def parse(cls, data: Any) -> SharedPlan | None:
+        """Read a plan from the scheduler's metadata.
+
+        Parameters
+        ----------
+        data : object
+            What is there.
+
+        Returns
+        -------
+        SharedPlan or None
+            The plan; None if there is none, or something else.
+
+        Examples
+        --------
+        >>> SharedPlan.parse({"machines": 3, "keeper": "0af1-812"})
+        SharedPlan(machines=3, keeper='0af1-812')
+        """
+        if not isinstance(data, Mapping) or not isinstance(data.get("machines"), int):
+            return None
+        return cls(max(0, data["machines"]), str(data.get("keeper", "")))
+
+
+async def read(scheduler: Any) -> SharedPlan | None:
+    """Ask the scheduler for the plan.
+
+    Parameters
+    ----------
+    scheduler : distributed.core.rpc
+        The scheduler.
+
+    Returns
+    -------
+    SharedPlan or None
+        The plan; None if there is none yet.
+
+    Raises
+    ------
+    OSError
+        If the scheduler does not answer.
+    """
+    return SharedPlan.parse(await scheduler.get_metadata(keys=KEYS, default=None))
+
+
+async def publish(scheduler: Any, plan: SharedPlan) -> None:
+    """Leave a plan with the scheduler; without an answer it is left there another time.
+
+    Parameters
+    ----------
+    scheduler : distributed.core.rpc
+        The scheduler.
+    plan : SharedPlan
+        The plan.
+    """
+    try:
+        await scheduler.set_metadata(keys=KEYS, value=asdict(plan))
+    except OSError as error:
+        logger.info("The scheduler does not take the plan: %s", error)

@@ -1,0 +1,120 @@
+"""A cluster that several processes are connected to: whose machines are whose business.
+
+Owns what one process does about the machines that another has made, and who of them replaces what
+is lost. What they agree on is in `shared_plan`. A cluster that nobody else can connect to is its
+own keeper and never asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from distributed.core import Status
+
+from dask_gce import names, shared_plan
+from dask_gce.client import client_mark, client_state
+from dask_gce.fleet import Fleet
+from dask_gce.instance import Instance
+from dask_gce.placement import Location
+from dask_gce.retirement import RetiringCluster
+from dask_gce.settings import Settings
+from dask_gce.shared_plan import SharedPlan
+
+logger = logging.getLogger(__name__)
+
+
+class SharedCluster(RetiringCluster):
+    """A cluster that other processes may be connected to as well.
+
+    Parameters
+    ----------
+    settings : Settings
+        The cluster's settings.
+    name : str
+        The cluster's name.
+    **options
+        What SpecCluster takes.
+    """
+
+    def __init__(self, settings: Settings, name: str, **options: Any) -> None:
+        # Whether others can connect: whether the connection file was written, or read.
+        self._shared = False
+        # Tells this object from others of this process, and of all others.
+        self._mark = ""
+        super().__init__(settings, name, **options)
+
+    async def _share(self) -> None:
+        """From now on take note that others may be connected."""
+        # This process, and in it this object.
+        self._mark = f"{await asyncio.to_thread(client_mark)}/{secrets.token_hex(4)}"
+        self._shared = True
+
+    async def _publish_plan(self, keeper: str | None = None) -> None:
+        """Tell the others how many machines there should be, and who sees to it."""
+        if self._shared and self.status == Status.running and self.scheduler_comm is not None:
+            mark = self._mark if keeper is None else keeper
+            await shared_plan.publish(self.scheduler_comm, SharedPlan(self._target, mark))
+
+    async def _learn_plan(self) -> bool:
+        """Ask what the others have planned; tell whether it is for us to replace what is lost."""
+        if not self._shared:
+            return True
+        if self.status != Status.running or self.scheduler_comm is None:
+            return False
+        try:
+            plan = await shared_plan.read(self.scheduler_comm)
+        except OSError as error:
+            logger.info("The scheduler does not tell the plan: %s", error)
+            return False
+        if plan is None:
+            await self._publish_plan()
+            return True
+        if plan.keeper == self._mark:
+            return True
+        with self._plan_lock:
+            self._target = plan.machines
+        process = plan.keeper.partition("/")[0]
+        if process and await asyncio.to_thread(client_state, process) != "gone":
+            return False
+        # Nobody sees to it any more.
+        await self._publish_plan()
+        return True
+
+    def _welcome(self, found: Sequence[Instance]) -> None:
+        """Count the machines as the cluster's that another process has made."""
+        if self._fleet is None or self._lost is not None or self.status != Status.running:
+            return
+        prefix = f"{self.name}-worker-"
+        new = [each for each in found if each.name.startswith(prefix)]
+        for instance in new:
+            self._plan_machine(self._fleet, instance, self._location_of(instance.zone))
+            self.events.note(instance.name, "found", "made by another process")
+        if new:
+            with self._plan_lock:
+                self._target += len(new)
+            self._note_arrival([each.name for each in new if each.name in self._registered()])
+            self._spawn(self._learn_and_correct())
+
+    async def _learn_and_correct(self) -> None:
+        await self._learn_plan()
+        self._correct_state_soon()
+
+    def _plan_machine(self, fleet: Fleet, instance: Instance, location: Location) -> None:
+        """Take a worker's machine that exists into the plan."""
+        blueprint = self._ready.blueprint
+        names.note_used([instance.name])
+        spec = blueprint.worker(instance.name, location, self._scheduler.contact_address)
+        fleet.adopt(spec, instance, self.settings.worker_start_timeout)
+        options = {**self.new_spec["options"], "location": location}
+        with self._plan_lock:
+            self.worker_spec[instance.name] = {**self.new_spec, "options": options}
+
+    def _location_of(self, zone: str) -> Location:
+        locations = self._ready.workers.locations
+        found = next((each for each in locations if each.zone == zone), None)
+        return replace(locations[0], zone=zone) if found is None else found
