@@ -1,6 +1,7 @@
-"""The Compute API for commands that need no cluster object.
+"""Where commands find clusters: in the Compute API, and in connection files.
 
-Owns the way from the configuration to `Compute`; the look-ups themselves are in `inventory`.
+Owns the way from the configuration to `Compute`; the look-ups themselves are in `inventory` and
+`connections`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dask_gce.cli.output import note
 
 if TYPE_CHECKING:
     from dask_gce.compute import Compute
+    from dask_gce.connections import Connection
     from dask_gce.inventory import ClusterRecord, Inventory
 
-__all__ = ["find", "open_compute", "survey"]
+__all__ = ["find", "open_compute", "read_connection", "survey"]
 
 #: Seconds that one call may take, with all its repeats: somebody sits in front of it.
 CALL_TIMEOUT = 60.0
@@ -117,3 +119,37 @@ async def find(compute: Compute, name: str, identity: str | None = None) -> Clus
 
     # All of them, so that an error can name those of similar names; it is one call either way.
     return find_cluster(await survey(compute), name, identity=identity)
+
+
+async def read_connection(name: str, project: str | None) -> Connection:
+    """Read the file that it takes to connect to a cluster.
+
+    Parameters
+    ----------
+    name : str
+        The cluster's name.
+    project : str or None
+        The project ID; None for the one that has a file for this name.
+
+    Returns
+    -------
+    Connection
+        What the file holds.
+
+    Raises
+    ------
+    ClusterNotFound
+        If there is neither a file nor a cluster.
+    CredentialsError
+        If there is no file, or none that can be used.
+    """
+    from dask_gce.connections import load_connection
+    from dask_gce.errors import CredentialsError
+
+    try:
+        return await asyncio.to_thread(load_connection, name, project)
+    except CredentialsError:
+        # That the name is wrong is the more likely mistake.
+        async with open_compute(project) as compute:
+            await find(compute, name)
+        raise

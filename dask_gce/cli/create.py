@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import click
@@ -46,7 +47,12 @@ def create(name: str | None, no_wait: bool, as_json: bool, **typed: tuple[str, .
 
 async def _create(keywords: dict[str, Any], *, wait: bool) -> dict[str, Any]:
     from dask_gce.cluster import GCECluster
+    from dask_gce.credentials import discover_project
+    from dask_gce.settings import Settings
 
+    # Found out first, since what is printed names it.
+    loaded = Settings.load(**keywords)
+    keywords["project"] = await asyncio.to_thread(discover_project, loaded)
     # Dask's annotations know of synchronous use only.
     cluster: Any = GCECluster(asynchronous=True, shutdown_on_close=False, quiet=True, **keywords)
     wanted = cluster.settings.n_workers
@@ -67,7 +73,7 @@ async def _create(keywords: dict[str, Any], *, wait: bool) -> dict[str, Any]:
 def _facts(cluster: Any) -> dict[str, Any]:
     return {
         "name": cluster.name,
-        "project": cluster.project,
+        "project": cluster.settings.project,
         "scheduler_address": cluster.scheduler_address,
         "dashboard": cluster.dashboard_link,
         "workers": len(cluster.scheduler_info["workers"]),

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dask_gce.cli.cloud import find, open_compute
+from dask_gce.cli.cloud import find, open_compute, read_connection
 from dask_gce.cli.interruption import run_while_wanted
 from dask_gce.cli.options import cluster_argument, identity_option, json_option, project_option
 from dask_gce.cli.output import harmless
 
 if TYPE_CHECKING:
     from dask_gce.compute import Compute
+    from dask_gce.connections import Connection
     from dask_gce.inventory import Machine
 
 __all__ = ["logs", "new_lines"]
@@ -143,41 +144,88 @@ async def _dask(
     tail: int | None,
     as_json: bool,
 ) -> None:
-    from dask_gce.cluster import GCECluster
+    from distributed.core import rpc
 
-    # Dask's annotations know of synchronous use only.
-    made: Any = GCECluster.from_name(name, project=project, asynchronous=True, quiet=True)
-    async with made as cluster:
-        show = _printer(as_json, machine is None)
-        known: dict[str, Sequence[str]] = {}
-        async for found in _read(cluster, machine, follow):
+    connection, scheduler = await _look_up(name, project)
+    address = await _reach(connection, scheduler)
+    arguments = connection.security().get_connection_args("client")
+    show = _printer(as_json, True)
+    known: dict[str, Sequence[str]] = {}
+    async with rpc(address, connection_args=arguments) as remote:
+        while True:
+            try:
+                found = await _read(remote, scheduler.name)
+            except OSError as error:
+                raise click.ClickException(
+                    f"The scheduler of {name} at {address} does not answer: {error}. What its "
+                    f"machine says: dask gce logs {name} --boot --machine {scheduler.name}"
+                ) from error
+            if machine is not None:
+                # A machine with several workers has their logs.
+                found = {
+                    each: lines
+                    for each, lines in found.items()
+                    if machine in (each, each.rpartition("-")[0])
+                } or _refuse(machine, found)
             for each, lines in found.items():
-                new = new_lines(known[each], lines) if each in known else _last(lines, tail)
-                show(each, new)
+                show(each, new_lines(known[each], lines) if each in known else _last(lines, tail))
             known.update(found)
+            if not follow:
+                return
+            await asyncio.sleep(INTERVAL)
 
 
-async def _read(
-    cluster: Any, machine: str | None, follow: bool
-) -> AsyncIterator[Mapping[str, Sequence[str]]]:
-    while True:
-        names = {
-            address: str(worker["name"])
-            for address, worker in cluster.scheduler_info["workers"].items()
-        }
-        found = await cluster.get_logs(cluster=False)
-        lines = {
-            names.get(source, source.lower()): text.splitlines() for source, text in found.items()
-        }
-        if machine is not None and machine not in lines:
-            raise click.UsageError(
-                f"Cluster {cluster.name} has no log of {machine!r}; it has: "
-                f"{', '.join(sorted(lines))}. For machines without Dask: --boot"
-            )
-        yield lines if machine is None else {machine: lines[machine]}
-        if not follow:
-            return
-        await asyncio.sleep(INTERVAL)
+async def _look_up(name: str, project: str | None) -> tuple[Connection, Machine]:
+    """Return what the connection file says, and the scheduler's machine."""
+    from dask_gce.cli.access import choose_machine
+
+    connection = await read_connection(name, project)
+    async with open_compute(connection.project) as compute:
+        return connection, choose_machine(await find(compute, name, connection.identity))
+
+
+async def _reach(connection: Connection, scheduler: Machine) -> str:
+    """Return the address at which the scheduler answers."""
+    from dask_gce.scheduler import answers_at
+
+    port = int(connection.settings["scheduler_port"])
+    hosts = [host for host in (scheduler.external_ip, scheduler.internal_ip) if host is not None]
+    for host, answers in zip(
+        hosts, await asyncio.gather(*(answers_at(host, port) for host in hosts)), strict=True
+    ):
+        if answers:
+            return f"{'tls' if connection.client_tls else 'tcp'}://{host}:{port}"
+    raise click.ClickException(
+        f"The scheduler on {scheduler.name} cannot be reached from here, at port {port} of "
+        f"{' or '.join(hosts) or 'a machine without an address'}. For what its machine says: "
+        f"dask gce logs {connection.cluster} --boot"
+    )
+
+
+async def _read(remote: Any, scheduler: str) -> dict[str, list[str]]:
+    """Return the lines of the scheduler and of each worker, by name, oldest first."""
+    identity, own, workers = await asyncio.gather(
+        remote.identity(),
+        remote.get_logs(),
+        # One worker that does not answer keeps nobody from the logs of the others.
+        remote.broadcast(msg={"op": "get_logs"}, on_error="ignore"),
+    )
+    found = {scheduler: own}
+    for address, messages in workers.items():
+        # One that has gone meanwhile has no name.
+        if address in identity["workers"]:
+            found[str(identity["workers"][address]["name"])] = messages
+    return {
+        name: [line for _, message in reversed(messages) for line in message.splitlines()]
+        for name, messages in found.items()
+    }
+
+
+def _refuse(machine: str, found: Mapping[str, object]) -> NoReturn:
+    raise click.UsageError(
+        f"There are no logs of {machine!r}; there are: {', '.join(sorted(found))}. "
+        "For machines without Dask: --boot"
+    )
 
 
 def new_lines(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:

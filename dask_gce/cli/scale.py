@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dask_gce.cli.cloud import read_connection
 from dask_gce.cli.interruption import run_to_the_end
 from dask_gce.cli.options import cluster_argument, json_option, project_option
 from dask_gce.cli.output import print_json
@@ -40,9 +41,12 @@ def scale(name: str, workers: int, no_wait: bool, project: str | None, as_json: 
 async def _scale(name: str, workers: int, project: str | None, *, wait: bool) -> dict[str, Any]:
     from dask_gce.cluster import GCECluster
 
+    connection = await read_connection(name, project)
     # Dask's annotations know of synchronous use only.
-    made: Any = GCECluster.from_name(name, project=project, asynchronous=True, quiet=True)
-    async with made as cluster:
+    joined: Any = GCECluster.from_name(
+        name, project=connection.project, asynchronous=True, quiet=True
+    )
+    async with joined as cluster:
         async with following(cluster, f"Scaling {name}", workers):
             await cluster.scale(workers)
             await cluster.settle()
@@ -50,7 +54,7 @@ async def _scale(name: str, workers: int, project: str | None, *, wait: bool) ->
                 await cluster.wait_for_workers(workers)
         return {
             "name": cluster.name,
-            "project": cluster.project,
+            "project": connection.project,
             "workers": len(cluster.scheduler_info["workers"]),
             "workers_wanted": workers,
         }
