@@ -15,6 +15,7 @@ import time
 import dask
 import pytest
 from clusters import (
+    DELETE,
     INSERT,
     cluster_on,
     refuse,
@@ -165,16 +166,11 @@ def test_dask_closes_its_clusters_at_exit(paper_workers):
 
 async def test_one_that_is_to_stay_is_left_alone_at_exit(paper_workers):
     async with cluster_on(paper_workers, shutdown_on_close=False) as cluster:
-        owners = [duty.owner for duty in dask_gce.exit._duties.values()]
-        assert cluster._fleet not in owners
+        dask_gce.exit._do_all()
         close_clusters()
         assert cluster.status == Status.running
-
-
-def test_existing_clusters_are_not_found_by_name():
-    """As SpecCluster, which offers the method for others to implement."""
-    with pytest.raises(NotImplementedError):
-        GCECluster.from_name("grid")
+        assert paper_workers.requests[DELETE] == 0
+        await cluster.shutdown()
 
 
 async def test_clusters_of_one_name_are_equal(paper_workers):

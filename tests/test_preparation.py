@@ -8,7 +8,7 @@ import pytest
 
 from dask_gce.emulator import Fault
 from dask_gce.errors import PermissionDenied, SettingsError
-from dask_gce.preparation import prepare
+from dask_gce.preparation import open_compute, prepare
 from dask_gce.settings import Settings
 
 A, B = "us-central1-a", "us-central1-b"
@@ -23,8 +23,11 @@ def plain_surroundings(monkeypatch):
 def locations(emulator):
     async def find(**settings):
         chosen = Settings.load(api_endpoint=emulator.endpoint, security=False, **settings)
-        preparation = await prepare(chosen, "dask-1")
-        await preparation.compute.close()
+        compute = await open_compute(chosen)
+        try:
+            preparation = await prepare(compute, chosen, "dask-1")
+        finally:
+            await compute.close()
         return [
             [(each.zone, each.machine_type) for each in placement.locations]
             for placement in (preparation.schedulers, preparation.workers)

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_gce.events
-import dask_gce.scaling
+import dask_gce.replacement
 from dask_gce.errors import GCEError, SettingsError, WorkersFailed
 from dask_gce.events import Event, EventLog
 from dask_gce.recovery import LONGEST_PAUSE, PAUSE_AFTER_LIMIT, Recovery
@@ -214,7 +214,7 @@ async def test_adaptive_takes_back_machines_that_have_not_arrived(paper_workers)
 
 
 async def test_one_lost_machine_is_replaced_by_one(light, monkeypatch):
-    monkeypatch.setattr(dask_gce.scaling, "STEADY", 0.0)
+    monkeypatch.setattr(dask_gce.replacement, "STEADY", 0.0)
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}):
         async with (
             cluster_on(light, n_workers=4, processes=2) as cluster,

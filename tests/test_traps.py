@@ -45,6 +45,7 @@ from google.auth.credentials import AnonymousCredentials
 from test_every_exit import assert_all_gone, run
 
 import dask_gce.recovery
+import dask_gce.replacement
 import dask_gce.scaling
 from dask_gce import GCECluster, names
 from dask_gce.compute import Compute
@@ -60,7 +61,7 @@ from dask_gce.trust import establish_trust
 def quick_recovery(monkeypatch):
     """Ask again soon for workers that failed, and miss lost ones soon."""
     monkeypatch.setattr(dask_gce.recovery, "FIRST_PAUSE", 0.1)
-    monkeypatch.setattr(dask_gce.scaling, "STEADY", 0.0)
+    monkeypatch.setattr(dask_gce.replacement, "STEADY", 0.0)
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}):
         yield
 
