@@ -183,6 +183,6 @@ def test_terminated_demo_takes_its_machines_with_it(tmp_path):
         assert len(processes_of(tmp_path)) > 1
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read() if process.stdout else ""
-        assert process.wait(30) == 1, rest
+        assert process.wait(30) == 128 + signal.SIGTERM, rest
     assert processes_of(tmp_path) == []
     assert not list(tmp_path.glob("dask-gce-demo-*"))
