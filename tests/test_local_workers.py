@@ -36,7 +36,8 @@ log = os.open(output + ".log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def told(number, frame):
     say(told=number)
     if not os.path.exists(output + ".deaf"):
-        os._exit(0)
+        time.sleep(json.load(open(output + ".takes")).get(role, 0))
+        os._exit(0 if role == "scheduler" else 3)
 signal.signal(signal.SIGTERM, told)
 each = spec["opts"] if role == "scheduler" else next(iter(spec.values()))["opts"]
 files = {{name: [open(path).read(), os.stat(path).st_mode & 0o777]
@@ -65,6 +66,7 @@ class Machine(Guest):
         super().__init__(folder, dask=DASK, **changes)
         self._file("scheduler").write_text(json.dumps([scheduler]))
         self._file("workers").write_text(json.dumps(workers))
+        self.takes()
 
     def _file(self, kind):
         return self.output.with_name(f"{self.output.name}.{kind}")
@@ -72,6 +74,10 @@ class Machine(Guest):
     def end(self):
         """Let the scheduler end, with status 7."""
         self._file("end").touch()
+
+    def takes(self, **seconds):
+        """Let a role take its time when it is told to end."""
+        self._file("takes").write_text(json.dumps(seconds))
 
     def be_deaf(self):
         """Let signals do nothing."""
@@ -265,15 +271,18 @@ async def test_what_does_not_end_is_killed(tmp_path):
     assert not machine.log("workers", "ended")
 
 
-async def test_signals_reach_both_and_nothing_starts_again(tmp_path):
+@pytest.mark.parametrize("slow", ["scheduler", "workers"])
+async def test_signals_reach_both_once_and_nothing_starts_again(tmp_path, slow):
     machine = Machine(tmp_path, "stay", **{"AGAIN, AGAIN_AT_MOST": "0.01, 0.01"})
+    machine.takes(**{slow: 0.5})
 
     async def then(process):
         await machine.until("workers", "started")
         process.send_signal(signal.SIGTERM)
 
-    status, _ = await run(machine, payload(), then)
+    status, output = await run(machine, payload(), then)
     assert status == 0
+    assert "start again" not in output
     for role in ("scheduler", "workers"):
         assert [line["told"] for line in machine.log(role, "told")] == [signal.SIGTERM]
     assert len(machine.log("workers", "started")) == 1

@@ -211,7 +211,7 @@ class Supervisor:
             elif what == "local":
                 self._lose_local(number)
             elif self._local_command and not self._ending:
-                self._again_at, self._local_since = None, time.monotonic()
+                self._local_since = time.monotonic()
                 self._local = self._start("local", self._local_command)
 
     def _next(self) -> tuple[str, int]:
@@ -220,6 +220,7 @@ class Supervisor:
         try:
             return self._happened.get(timeout=max(0.0, self._again_at - time.monotonic()))
         except queue.Empty:
+            self._again_at = None
             return "again", 0
 
     def _lose_local(self, status: int) -> None:
