@@ -331,6 +331,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("service_account", "me", "'default'"),
     ("scopes", ["https://example.com/scope"], "'cloud-platform'"),
     ("security", "true", "distributed.Security"),
+    ("max_lifetime", "12 moons", "'10 minutes'"),
     ("start_timeout", 0, "above zero"),
     ("start_timeout", "ten minutes", "'10 minutes'"),
     ("start_timeout", "", "'10 minutes'"),
