@@ -55,7 +55,17 @@ def test_list_costs_one_call_whatever_there_is(emulator):
     assert emulator.requests - before == {LISTING: 1}
     assert not errors
     lines = output.splitlines()
-    assert lines[0].split() == ["NAME", "OWNER", "AGE", "VMS", "STATE", "EXPIRES", "ZONE"]
+    assert lines[0].split() == [
+        "NAME",
+        "OWNER",
+        "AGE",
+        "VMS",
+        "STATE",
+        "EXPIRES",
+        "PER",
+        "HOUR",
+        "ZONE",
+    ]
     assert [line.split()[0] for line in lines[1:]] == [f"grid-{number}" for number in range(6)]
 
 
@@ -69,9 +79,16 @@ def test_list_shows_whose_what_and_until_when(emulator):
     grid, zebra = (line.split() for line in succeed(emulator, "list").splitlines()[1:])
     assert [*grid[:2], *grid[3:7]] == ["grid", "ada", "2", "running", "in", "2h"]
     assert [*zebra[:2], *zebra[3:7]] == ["zebra", "bob", "1", "no-scheduler", "1h", "ago"]
+    assert grid[7].startswith("$0.0")
     listed = read(emulator, "list")
+    assert listed["clusters"][0]["hourly_price"] == pytest.approx(2 * zebra_price(listed))
     assert [each["name"] for each in listed["clusters"]] == ["grid", "zebra"]
     assert listed["project"] == "local-project"
+
+
+def zebra_price(listed) -> float:
+    price: float = listed["clusters"][1]["hourly_price"]
+    return price
 
 
 def test_an_empty_project_is_no_error(emulator):

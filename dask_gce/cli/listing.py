@@ -10,7 +10,14 @@ import click
 from dask_gce.cli.cloud import find, open_compute, survey
 from dask_gce.cli.interruption import run_while_wanted
 from dask_gce.cli.options import cluster_argument, identity_option, json_option, project_option
-from dask_gce.cli.output import note, print_json, print_table, render_age, render_expiry
+from dask_gce.cli.output import (
+    note,
+    print_json,
+    print_table,
+    render_age,
+    render_expiry,
+    render_price,
+)
 
 if TYPE_CHECKING:
     from dask_gce.inventory import ClusterRecord, Inventory
@@ -24,8 +31,9 @@ __all__ = ["list_all", "show"]
 def list_all(project: str | None, as_json: bool) -> None:
     """List the clusters of a project.
 
-    Shows everybody's clusters, in all zones, for which it asks Google once. VMs counts the
-    scheduler's machine and those of workers.
+    Shows everybody's clusters, in all zones, for which it asks Google once. VMS counts the
+    scheduler's machine and those of workers. PER HOUR is the list price in US dollars of the
+    machines that are on, without disks and discounts.
 
     \b
     STATE is one of
@@ -45,7 +53,7 @@ def list_all(project: str | None, as_json: bool) -> None:
     elif inventory.clusters:
         now = datetime.now(timezone.utc)
         print_table(
-            ["NAME", "OWNER", "AGE", "VMS", "STATE", "EXPIRES", "ZONE"],
+            ["NAME", "OWNER", "AGE", "VMS", "STATE", "EXPIRES", "PER HOUR", "ZONE"],
             [
                 [
                     record.name,
@@ -54,6 +62,7 @@ def list_all(project: str | None, as_json: bool) -> None:
                     str(len(record.machines)),
                     record.state,
                     render_expiry(record.expires, now),
+                    render_price(record.hourly_price),
                     ", ".join(record.zones),
                 ]
                 for record in inventory.clusters
@@ -109,6 +118,7 @@ def _print_record(record: ClusterRecord, known: bool) -> None:
         "State": record.state,
         "Age": render_age(record.age(now)),
         "Expires": render_expiry(record.expires, now),
+        "An hour": render_price(record.hourly_price),
         "Connect": f'GCECluster.from_name("{record.name}")'
         if known
         else "not from this computer, which has no connection file of it",

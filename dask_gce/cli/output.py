@@ -14,7 +14,16 @@ from typing import Any
 
 import click
 
-__all__ = ["harmless", "note", "print_json", "print_table", "render_age", "render_table"]
+__all__ = [
+    "harmless",
+    "note",
+    "print_json",
+    "print_table",
+    "render_age",
+    "render_expiry",
+    "render_price",
+    "render_table",
+]
 
 # Control sequences of terminals (ECMA-48), and every other control character but the tab.
 _CONTROL = re.compile(
@@ -134,6 +143,29 @@ def render_expiry(expires: datetime | None, now: datetime) -> str:
     return (
         f"in {render_age(expires - now)}" if expires > now else f"{render_age(now - expires)} ago"
     )
+
+
+def render_price(price: float | None) -> str:
+    """Say what something costs.
+
+    Parameters
+    ----------
+    price : float or None
+        US dollars an hour; None if it is not known.
+
+    Returns
+    -------
+    str
+        For example ``"$0.13"`` or ``"unknown"``.
+
+    Examples
+    --------
+    >>> render_price(0.134), render_price(0.0084), render_price(1234.5), render_price(None)
+    ('$0.13', '$0.0084', '$1,234.50', 'unknown')
+    """
+    if price is None:
+        return "unknown"
+    return f"${price:,.2f}" if price >= 0.1 or price == 0 else f"${price:.4f}"
 
 
 def harmless(line: str) -> str:
