@@ -162,7 +162,7 @@ def completions(line: str, **more: str) -> list[str]:
             **more,
         },
     ).stdout
-    return [each.partition(",")[2] for each in answer.splitlines()]
+    return [each.partition(",")[2] for each in answer.splitlines() if each]
 
 
 def test_commands_and_options_complete():

@@ -1,0 +1,93 @@
+"""What commands tell while they wait, and what they complete."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from clusters import cluster_on, refuse, until
+from command_line import environment
+from test_cli import completions
+from test_cli_inventory import remember
+
+from dask_gce.cli import progress
+from dask_gce.cli.progress import Progress, following
+
+
+def test_nothing_is_told_of_what_is_quick(capsys):
+    line = Progress("Creating grid")
+    line.tell("preparing")
+    line.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_each_change_is_told_once_where_nobody_watches(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SILENCE", 0)
+    line = Progress("Creating grid")
+    for text in ("preparing", "preparing", "1 of 2 workers"):
+        line.tell(text)
+    line.close()
+    told = "Creating grid: preparing\nCreating grid: 1 of 2 workers\n"
+    assert capsys.readouterr() == ("", told)
+
+
+def test_a_terminal_has_one_line_that_goes_away():
+    program = (
+        "import time; from dask_gce.cli import progress; progress.SILENCE = 0\n"
+        "line = progress.Progress('Creating grid'); line.tell('preparing')\n"
+        "time.sleep(0.3); line.close(); print('done')"
+    )
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=theirs,
+        stderr=theirs,
+        env=environment("http://127.0.0.1:1", TERM="xterm"),
+    ) as running:
+        os.close(theirs)
+        told = b""
+        while b"done" not in told:
+            told += os.read(ours, 4096)
+    os.close(ours)
+    assert running.returncode == 0
+    assert b"Creating grid: preparing" in told
+    # Back to the line's beginning, and the line erased.
+    assert told.rstrip().endswith(b"\r\x1b[1A\x1b[2Kdone")
+
+
+async def test_what_goes_wrong_is_told_at_once(paper_workers, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "INTERVAL", 0.01)
+    monkeypatch.setattr(progress, "SILENCE", 1000)
+    refuse(paper_workers)
+    told = ""
+
+    def is_told() -> bool:
+        nonlocal told
+        told += capsys.readouterr().err
+        return "failed" in told
+
+    async with cluster_on(paper_workers) as cluster, following(cluster, "Scaling grid", 1):
+        cluster.scale(1)
+        await until(is_told)
+    assert "Invalid value." in told
+    assert "requested" not in told
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("dask gce delete gr", ["grid", "group"]),
+        ("dask gce scale gri", ["grid"]),
+        ("dask gce show --project other gr", []),
+        ("dask gce ssh n", ["net"]),
+    ],
+)
+def test_names_of_clusters_complete(tmp_path, monkeypatch, line, offered):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    for name in ("grid", "group", "net"):
+        remember(name=name)
+    # Nobody is asked: nothing answers at the endpoint.
+    assert completions(line, DASK_GCE__API_ENDPOINT="http://127.0.0.1:1") == offered
