@@ -401,9 +401,13 @@ class GCECluster(AssembledCluster):
     async def _close_once(self, starting: bool) -> None:
         """Delete every machine, the workers' first, or leave all; nobody is waited for long."""
         ends = self._ends
-        if not ends and self._complete:
-            await self._hand_over()
         connected = self.status == Status.running and self._lost is None
+        listening = self._watch_worker_status_task
+        if listening is not None and listening.done():
+            # Nothing to say to a scheduler that is gone; connecting would take half a minute.
+            connected = False
+        if connected and not ends:
+            await self._hand_over()
         self.status = Status.closing
         if self._adaptive is not None:
             self._adaptive.stop()
@@ -412,10 +416,6 @@ class GCECluster(AssembledCluster):
         self.worker_spec.clear()
         for task in (None if starting else self._starting, self._watching, *self._tasks):
             await _end(task)
-        listening = self._watch_worker_status_task
-        if listening is not None and listening.done():
-            # Nothing to say to a scheduler that is gone; connecting would take half a minute.
-            connected = False
         try:
             if self._fleet is not None and ends:
                 await self._fleet.delete_workers()

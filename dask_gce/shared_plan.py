@@ -7,8 +7,9 @@ gone is succeeded by whoever notices a loss next.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 #: Where the scheduler keeps it. SpecCluster has its own entry beside it.
 KEYS = ["dask-gce-plan"]
+
+#: Seconds that a scheduler has to answer; connecting to one that is gone takes Dask half a minute.
+ANSWERED_WITHIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ async def read(scheduler: Any) -> SharedPlan | None:
     OSError
         If the scheduler does not answer.
     """
-    return SharedPlan.parse(await scheduler.get_metadata(keys=KEYS, default=None))
+    return SharedPlan.parse(await _answer(scheduler.get_metadata(keys=KEYS, default=None)))
 
 
 async def publish(scheduler: Any, plan: SharedPlan) -> None:
@@ -91,6 +95,18 @@ async def publish(scheduler: Any, plan: SharedPlan) -> None:
         The plan.
     """
     try:
-        await scheduler.set_metadata(keys=KEYS, value=asdict(plan))
+        await _answer(scheduler.set_metadata(keys=KEYS, value=asdict(plan)))
     except OSError as error:
         logger.info("The scheduler does not take the plan: %s", error)
+
+
+async def _answer(asked: Awaitable[Any]) -> Any:
+    """Wait for an answer, but not for as long as Dask tries to reach a scheduler that is gone."""
+    asking = asyncio.ensure_future(asked)
+    try:
+        await asyncio.wait({asking}, timeout=ANSWERED_WITHIN)
+        if not asking.done():
+            raise OSError(f"no answer within {ANSWERED_WITHIN:g} s")
+        return asking.result()
+    finally:
+        asking.cancel()
