@@ -200,7 +200,7 @@ def booted(process_emulator):
 
 def test_serial_consoles_are_printed(booted):
     text = wait_for(
-        lambda: succeed(booted, "logs", "grid", "--boot"),
+        lambda: succeed(booted, "logs", "grid", "--boot", color=True),
         "s: startup-script: three",
         "w: startup-script: three",
     )

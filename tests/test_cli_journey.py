@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from clusters import INSERT, refuse, wait_until, worker_machines
+from clusters import DELETE, INSERT, refuse, wait_until, worker_machines
 from command_line import environment, make, names, process, run_process
 
 from dask_gce.connections import connection_path, list_connections
+from dask_gce.emulator import Fault
 
 #: Small, quick, and without a Nanny for each worker.
 QUICK = ("--machine-type", "e2-small", "--worker-class", "distributed.Worker")
@@ -140,15 +141,20 @@ def test_interrupted_while_it_is_created(paper_workers, number, when):
 
 
 def test_impatience_does_not_leave_anything(paper_workers):
+    # Long enough for a second Ctrl-C to come before the deletion is asked for.
+    paper_workers.faults.add(Fault(DELETE, delay=1.0, times=2))
     arguments = ["create", "grid", *QUICK, "--n-workers", "1"]
     with process(paper_workers.endpoint, *arguments) as running:
+        assert running.stderr
         wait_until(list_connections)
-        for _ in range(3):
-            running.send_signal(signal.SIGINT)
-            wait_until(lambda: running.poll() is not None or bool(names(paper_workers)))
+        running.send_signal(signal.SIGINT)
+        wait_until(lambda: paper_workers.requests[DELETE])
+        running.send_signal(signal.SIGINT)
+        assert running.stderr.readline().startswith("Still cleaning up")
         _, errors = running.communicate(timeout=60)
     assert running.returncode == 130, errors
     assert not names(paper_workers)
+    assert not list_connections()
 
 
 def test_a_cluster_whose_workers_fail_is_not_left_half_made(paper_workers):
