@@ -188,8 +188,7 @@ class AssembledCluster(ScalingCluster):
 
     async def _join(self, connection: Connection) -> None:
         """Take over the machines of a cluster that runs."""
-        known = {"project": connection.project, "name": connection.cluster}
-        self.settings = settings = Settings.restore({**connection.settings, **known})
+        self.settings = settings = connection.restore_settings()
         await self._share()
         compute = await open_compute(settings)
         try:

@@ -123,7 +123,9 @@ async def prepare(
         If Compute Engine does not answer or refuses.
     """
     lifetime = settings.max_lifetime
-    trust = await asyncio.to_thread(establish_trust, settings.security, cluster)
+    trust = await asyncio.to_thread(
+        establish_trust, settings.security, cluster, max_lifetime=lifetime
+    )
     if settings.name is not None:
         await _check_that_name_is_free(compute, cluster)
     schedulers, workers = await find_locations(compute, settings)

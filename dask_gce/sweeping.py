@@ -215,8 +215,6 @@ def _reason(
         return f"was to end at {record.expires:%Y-%m-%d %H:%M} UTC"
     if client == "gone":
         return "was made by a process of this computer that has ended"
-    if client == "detached" and record.expires is None:
-        return ""
     # What is not seen in one zone may be in another that does not answer.
     youngest = max(each.created for each in record.machines)
     if unreachable or now - youngest <= GRACE:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from distributed.security import Security
 
 from dask_gce.errors import SettingsError
 from dask_gce.startup import Role, Tls
-from dask_gce.tls import ClusterCertificates
+from dask_gce.tls import CLOCK_SKEW, DEFAULT_LIFETIME, ClusterCertificates
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Trust:
     machines: Mapping[Role, Tls] = field(default_factory=dict, repr=False)
 
 
-def establish_trust(security: bool | Security, cluster: str) -> Trust:
+def establish_trust(
+    security: bool | Security, cluster: str, *, max_lifetime: float | None = None
+) -> Trust:
     """Make what a cluster needs for the `security` it was asked for; reads files, so use a thread.
 
     Parameters
@@ -43,6 +46,8 @@ def establish_trust(security: bool | Security, cluster: str) -> Trust:
         True for certificates of the cluster's own, False for plain TCP, or the user's own.
     cluster : str
         The cluster's name.
+    max_lifetime : float or None
+        Seconds that the cluster may exist: certificates do not end before it.
 
     Returns
     -------
@@ -55,7 +60,11 @@ def establish_trust(security: bool | Security, cluster: str) -> Trust:
         If the user's own lacks what a machine needs, or names a file that cannot be read.
     """
     if security is True:
-        certificates = ClusterCertificates.create(cluster)
+        lifetime = DEFAULT_LIFETIME
+        if max_lifetime is not None:
+            # Its machines may take a while to go.
+            lifetime = max(lifetime, timedelta(seconds=max_lifetime) + CLOCK_SKEW)
+        certificates = ClusterCertificates.create(cluster, lifetime=lifetime)
         machines: dict[Role, Tls] = {}
         roles: tuple[Role, Role] = ("scheduler", "worker")
         for role in roles:

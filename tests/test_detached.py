@@ -131,7 +131,9 @@ async def test_what_another_process_makes_is_not_deleted_but_counted(light):
         await again.wait_for_workers(3)
         await until(lambda: len(cluster.plan) == 3)
         await again.close()
-        assert cluster.plan == {each["name"] for each in light.instances() if "-worker-" in each["name"]}
+        assert cluster.plan == {
+            each["name"] for each in light.instances() if "-worker-" in each["name"]
+        }
         cluster.scale(0)
         await cluster.settle()
         assert not worker_machines(light)
@@ -306,13 +308,15 @@ async def test_a_cluster_without_its_scheduler_is_not_joined(paper_workers):
 
 
 async def test_a_scheduler_that_still_boots_is_waited_for(light):
-    making = asyncio.ensure_future(detached(light, n_workers=1)._start())
+    cluster = detached(light, n_workers=1)
+    making = asyncio.ensure_future(cluster._start())
     await until(lambda: light.instances())
     again = await joined()
     await making
-    assert again.scheduler_address
+    assert again.scheduler_address == cluster.scheduler_address
     await end(light)
     await again.close()
+    await cluster.close()
 
 
 async def test_a_file_that_others_can_read_is_refused(paper_workers):
@@ -336,9 +340,7 @@ async def test_another_compute_engine_is_not_asked(paper_workers, emulator):
 
 async def test_a_start_that_fails_leaves_neither_machines_nor_file(emulator):
     emulator.faults.add(
-        Fault(
-            "compute.instances.insert", status=400, reason="invalid", message="Invalid.", times=1
-        )
+        Fault("compute.instances.insert", status=400, reason="invalid", message="Invalid.", times=1)
     )
     with pytest.raises(GCEError):
         await detached(emulator)
@@ -414,9 +416,7 @@ async def test_a_single_node_grows_beyond_its_machine_and_shrinks_back(light):
 
 async def test_a_single_node_adapts(light):
     async with cluster_on(light, **{**SINGLE, "processes": 2}) as cluster:
-        cluster.adapt(
-            minimum=0, maximum=6, interval="100ms", wait_count=2, target_duration="100ms"
-        )
+        cluster.adapt(minimum=0, maximum=6, interval="100ms", wait_count=2, target_duration="100ms")
         async with Client(cluster, asynchronous=True) as client:
             futures = client.map(time.sleep, [0.2] * 60, pure=False)
             await until(lambda: len(cluster.scheduler_info["workers"]) == 6)

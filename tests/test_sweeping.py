@@ -66,11 +66,11 @@ def test_what_a_living_process_made_is_never_one(cluster):
     assert not reasons(living)
 
 
-def test_what_was_to_outlive_its_process_and_has_no_end_is_never_one():
-    for status in ("RUNNING", "TERMINATED"):
-        worker = machine(status=status, created=NOON - 60 * MINUTE)
-        assert reasons(record(worker))
-        assert not reasons(record(worker, client="detached"))
+def test_what_was_to_outlive_its_process_is_none_while_it_has_a_scheduler():
+    old = machine(created=NOON - 600 * MINUTE)
+    assert not reasons(record(HEAD, old, client="detached"))
+    # Nobody can use it without, however it came about: its making may have been killed.
+    assert reasons(record(old, client="detached"))
 
 
 @pytest.mark.parametrize(("status", "reason"), [("RUNNING", "scheduler"), ("TERMINATED", "disks")])

@@ -1,0 +1,113 @@
+"""What a cluster does while it runs: listens to its scheduler, answers those who wait or look.
+
+Owns the connection to the scheduler, which may be lost and found again, and what is said when the
+scheduler itself is lost. What becomes of workers is in `replacement`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+from typing import Any
+
+from dask.utils import parse_timedelta
+from dask.widgets.widgets import get_template
+from distributed.core import Status
+from distributed.objects import SchedulerInfo
+
+from dask_gce.assembly import AssembledCluster
+from dask_gce.errors import GCEError
+from dask_gce.scheduler import answers_at
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between attempts to reach a scheduler that was lost from sight.
+RECONNECT_AFTER = 2.0
+
+#: Workers that the representation in a notebook lists one by one.
+SHOWN_WORKERS = 20
+
+
+class AttendedCluster(AssembledCluster):
+    """A cluster that stays in touch with its scheduler."""
+
+    def _drop(self, name: str, failure: GCEError) -> None:
+        """Take a machine that failed out of the plan; without its scheduler the cluster is lost."""
+        scheduler = self._scheduler
+        if name != scheduler.name:
+            super()._drop(name, failure)
+        elif self.status == Status.starting:
+            scheduler.failure = failure  # its start() raises it
+        elif self._lost is None:
+            self.events.note(name, "lost", str(failure).partition("\n")[0])
+            self._log(str(failure))
+            self._lose(failure)
+
+    async def _watch_worker_status(self, comm: Any) -> None:
+        await super()._watch_worker_status(comm)
+        # The scheduler has gone, or the network has, or we have.
+        if self.status == Status.running:
+            self._watcher.disturb()
+            self._spawn(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        """Listen to the scheduler again, as after a laptop's sleep, unless it is gone."""
+        scheduler, rpc = self._scheduler, self.scheduler_comm
+        self.events.note(scheduler.name, "disconnected")
+        host, _, port = str(scheduler.address).rpartition("://")[2].rpartition(":")
+        while self.status == Status.running and self._lost is None and rpc is not None:
+            if await answers_at(host, int(port)):
+                try:
+                    comm = await rpc.live_comm()
+                    comm.name = "Cluster worker status"
+                    await comm.write({"op": "subscribe_worker_status"})
+                    self.scheduler_info = SchedulerInfo(await comm.read())
+                except OSError as error:
+                    logger.info("The scheduler does not answer yet: %s", error)
+                else:
+                    self._watch_worker_status_comm = comm
+                    self._watch_worker_status_task = asyncio.ensure_future(
+                        self._watch_worker_status(comm)
+                    )
+                    self.events.note(scheduler.name, "reconnected")
+                    self._note_arrival(set(self._registered()))
+                    self._watcher.disturb()
+                    return
+            await asyncio.sleep(RECONNECT_AFTER)
+
+    async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
+        loop = asyncio.get_running_loop()
+        seconds = parse_timedelta(timeout) if timeout else None
+        deadline = math.inf if seconds is None else loop.time() + seconds
+        # From what the scheduler has told: asking it each time costs a tenth of a core.
+        while (count := len(self.scheduler_info["workers"])) < n_workers:
+            if self._lost is not None:
+                raise self._lost
+            if self._recovery.exhausted is not None:
+                raise self._recovery.exhausted
+            if self._closing is not None:
+                raise GCEError(f"Cluster {self.name} was closed; {count} workers had arrived.")
+            if loop.time() > deadline:
+                raise asyncio.TimeoutError(
+                    f"Only {count} of {n_workers} workers of {self.name} arrived within "
+                    f"{seconds:g} s; {len(self._fleet.waiting) if self._fleet else 0} machines are "
+                    f"still on their way, {len(self.failures)} have failed (see cluster.events)."
+                )
+            await asyncio.sleep(0.05)
+
+    def _repr_html_(self, cluster_status: Any = None) -> Any:
+        # The list of workers is made on the event loop, where a thousand would stop everything.
+        info, workers = self.scheduler_info, dict(self.scheduler_info["workers"])
+        if len(workers) <= SHOWN_WORKERS:
+            return super()._repr_html_(cluster_status)
+        shown = dict(itertools.islice(workers.items(), SHOWN_WORKERS))
+        return get_template("cluster.html.j2").render(
+            type=type(self).__name__,
+            name=self.name,
+            workers=workers,
+            dashboard_link=self.dashboard_link,
+            scheduler_info_repr=SchedulerInfo({**info, "workers": shown})._repr_html_(),
+            cluster_status=cluster_status,
+        )
