@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import logging
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
@@ -22,12 +21,10 @@ from distributed import Client, get_client
 from distributed.client import _current_client
 
 from dask_gce.errors import SettingsError
-from dask_gce.keeping import CLOSING_ERRORS, Loan, keeper
+from dask_gce.keeping import CLOSING_ERRORS, Loan, aclose, keeper, log_failed_close
 from dask_gce.need import Need, begin, check_keywords, make_cluster
 
 __all__ = ["requires_cluster"]
-
-logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -369,13 +366,13 @@ async def _async_client_for(need: Need) -> AsyncIterator[tuple[Client, bool]]:
             target = {"address": cluster.scheduler_address, "security": cluster.security}
         else:
             cluster = make_cluster(need, asynchronous=True)
-            stack.push_async_callback(_aclose, cluster)
+            stack.push_async_callback(aclose, cluster)
             await cluster
             if begin(need, cluster):
                 await cluster.wait_for_workers(1)
             target = {"address": cluster}
         client = Client(**target, asynchronous=True, set_as_default=False)
-        stack.push_async_callback(_aclose, client)
+        stack.push_async_callback(aclose, client)
         await client
         yield client, True
 
@@ -389,18 +386,10 @@ def _in_event_loop() -> bool:
 
 
 def _close(closable: Any) -> None:
-    """Close a client or a cluster, and log what fails: the function's own end counts for more."""
+    """Close as `aclose` does, outside of event loops."""
     if sys.is_finalizing():
         return  # The loops have stopped; what costs money was deleted by the exit hook.
     try:
         closable.close()
-    except CLOSING_ERRORS:
-        logger.exception("%r could not be closed.", closable)
-
-
-async def _aclose(closable: Any) -> None:
-    """Close as `_close` does, in an event loop."""
-    try:
-        await closable.close()
-    except CLOSING_ERRORS:
-        logger.exception("%r could not be closed.", closable)
+    except CLOSING_ERRORS as error:
+        log_failed_close(closable, error)

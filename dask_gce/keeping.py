@@ -2,27 +2,30 @@
 
 Owns: which clusters of this process are kept, who uses them, and when they end. All of that lives
 in one event loop in a thread of its own, so that calls from any thread and from any event loop
-share clusters, and nothing but the start of that loop needs a lock. How a cluster is made is left
-to `need`; that nothing is left when the interpreter ends, to the cluster itself.
+share clusters, and nothing but that loop's start and end needs a lock. How a cluster is made is
+left to `need`; that nothing is left when the interpreter ends, to the cluster itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import os
 import threading
 from typing import Any, Final
 
+from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.utils import LoopRunner
 
 from dask_gce.errors import GCEError
 from dask_gce.need import Need, begin, make_cluster
+from dask_gce.scheduler import answers_at
 
-__all__ = ["CLOSING_ERRORS", "Keeper", "Loan", "keeper"]
+__all__ = ["CLOSING_ERRORS", "Keeper", "Loan", "aclose", "keeper", "log_failed_close"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +83,13 @@ class Loan:
         self._over = False
         #: The cluster, as soon as it can be used.
         self.ready: concurrent.futures.Future[SpecCluster] = concurrent.futures.Future()
-        self._loop = keeper.loop
+        self._loop = keeper.hold()
         self._loop.call_soon_threadsafe(self._begin)
 
     def give_back(self) -> None:
         """End the use, or the wait for it. From any thread; a second time does nothing."""
-        self._loop.call_soon_threadsafe(self._end)
+        with contextlib.suppress(RuntimeError):  # the loop has ended, after the first time
+            self._loop.call_soon_threadsafe(self._end)
 
     def _begin(self) -> None:
         if not self._over:
@@ -102,10 +106,13 @@ class Loan:
             self.ready.set_result(task.result())
 
     def _end(self) -> None:
+        if self._over:
+            return
         self._over = True
         if self._task is not None:
             self._task.cancel()
         self._keeper.take_back(self)
+        self._keeper.release()
 
 
 class Keeper:
@@ -115,16 +122,34 @@ class Keeper:
         self._clusters: list[Kept] = []
         self._lock = threading.Lock()
         self._runner: LoopRunner | None = None
+        # Loans and clusters that need the loop.
+        self._holds = 0
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop in which the clusters live; it runs from its first use on."""
+    def hold(self) -> asyncio.AbstractEventLoop:
+        """Keep the loop running, or start it; from any thread.
+
+        Returns
+        -------
+        asyncio.AbstractEventLoop
+            The loop, which runs until it is released as often as it was held.
+        """
         with self._lock:
             if self._runner is None:
                 self._runner = LoopRunner()
                 self._runner.start()
+            self._holds += 1
             loop: asyncio.AbstractEventLoop = self._runner.loop.asyncio_loop
             return loop
+
+    def release(self) -> None:
+        """Let the loop end when nobody else holds it; in the loop."""
+        with self._lock:
+            self._holds -= 1
+            if self._holds or self._runner is None:
+                return
+            runner, self._runner = self._runner, None
+        # The loop's own thread cannot wait for its end.
+        threading.Thread(target=runner.stop, name="IO loop's end").start()
 
     async def lend(self, loan: Loan) -> SpecCluster:
         """Find or make the cluster for a loan; in the keeper's loop.
@@ -139,7 +164,15 @@ class Keeper:
         distributed.SpecCluster
             The cluster, running.
         """
-        kept = await self._find(loan.need) or self._make(loan.need)
+        kept = await self._find(loan.need)
+        if kept is None:
+            # Meanwhile another call may have begun to make one.
+            fresh = [
+                each
+                for each in self._clusters
+                if each.need == loan.need and each.started is None and each.closing is None
+            ]
+            kept = fresh[0] if fresh else self._make(loan.need)
         kept.users += 1
         if kept.timer is not None:
             kept.timer.cancel()
@@ -177,26 +210,25 @@ class Keeper:
 
     async def _find(self, need: Need) -> Kept | None:
         """Return a kept cluster that answers a need, and that can be used."""
-        while True:
-            equals = [kept for kept in self._clusters if kept.need == need and not kept.lost]
-            if not equals:
-                return None
-            kept = equals[0]
-            if kept.closing is not None:
-                # The next one may have its name.
+        for kept in [each for each in self._clusters if each.need == need]:
+            if kept.closing is None and not kept.lost:
+                if kept.started is None:
+                    return kept
+                kept.lost = not await self._answers(kept.started)
+                if kept.lost:
+                    if not kept.users:
+                        self._end(kept)
+                elif kept.closing is None:
+                    return kept
+            if kept.closing is not None and need.settings.name is not None:
+                # The next one will have its name.
                 await asyncio.wait({kept.closing})
-            elif kept.started is None:
-                return kept
-            elif not await self._answers(kept.started):
-                kept.lost = True
-                if not kept.users:
-                    await asyncio.wait({self._end(kept)})
-            elif kept.closing is None and kept in self._clusters:
-                return kept
+        return None
 
     def _make(self, need: Need) -> Kept:
         kept = Kept(need)
         self._clusters.append(kept)
+        self.hold()
         kept.starting = asyncio.ensure_future(self._start(kept))
         # Whoever waits is told; if nobody does, that is no error of its own.
         kept.starting.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -213,7 +245,8 @@ class Keeper:
             if kept in self._clusters:
                 self._clusters.remove(kept)
             if cluster is not None:
-                await _close(cluster)
+                await aclose(cluster)
+            self.release()
             raise
         started: SpecCluster = cluster
         return started
@@ -221,6 +254,10 @@ class Keeper:
     async def _answers(self, cluster: Any) -> bool:
         """Tell whether a cluster's scheduler is still there."""
         if cluster.status != Status.running:
+            return False
+        # Where nothing listens, Dask would go on trying for half a minute.
+        if not await answers_at(*parse_host_port(parse_address(cluster.scheduler_address)[1])):
+            logger.warning("Cluster %s is not used again: its scheduler is gone.", cluster.name)
             return False
         # As the cluster itself asks it, with an answer of a few bytes.
         asking = cluster.scheduler_comm.get_metadata(keys=["cluster-manager-info"], default={})
@@ -238,16 +275,38 @@ class Keeper:
 
     async def _close(self, kept: Kept) -> None:
         if kept.started is not None:
-            await _close(kept.started)
+            await aclose(kept.started)
         self._clusters.remove(kept)
+        self.release()
 
 
-async def _close(cluster: Any) -> None:
+async def aclose(closable: Any) -> None:
+    """Close a client or a cluster, and log what fails: what went before counts for more.
+
+    A cluster that could not delete its machines tries again when the interpreter ends.
+
+    Parameters
+    ----------
+    closable : distributed.Client or distributed.SpecCluster
+        What to close, asynchronous.
+    """
     try:
-        await cluster.close()
-    except CLOSING_ERRORS:
-        # Nobody is there to be told otherwise; the interpreter's exit tries again.
-        logger.exception("Cluster %s could not be closed.", cluster.name)
+        await closable.close()
+    except CLOSING_ERRORS as error:
+        log_failed_close(closable, error)
+
+
+def log_failed_close(closable: object, error: Exception) -> None:
+    """Log that something could not be closed.
+
+    Parameters
+    ----------
+    closable : object
+        What could not be closed.
+    error : Exception
+        Why.
+    """
+    logger.error("%r could not be closed: %s", closable, str(error) or repr(error))
 
 
 # Those of other processes were inherited by a fork: not ours to use, but alive, so that none of
