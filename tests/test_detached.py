@@ -46,7 +46,7 @@ async def end(emulator):
     await until(lambda: not emulator.leftovers())
 
 
-# -- leaving and joining ------------------------------------------------------------------------------
+# -- leaving and joining ------------------------------------------------------------
 
 
 async def test_a_cluster_is_left_running_and_found_again(light):
@@ -183,7 +183,7 @@ async def test_ended_by_one_it_is_lost_to_the_other(light):
         await cluster.wait_for_workers(1)
         await end(light)
         await until(lambda: cluster.failures)
-        with pytest.raises(GCEError, match="no longer exists|STOPPING|TERMINATED"):
+        with pytest.raises(GCEError, match=r"no longer exists|STOPPING|TERMINATED"):
             await cluster.wait_for_workers(5)
     assert not light.leftovers()
 
@@ -225,7 +225,7 @@ def test_from_a_program_without_an_event_loop(light):
     assert not list_connections()
 
 
-# -- create_mode --------------------------------------------------------------------------------------
+# -- create_mode ------------------------------------------------------------
 
 
 async def test_create_or_connect_does_what_is_possible(paper_workers):
@@ -262,7 +262,7 @@ def test_connecting_needs_a_name(mode):
     assert caught.value.key == "name"
 
 
-# -- what may be wrong --------------------------------------------------------------------------------
+# -- what may be wrong ------------------------------------------------------------
 
 
 async def test_a_name_in_use_is_refused_with_its_owner(paper_workers):
@@ -310,7 +310,7 @@ async def test_a_cluster_without_its_scheduler_is_not_joined(paper_workers):
 async def test_a_scheduler_that_still_boots_is_waited_for(light):
     cluster = detached(light, n_workers=1)
     making = asyncio.ensure_future(cluster._start())
-    await until(lambda: light.instances())
+    await until(light.instances)
     again = await joined()
     await making
     assert again.scheduler_address == cluster.scheduler_address
@@ -383,7 +383,7 @@ async def test_max_lifetime_is_labelled_and_kept_by_compute_engine(paper_workers
         await cluster.shutdown()
 
 
-# -- one machine --------------------------------------------------------------------------------------
+# -- one machine ------------------------------------------------------------
 
 SINGLE = {"single_node": True, "machine_type": "e2-standard-4", "processes": 4, "nthreads": 1}
 
@@ -448,7 +448,7 @@ async def test_local_workers_that_do_not_come_fail_the_start(light):
     await until(lambda: not light.leftovers())
 
 
-# -- signals ------------------------------------------------------------------------------------------
+# -- signals ------------------------------------------------------------
 
 PROGRAM = """
 import sys
