@@ -43,6 +43,7 @@ def test_example_runs(place, capsys):
 def test_examples_are_found():
     assert {place.partition(":")[0] for place in COMPLETE} == {
         "README.md",
+        "docs/decorator.md",
         "docs/emulator.md",
         "docs/quickstart.md",
         "docs/scaling.md",
