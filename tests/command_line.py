@@ -71,7 +71,13 @@ def names(emulator: ComputeEmulator) -> set[str]:
 def environment(endpoint: str, **more: str) -> dict[str, str]:
     """Return the environment of a command that is to find a local Compute Engine."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("DASK_GCE")}
-    return {**kept, "DASK_GCE__API_ENDPOINT": endpoint, "COLUMNS": "200", **more}
+    return {
+        **kept,
+        "DASK_GCE__API_ENDPOINT": endpoint,
+        # google.api_core says so of a Python near its end of life, on standard error.
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        **more,
+    }
 
 
 @contextmanager
