@@ -56,16 +56,16 @@ async def _create(keywords: dict[str, Any], *, wait: bool) -> dict[str, Any]:
     # Dask's annotations know of synchronous use only.
     cluster: Any = GCECluster(asynchronous=True, shutdown_on_close=False, quiet=True, **keywords)
     wanted = cluster.settings.n_workers
-    async with following(cluster, f"Creating {cluster.name}", wanted):
-        try:
+    try:
+        async with following(cluster, f"Creating {cluster.name}", wanted):
             await cluster
             await cluster.settle()
             if wait and wanted:
                 await cluster.wait_for_workers(wanted)
-            facts = _facts(cluster)
-        except BaseException:
-            await cluster.shutdown()
-            raise
+        facts = _facts(cluster)
+    except BaseException:
+        await cluster.shutdown()
+        raise
     await cluster.close()
     return facts
 
