@@ -212,9 +212,14 @@ class GCECluster(AttendedCluster):
                 raise GCEError(
                     f"Cluster {self.name} was closed while it was starting; make a new one."
                 ) from None
-            # Whoever waited for this cluster no longer does, and nobody else has it.
-            await asyncio.shield(asyncio.ensure_future(self._close()))
+            await asyncio.shield(asyncio.ensure_future(self._give_up()))
             raise
+
+    async def _give_up(self) -> None:
+        """Close a cluster for which nobody waits any more before anybody had it."""
+        # One that was made here goes, even if it was to stay.
+        self._ending = not self._joined
+        await self._close()
 
     async def _start_once(self) -> None:
         self.quiet = self._quiet
@@ -251,7 +256,7 @@ class GCECluster(AttendedCluster):
                 await self._correct_state()
             except asyncio.CancelledError:
                 if new:
-                    await asyncio.shield(asyncio.ensure_future(self._close()))
+                    await asyncio.shield(asyncio.ensure_future(self._give_up()))
                 raise
             return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import stat
@@ -346,6 +347,23 @@ async def test_a_start_that_fails_leaves_neither_machines_nor_file(emulator):
         await detached(emulator)
     assert not emulator.leftovers()
     assert not list_connections()
+
+
+async def test_whoever_is_cancelled_while_making_it_leaves_nothing(paper_workers):
+    for turns in range(0, 40, 3):
+        making = asyncio.ensure_future(_awaited(detached(paper_workers)))
+        await until(lambda: running(paper_workers) or making.done())
+        for _ in range(turns):
+            await asyncio.sleep(0.005)
+        making.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await making).shutdown()
+        await until(lambda: not paper_workers.leftovers())
+        assert not list_connections()
+
+
+async def _awaited(cluster):
+    return await cluster
 
 
 async def test_joining_that_fails_deletes_nothing(paper_workers):
