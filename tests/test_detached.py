@@ -350,9 +350,9 @@ async def test_a_start_that_fails_leaves_neither_machines_nor_file(emulator):
 
 
 async def test_whoever_is_cancelled_while_making_it_leaves_nothing(paper_workers):
-    for turns in range(0, 40, 3):
+    for turns in range(0, 60, 12):
         making = asyncio.ensure_future(_awaited(detached(paper_workers)))
-        await until(lambda: running(paper_workers) or making.done())
+        await until(lambda: running(paper_workers))
         for _ in range(turns):
             await asyncio.sleep(0.005)
         making.cancel()
