@@ -46,6 +46,7 @@ def test_examples_are_found():
         "docs/decorator.md",
         "docs/emulator.md",
         "docs/quickstart.md",
+        "docs/recipes.md",
         "docs/scaling.md",
         "docs/single-node.md",
     }

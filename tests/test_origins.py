@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import dask
@@ -96,7 +99,7 @@ def expected():
 
 
 def run_program(endpoint, folder, text, **variables):
-    """Run a program in a process of its own; return what it prints."""
+    """Run a program in a process of its own; return what it prints last."""
     path = folder / "program.py"
     path.write_text(text, encoding="utf-8")
     process = subprocess.run(
@@ -110,7 +113,7 @@ def run_program(endpoint, folder, text, **variables):
     )
     assert process.returncode == 0, process.stderr
     assert "Traceback" not in process.stderr
-    return json.loads(process.stdout)
+    return process.stdout.splitlines()[-1]
 
 
 def workers_of(client):
@@ -225,9 +228,10 @@ print(json.dumps(run(PARAMETERS)))
 
 def test_a_decorated_search_finds_the_same_without_machines(emulator, tmp_path, expected):
     program = DECORATED.replace("PARAMETERS", repr(PARAMETERS))
-    workers, *best = run_program(
+    output = run_program(
         emulator.endpoint, tmp_path, program, DASK_GCE__REQUIRES_CLUSTER__LOCAL="1"
     )
+    workers, *best = json.loads(output)
     assert workers == 16
     assert Found(*best) == expected
     assert not emulator.requests
@@ -349,37 +353,12 @@ def test_work_is_distributed_over_the_workers_of_a_container(light):
 
 # -- from a computer's own cores to a cluster -----------------------------------------------------
 
-SCRIPT = """
-import json
-
-import joblib
-from dask.distributed import Client, LocalCluster
-from sklearn.datasets import load_digits
-from sklearn.model_selection import GridSearchCV, train_test_split
-from sklearn.svm import SVC
-
-from dask_gce import GCECluster
-
-
-def main():
-    images, labels = load_digits(return_X_y=True)
-    train, test, train_labels, test_labels = train_test_split(
-        images[:500], labels[:500], test_size=0.3, random_state=0
-    )
-    client = Client(CLUSTER)
-    search = GridSearchCV(SVC(), {"C": [1, 10], "gamma": [1e-3, 1]}, cv=3)
-    with joblib.parallel_config("dask"):
-        search.fit(train, train_labels)
-    print(json.dumps([search.best_params_, search.best_score_, search.score(test, test_labels)]))
-    client.close()
-
-
-if __name__ == "__main__":
-    main()
-"""
-
+#: What the page for users says, of which one line and one command are changed.
+PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("## From your own computer to a cluster that exists\n")[2]
+SCRIPT, CHANGE = re.findall(r"^```python\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
+COMMANDS = re.findall(r"^dask gce (.*)$", SECTION, re.MULTILINE)
 HERE = "LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address='127.0.0.1:0')"
-THERE = "GCECluster.from_name('grid', quiet=True)"
 
 
 def fits_seen(endpoint):
@@ -400,17 +379,19 @@ def fits_seen(endpoint):
 
 def test_a_script_moves_to_a_cluster_that_exists(light, tmp_path):
     endpoint = light.endpoint
-    machines = ("--n-workers", "2", "--machine-type", "e2-small", "--nthreads", "1")
-    run_process(endpoint, "create", "grid", *machines)
-    assert len(worker_machines(light)) == 2
+    create, delete = map(shlex.split, COMMANDS)
+    run_process(endpoint, *create)
+    assert len(worker_machines(light)) == 8
 
-    here = run_program(endpoint, tmp_path, SCRIPT.replace("CLUSTER", HERE))
-    assert here[1] > 0.9
-    assert fits_seen(endpoint) == 0
-    there = run_program(endpoint, tmp_path, SCRIPT.replace("CLUSTER", THERE))
+    here = run_program(endpoint, tmp_path, SCRIPT.replace("LocalCluster()", HERE))
+    assert "{'C': 10, 'gamma': 0.001}" in here
+
+    line = "    client = Client(LocalCluster())\n"
+    assert line in SCRIPT
+    there = run_program(endpoint, tmp_path, SCRIPT.replace(line, indent(CHANGE, "    ")))
     assert there == here
     assert fits_seen(endpoint) == 12
 
-    assert len(worker_machines(light)) == 2
-    run_process(endpoint, "delete", "grid", "--yes")
+    assert len(worker_machines(light)) == 8
+    run_process(endpoint, *delete, "--yes")
     assert_on_their_way_out(light)
