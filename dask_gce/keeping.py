@@ -165,14 +165,6 @@ class Keeper:
             The cluster, running.
         """
         kept = await self._find(loan.need)
-        if kept is None:
-            # Meanwhile another call may have begun to make one.
-            fresh = [
-                each
-                for each in self._clusters
-                if each.need == loan.need and each.started is None and each.closing is None
-            ]
-            kept = fresh[0] if fresh else self._make(loan.need)
         kept.users += 1
         if kept.timer is not None:
             kept.timer.cancel()
@@ -208,22 +200,27 @@ class Keeper:
         else:
             kept.timer = loop.call_at(kept.until, self._end, kept)
 
-    async def _find(self, need: Need) -> Kept | None:
-        """Return a kept cluster that answers a need, and that can be used."""
-        for kept in [each for each in self._clusters if each.need == need]:
-            if kept.closing is None and not kept.lost:
+    async def _find(self, need: Need) -> Kept:
+        """Return a kept cluster that answers a need, one that is there or a new one."""
+        while True:
+            equals = [each for each in self._clusters if each.need == need]
+            usable = [each for each in equals if each.closing is None and not each.lost]
+            ending = [each.closing for each in equals if each.closing is not None]
+            if usable:
+                kept = usable[0]
                 if kept.started is None:
                     return kept
-                kept.lost = not await self._answers(kept.started)
-                if kept.lost:
-                    if not kept.users:
-                        self._end(kept)
-                elif kept.closing is None:
+                if not await self._answers(kept.started):
+                    kept.lost = True
+                if kept.lost and not kept.users:
+                    self._end(kept)
+                elif not kept.lost and kept.closing is None:
                     return kept
-            if kept.closing is not None and need.settings.name is not None:
+            elif ending and need.settings.name is not None:
                 # The next one will have its name.
-                await asyncio.wait({kept.closing})
-        return None
+                await asyncio.wait(ending)
+            else:
+                return self._make(need)
 
     def _make(self, need: Need) -> Kept:
         kept = Kept(need)

@@ -901,23 +901,29 @@ def test_the_client_is_the_default_inside_and_not_afterwards():
 
 
 def test_threads_have_defaults_of_their_own():
-    both = threading.Barrier(2, timeout=30)
-    wrong = []
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+    right = []
 
     @requires_cluster(**LOCAL)
-    def compute(client=None):
-        both.wait()
-        if default_client() is not client:
-            wrong.append(client)
-        both.wait()
+    def first(client=None):
+        first_is_in.set()
+        assert second_is_in.wait(30)
+        right.append(default_client() is client)
 
-    threads = [threading.Thread(target=compute) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-    assert default_client() is None
+    @requires_cluster(**LOCAL)
+    def second(client=None):
+        second_is_in.set()
+        assert first_is_out.wait(30)
+        right.append(default_client() is client)
+
+    other = threading.Thread(target=lambda: first_is_in.wait(30) and second())
+    other.start()
+    first()
+    right.append(default_client() is None)
+    first_is_out.set()
+    other.join()
+    assert right == [True] * 3
+    # What two contexts of Dask's would leave behind, having come and gone in the same order.
     assert dask.config.get("scheduler", None) is None
 
 
@@ -1049,7 +1055,10 @@ async def test_equal_settings_share_whatever_the_function():
     assert len(set(addresses)) == 3
     assert addresses[0] == addresses[1] == addresses[4]
     with dask.config.set({"gce.nthreads": 2}):
-        assert one() != addresses[0]
+        two_threads = one()
+    assert two_threads != addresses[0]
+    # Where a setting came from does not count.
+    assert requires_cluster(keep_alive=1, nthreads=2, **LOCAL)(one.__wrapped__)() == two_threads
 
 
 def test_no_time_by_keyword_overrules_the_configuration():
@@ -1075,6 +1084,8 @@ def test_a_lost_cluster_is_replaced(light):
     began = time.monotonic()
     assert where() != first
     assert time.monotonic() - began < 15
+    with dask.config.set({"gce.requires-cluster.local": True}):
+        assert where().startswith("tcp://127.0.0.1:")
     wait_until(lambda: is_empty(light))
 
 
