@@ -101,12 +101,14 @@ def test_exit_without_close(process_emulator, program):
 
 def test_a_forked_child_deletes_nothing(process_emulator):
     program = """
-import os
+import os, time
 cluster = GCECluster(**settings)
+began = time.monotonic()
 child = os.fork()
 if child == 0:
     sys.exit()
 os.waitpid(child, 0)
+assert time.monotonic() - began < 8, "it waited for loops that it has not inherited"
 print([each["status"] for each in json.load(urllib.request.urlopen(
     settings["api_endpoint"] + "/compute/v1/projects/local-project/zones/us-central1-a/instances"
 ))["items"]])
