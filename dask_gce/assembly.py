@@ -7,10 +7,12 @@ found out first is in `preparation` and `reunion`; what is done later about the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import math
 import weakref
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from distributed.core import Status
@@ -23,7 +25,7 @@ from dask_gce.connections import (
     load_connection,
     save_connection,
 )
-from dask_gce.errors import SettingsError, StartTimeout
+from dask_gce.errors import GCEError, SettingsError, StartTimeout
 from dask_gce.fleet import Fleet
 from dask_gce.instance import build_insert
 from dask_gce.inventory import list_clusters
@@ -34,6 +36,8 @@ from dask_gce.scaling import ScalingCluster
 from dask_gce.scheduler import GCEScheduler
 from dask_gce.settings import Settings
 from dask_gce.worker import GCEWorker
+
+logger = logging.getLogger(__name__)
 
 CreateMode = Literal["create", "connect", "create-or-connect"]
 
@@ -73,8 +77,21 @@ class AssembledCluster(ScalingCluster):
         self._joined = create_mode == "connect"
         # Whether all is there; until then whatever ends a cluster that is being made deletes it.
         self._complete = False
+        # Removes the connection file; None as long as there cannot be one.
+        self._forget: Callable[[], bool] | None = None
         ends = create_mode == "create" if shutdown_on_close is None else shutdown_on_close
         super().__init__(settings, name, shutdown_on_close=ends, **options)
+
+    @property
+    def shutdown_on_close(self) -> bool:
+        """Whether closing, and the interpreter's exit, end the cluster for everybody."""
+        return self._shutdown_on_close
+
+    @shutdown_on_close.setter
+    def shutdown_on_close(self, ends: bool) -> None:
+        self._shutdown_on_close = ends
+        if self._complete and self._fleet is not None:
+            self._fleet.delete_at_exit = ends
 
     async def _assemble(self) -> None:
         """Find out what is needed, then ask for the first machines or find them."""
@@ -93,8 +110,7 @@ class AssembledCluster(ScalingCluster):
                     self.shutdown_on_close = True
                 if detached or self._mode != "create":
                     # On record before the first machine is.
-                    await self._share()
-                    await asyncio.to_thread(self._save_connection, prepared)
+                    await self._record(prepared)
                 self._prepared = prepared
         finally:
             if self._prepared is None:
@@ -143,7 +159,7 @@ class AssembledCluster(ScalingCluster):
             max_workers=math.inf if limit is None else (limit - here) // blueprint.processes,
             # What is half made is worth nothing, however long the whole is to stay.
             delete_at_exit=not self._joined,
-            on_exit=partial(_abandon, weakref.ref(self), self._forget()),
+            on_exit=partial(_abandon, weakref.ref(self), self._forget),
             changed=self._watcher.disturb,
             others=self._welcome if self._shared else None,
             zones=settings.zone if self._shared and settings.allow_cross_zone else (),
@@ -190,6 +206,7 @@ class AssembledCluster(ScalingCluster):
         """Take over the machines of a cluster that runs."""
         self.settings = settings = connection.restore_settings()
         await self._share()
+        self._forget = _forgetting(connection)
         compute = await open_compute(settings)
         try:
             reunion = await rejoin(compute, settings, connection)
@@ -213,25 +230,47 @@ class AssembledCluster(ScalingCluster):
 
     # -- the connection file ----------------------------------------------------------------------
 
-    def _save_connection(self, prepared: Preparation) -> Path:
+    async def _record(self, prepared: Preparation) -> None:
+        """Write the connection file, by which others can join from now on."""
         blueprint = prepared.blueprint
-        return save_connection(
-            Connection(
-                cluster=self.name,
-                project=blueprint.project,
-                identity=blueprint.identity,
-                owner=blueprint.owner,
-                client_tls=prepared.client_tls,
-                worker_tls=blueprint.tls.get("worker"),
-                settings=self.settings.dump(),
-            )
+        connection = Connection(
+            cluster=self.name,
+            project=blueprint.project,
+            identity=blueprint.identity,
+            owner=blueprint.owner,
+            client_tls=prepared.client_tls,
+            worker_tls=blueprint.tls.get("worker"),
+            settings=self.settings.dump(),
         )
+        await self._share()
+        self._forget = _forgetting(connection)
+        saving = asyncio.ensure_future(asyncio.to_thread(save_connection, connection))
+        try:
+            await asyncio.shield(saving)
+        except asyncio.CancelledError:
+            # The thread goes on, and what it has yet to write could not be removed.
+            while not saving.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({saving})
+            raise
+        except GCEError:
+            self._forget = None
+            raise
 
-    def _forget(self) -> Any:
-        """Return what removes the connection file, if there is one."""
-        if not self._shared or self._prepared is None:
-            return None
-        return partial(delete_connection, self.name, self._prepared.blueprint.project)
+    async def _forget_connection(self) -> None:
+        """Remove the connection file of a cluster that is no more."""
+        if self._forget is None:
+            return
+        try:
+            await asyncio.to_thread(self._forget)
+        except GCEError as error:
+            # The machines are gone, which is what matters more.
+            logger.error("%s", error)
+
+
+def _forgetting(connection: Connection) -> Callable[[], bool]:
+    # Without the connection itself, which holds keys.
+    return partial(delete_connection, connection.cluster, connection.project, connection.identity)
 
 
 def _abandon(known: Any, forget: Any) -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Generator
 from typing import Any
 
 from distributed.core import Status
+from distributed.deploy.spec import SpecCluster
 
 from dask_gce import names
 from dask_gce.assembly import CreateMode
@@ -140,6 +142,8 @@ class GCECluster(AttendedCluster):
         except BaseException:
             # Ctrl-C in a constructor leaves nobody who could call close().
             if not asynchronous and hasattr(self, "status"):
+                # However long it was to stay, nobody has heard of it.
+                self._ending = not self._joined
                 self.close()
             raise
 
@@ -319,6 +323,8 @@ class GCECluster(AttendedCluster):
         if listening is not None and listening.done():
             # Nothing to say to a scheduler that is gone; connecting would take half a minute.
             connected = False
+        if self._complete and not ends:
+            await self._record_late()
         if connected and not ends:
             await self._hand_over()
         self.status = Status.closing
@@ -345,9 +351,18 @@ class GCECluster(AttendedCluster):
             # The error that made the start fail is the one to raise.
             logger.error("%s", error)
         self._left = not ends
-        if ends and (forget := self._forget()) is not None:
-            await asyncio.to_thread(forget)
+        if ends:
+            await self._forget_connection()
         await self._release()
+
+    async def _record_late(self) -> None:
+        """Let a cluster be joined that was to end with this object, and now is to stay."""
+        if self._shared or self._prepared is None:
+            return
+        try:
+            await self._record(self._prepared)
+        except GCEError as error:
+            logger.error("Cluster %s stays, but cannot be joined: %s", self.name, error)
 
     async def _hand_over(self) -> None:
         """Bring what was begun to an end, and leave the rest to the other processes."""
@@ -391,3 +406,12 @@ async def _end(task: asyncio.Future[Any] | None) -> None:
     while task is not None and not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=0.5)
+
+
+def _disown() -> None:
+    """Have a forked child's exit leave the parent's clusters alone, whose loops it has not."""
+    for cluster in [each for each in SpecCluster._instances if isinstance(each, GCECluster)]:
+        SpecCluster._instances.discard(cluster)
+
+
+os.register_at_fork(after_in_child=_disown)

@@ -208,7 +208,7 @@ def load_connection(name: str, project: str | None = None) -> Connection:
     return connection
 
 
-def delete_connection(name: str, project: str) -> bool:
+def delete_connection(name: str, project: str, identity: str | None = None) -> bool:
     """Delete a cluster's connection file.
 
     Parameters
@@ -217,6 +217,8 @@ def delete_connection(name: str, project: str) -> bool:
         The cluster's name.
     project : str
         The project ID.
+    identity : str, optional
+        What tells the cluster from another of that name, whose file is left alone.
 
     Returns
     -------
@@ -230,7 +232,14 @@ def delete_connection(name: str, project: str) -> bool:
     CredentialsError
         If it cannot be deleted.
     """
-    return delete_private(connection_path(name, project))
+    path = connection_path(name, project)
+    if identity is not None:
+        # What cannot be read is of no use to another cluster either.
+        with suppress(CredentialsError, FileNotFoundError):
+            content = _parse_json(read_private(path, _LIMIT))
+            if isinstance(content, dict) and content.get("identity", identity) != identity:
+                return False
+    return delete_private(path)
 
 
 def list_connections() -> list[tuple[str, str]]:
