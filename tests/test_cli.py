@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from command_line import make, process, read, run, run_process, succeed
 from test_package import modules_after
 
 from dask_gce.cli import _COMMANDS, gce
+from dask_gce.cli.interruption import finish, run_to_the_end, terminable
 from dask_gce.cli.setting_options import SettingOption, parse_settings
 from dask_gce.emulator import Fault
 from dask_gce.sources import DEFAULTS
@@ -141,6 +144,39 @@ def test_interrupted_while_it_waits(emulator):
     assert running.returncode == 130
     assert errors.strip() == "Interrupted."
     assert not output
+
+
+async def test_what_must_be_finished_is_finished():
+    go_on, done = asyncio.Event(), []
+
+    async def work() -> None:
+        await go_on.wait()
+        done.append(True)
+
+    task = asyncio.ensure_future(finish(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    await task
+    assert done
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    async def hang_up() -> str:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0.05)
+        return "done"
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_to_the_end(hang_up()) == "done"
+        with terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # -- how it completes -----------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import signal
 import time
 
+import click
 import pytest
 from command_line import make, names, read, run, run_process, succeed
 from fleets import OTHER_ZONE
@@ -175,6 +177,22 @@ def test_delete_asks_on_a_terminal(emulator, monkeypatch, answer, status):
     assert bool(names(emulator)) == bool(status)
 
 
+def test_ctrl_c_ends_the_question_at_once(emulator, monkeypatch):
+    def interrupt(*_, **options):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise click.Abort from None  # as click does
+        pytest.fail("it goes on waiting for the answer")
+
+    make(emulator, s={"role": "scheduler"})
+    monkeypatch.setattr("dask_gce.cli.removal._is_asked", lambda: True)
+    monkeypatch.setattr(click, "confirm", interrupt)
+    result = run(emulator, "delete", "grid")
+    assert result.exit_code == 130, result.output
+    assert names(emulator) == {"s"}
+
+
 def test_of_several_names_none_is_deleted_if_one_is_wrong(emulator):
     make(emulator, s={"role": "scheduler"})
     result = run(emulator, "delete", "grid", "gird", "--yes")
@@ -216,6 +234,20 @@ def test_what_cannot_be_deleted_is_told(emulator, monkeypatch):
     assert result.exit_code == 1
     assert "Not allowed." in result.stderr
     assert not result.stdout
+
+
+@pytest.mark.parametrize("command", [["delete", "grid", "other", "--yes"], ["sweep", "--delete"]])
+def test_one_that_cannot_be_deleted_does_not_keep_the_others(emulator, command):
+    mine = {"role": "scheduler", "owner": ME, "expires": LONG_AGO}
+    make(emulator, s1=mine, s2={**mine, "cluster": "other", "identity": "b" * 32})
+    refused = {"status": 403, "reason": "forbidden", "message": "Not allowed."}
+    emulator.faults.add(
+        Fault("compute.instances.delete", **refused, match=lambda name: name == "s1", times=1)
+    )
+    result = run(emulator, *command)
+    assert result.exit_code == 1
+    assert "Instances of cluster grid may be left" in result.stderr
+    assert names(emulator) == {"s1"}
 
 
 # -- sweep ----------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -117,8 +119,16 @@ def test_a_name_is_drawn_and_workers_need_not_be_waited_for(paper_workers):
 # -- what fails -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("when", ["asked", "running", "waiting"])
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [
+        (signal.SIGINT, "asked"),
+        (signal.SIGINT, "running"),
+        (signal.SIGINT, "waiting"),
+        (signal.SIGTERM, "asked"),
+        (signal.SIGTERM, "waiting"),
+    ],
+)
 def test_interrupted_while_it_is_created(paper_workers, number, when):
     def reached() -> bool:
         if when == "asked":
@@ -136,6 +146,40 @@ def test_interrupted_while_it_is_created(paper_workers, number, when):
     assert "Interrupted." in errors
     assert "Traceback" not in errors
     assert not output
+    assert not names(paper_workers)
+    assert not list_connections()
+
+
+def test_a_terminal_that_is_closed_leaves_nothing(paper_workers):
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "dask", "gce", "create", "grid", *QUICK, "--n-workers", "1"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(paper_workers.endpoint, TERM="xterm"),
+    ) as running:
+        os.close(theirs)
+        told = b""
+        while b"of 1 workers" not in told:
+            told += os.read(ours, 4096)
+        # Nothing can be written from here on.
+        os.close(ours)
+        running.send_signal(signal.SIGHUP)
+    assert running.returncode == 128 + signal.SIGHUP
+    assert not names(paper_workers)
+    assert not list_connections()
+
+
+def test_a_cluster_that_nobody_can_be_told_of_is_not_left(paper_workers):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "dask", "gce", "create", *QUICK]
+    ended = subprocess.run(
+        command, stdout=writing, env=environment(paper_workers.endpoint), timeout=60, check=False
+    )
+    os.close(writing)
+    assert ended.returncode == 1
     assert not names(paper_workers)
     assert not list_connections()
 

@@ -60,6 +60,7 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        from dask_gce.cli.output import note
         from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
 
         try:
@@ -73,7 +74,7 @@ class _Commands(click.Group):
         except (KeyboardInterrupt, click.Abort) as interrupt:
             # With a number if it was another signal than that of Ctrl-C.
             number = next(iter(interrupt.args), signal.SIGINT)
-            click.echo("Interrupted.", err=True)
+            note("Interrupted.")
             raise click.exceptions.Exit(128 + int(number)) from None
 
 
@@ -100,5 +101,5 @@ def gce() -> None:
       1    it failed
       2    wrong usage, or a wrong setting
       3    no cluster of that name
-      130  interrupted by Ctrl-C
+      129, 130, 143  interrupted: the terminal was closed, Ctrl-C, SIGTERM
     """

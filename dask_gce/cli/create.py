@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from dask_gce.cli.interruption import run_to_the_end
+from dask_gce.cli.interruption import finish, run_to_the_end
 from dask_gce.cli.options import json_option
 from dask_gce.cli.output import print_json
 from dask_gce.cli.progress import following
@@ -38,14 +39,12 @@ def create(name: str | None, no_wait: bool, as_json: bool, **typed: tuple[str, .
     keywords = parse_settings(typed)
     if name is not None:
         keywords["name"] = name
-    facts = run_to_the_end(_create(keywords, wait=not no_wait))
-    if as_json:
-        print_json(facts)
-    else:
-        _print_facts(facts)
+    run_to_the_end(_create(keywords, not no_wait, print_json if as_json else _print_facts))
 
 
-async def _create(keywords: dict[str, Any], *, wait: bool) -> dict[str, Any]:
+async def _create(
+    keywords: dict[str, Any], wait: bool, tell: Callable[[dict[str, Any]], None]
+) -> None:
     from dask_gce.cluster import GCECluster
     from dask_gce.credentials import discover_project
     from dask_gce.settings import Settings
@@ -62,12 +61,13 @@ async def _create(keywords: dict[str, Any], *, wait: bool) -> dict[str, Any]:
             await cluster.settle()
             if wait and wanted:
                 await cluster.wait_for_workers(wanted)
-        facts = _facts(cluster)
+        # If its name can be told to nobody, nobody will delete it.
+        tell(_facts(cluster))
     except BaseException:
         await cluster.shutdown()
         raise
-    await cluster.close()
-    return facts
+    # From here on it is too late for Ctrl-C: whoever was told may be at work with it.
+    await finish(cluster.close())
 
 
 def _facts(cluster: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Owns JSON, tables and ages, and that what machines say cannot take over a termin
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -43,14 +44,16 @@ def print_json(document: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Tell the user something that is no result.
+    """Tell the user something that is no result, if there is still somebody to tell.
 
     Parameters
     ----------
     text : str
         What to tell.
     """
-    click.echo(text, err=True)
+    # A terminal that was closed is no reason to stop halfway.
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def render_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -59,15 +59,18 @@ class Progress:
         if time.monotonic() - self._since < SILENCE or text == self._shown:
             return
         self._shown = text
-        if self._console.is_terminal:
-            self._status.update(f"{self._title}: {text}")
-            self._status.start()
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            with contextlib.suppress(OSError):  # as in `close`
+                self._status.update(f"{self._title}: {text}")
+                self._status.start()
         else:
             note(f"{self._title}: {text}")
 
     def close(self) -> None:
         """Take the line away."""
-        self._status.stop()
+        # The terminal may have been closed meanwhile.
+        with contextlib.suppress(OSError):
+            self._status.stop()
 
 
 @asynccontextmanager

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dask_gce.cli.cloud import find, open_compute, survey
-from dask_gce.cli.interruption import run_while_wanted
+from dask_gce.cli.interruption import interruptible, run_while_wanted
 from dask_gce.cli.options import complete_cluster, identity_option, json_option, project_option
 from dask_gce.cli.output import note, print_json, print_table, render_age
 
 if TYPE_CHECKING:
     from dask_gce.compute import Compute
+    from dask_gce.errors import GCEError
     from dask_gce.inventory import ClusterRecord
     from dask_gce.sweeping import Orphan
 
@@ -50,23 +51,38 @@ def delete(
 async def _delete(
     names: Sequence[str], identity: str | None, yes: bool, project: str | None, as_json: bool
 ) -> None:
+    from dask_gce.errors import GCEError
+    from dask_gce.inventory import find_cluster
+
     async with open_compute(project) as compute:
         if len(names) == 1:
             records = [await find(compute, names[0], identity)]
         else:
-            from dask_gce.inventory import find_cluster
-
             # Whether all of them exist is found out before the first is deleted.
             inventory = await survey(compute)
             records = [find_cluster(inventory, name) for name in names]
         if not yes:
             _ask(records)
+        errors: list[GCEError] = []
         for record in records:
-            await _delete_one(compute, record)
-            if not as_json:
-                click.echo(f"Deleted {record.name}: {_count(record)}.")
+            try:
+                await _delete_one(compute, record)
+            except GCEError as error:
+                errors.append(error)
+            else:
+                if not as_json:
+                    click.echo(f"Deleted {record.name}: {_count(record)}.")
+    _raise_all(errors)
     if as_json:
         print_json({"project": compute.project, "deleted": [_brief(each) for each in records]})
+
+
+def _raise_all(errors: Sequence[GCEError]) -> None:
+    """Raise what went wrong with some, once all the others are deleted."""
+    from dask_gce.errors import GCEError
+
+    if errors:
+        raise GCEError("\n".join(map(str, errors))) from errors[0]
 
 
 def _ask(records: Sequence[ClusterRecord]) -> None:
@@ -82,7 +98,9 @@ def _ask(records: Sequence[ClusterRecord]) -> None:
     )
     if not _is_asked():
         raise click.UsageError(f"There is nobody to ask whether to delete {question}: add --yes.")
-    if not click.confirm(f"Delete {question}?", err=True):
+    with interruptible():
+        answer = click.confirm(f"Delete {question}?", err=True)
+    if not answer:
         raise click.ClickException("Nothing was deleted.")
 
 
@@ -148,6 +166,7 @@ def sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) ->
 
 async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) -> None:
     from dask_gce.client import current_user
+    from dask_gce.errors import GCEError
     from dask_gce.sweeping import delete_orphan, find_orphans
 
     if not (all_owners or current_user()):
@@ -158,13 +177,18 @@ async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: b
         if not as_json:
             _print_orphans(orphans, compute.project)
         deleted = []
+        errors: list[GCEError] = []
         for orphan in orphans if really else ():
             note(f"Deleting {orphan.record.name} ...")
-            if await delete_orphan(compute, orphan):
-                deleted.append(orphan.record)
-                await asyncio.to_thread(_forget, orphan.record)
-            else:
-                note(f"{orphan.record.name} is gone already, or needed after all.")
+            try:
+                if await delete_orphan(compute, orphan):
+                    deleted.append(orphan.record)
+                    await asyncio.to_thread(_forget, orphan.record)
+                else:
+                    note(f"{orphan.record.name} is gone already, or needed after all.")
+            except GCEError as error:
+                errors.append(error)
+    _raise_all(errors)
     if as_json:
         print_json(
             {
