@@ -140,7 +140,7 @@ class AssembledCluster(ScalingCluster):
             f"project {blueprint.project}"
         )
         self._watch(fleet)
-        self._target = self._machines_for(self._wanted, adapting=False)
+        self._target, self._untold = self._machines_for(self._wanted, adapting=False), True
         self._fill()
         self._correct_state()
 
@@ -243,6 +243,7 @@ class AssembledCluster(ScalingCluster):
             settings=self.settings.dump(),
         )
         await self._share()
+        self._untold = True
         self._forget = _forgetting(connection)
         saving = asyncio.ensure_future(asyncio.to_thread(save_connection, connection))
         try:

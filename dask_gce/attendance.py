@@ -7,9 +7,11 @@ scheduler itself is lost. What becomes of workers is in `replacement`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
+import time
 from typing import Any
 
 from dask.utils import parse_timedelta
@@ -17,14 +19,19 @@ from dask.widgets.widgets import get_template
 from distributed.core import Status
 from distributed.objects import SchedulerInfo
 
+from dask_gce import shared_plan
 from dask_gce.assembly import AssembledCluster
-from dask_gce.errors import GCEError
+from dask_gce.errors import GCEError, StartTimeout
 from dask_gce.scheduler import answers_at
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between attempts to reach a scheduler that was lost from sight.
 RECONNECT_AFTER = 2.0
+
+#: Seconds between questions which workers there are, where others may be told instead of us; and as
+#: many more for each thousand workers.
+FOLLOW_AFTER = 1.0
 
 #: Workers that the representation in a notebook lists one by one.
 SHOWN_WORKERS = 20
@@ -37,13 +44,27 @@ class AttendedCluster(AssembledCluster):
         """Take a machine that failed out of the plan; without its scheduler the cluster is lost."""
         scheduler = self._scheduler
         if name != scheduler.name:
-            super()._drop(name, failure)
+            if isinstance(failure, StartTimeout) and self._is_deaf:
+                # It may work, for others or unknown to us: whether it has come is not known.
+                self._grant_time(name)
+            else:
+                super()._drop(name, failure)
         elif self.status == Status.starting:
             scheduler.failure = failure  # its start() raises it
         elif self._lost is None:
             self.events.note(name, "lost", str(failure).partition("\n")[0])
             self._log(str(failure))
             self._lose(failure)
+
+    @property
+    def _is_deaf(self) -> bool:
+        """Whether the scheduler, though it may be there, tells nothing of its workers."""
+        listening = self._watch_worker_status_task
+        return listening is not None and listening.done() and self._lost is None
+
+    def _grant_time(self, name: str) -> None:
+        if self._fleet is not None and name in self._fleet.members:
+            self._fleet.members[name].inserted = time.monotonic()
 
     async def _watch_worker_status(self, comm: Any) -> None:
         await super()._watch_worker_status(comm)
@@ -76,6 +97,29 @@ class AttendedCluster(AssembledCluster):
                     self._watcher.disturb()
                     return
             await asyncio.sleep(RECONNECT_AFTER)
+
+    async def _follow_workers(self) -> None:
+        """Learn of workers also when the scheduler tells somebody else.
+
+        It tells only one, whoever has subscribed last: its plugin has one name for all
+        (``WorkerStatusPlugin`` in distributed/scheduler.py).
+        """
+        while self._lost is None:
+            await asyncio.sleep(FOLLOW_AFTER + len(self.scheduler_info["workers"]) / 1000)
+            with contextlib.suppress(OSError):
+                known = self.scheduler_info["workers"]
+                if (await self._ask("ncores")).keys() != known.keys():
+                    self._compare((await self._ask("identity"))["workers"])
+
+    async def _ask(self, what: str) -> Any:
+        return await shared_plan.answer(getattr(self.scheduler_comm, what)())
+
+    def _compare(self, workers: dict[str, Any]) -> None:
+        known = self.scheduler_info["workers"]
+        for address in known.keys() - workers.keys():
+            self._update_worker_status("remove", address)
+        if new := {each: workers[each] for each in workers.keys() - known.keys()}:
+            self._update_worker_status("add", {"workers": new})
 
     async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
         loop = asyncio.get_running_loop()

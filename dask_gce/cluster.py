@@ -20,8 +20,9 @@ from distributed.deploy.spec import SpecCluster
 from dask_gce import names
 from dask_gce.assembly import CreateMode
 from dask_gce.attendance import AttendedCluster
-from dask_gce.errors import GCEError
+from dask_gce.errors import GCEError, SettingsError
 from dask_gce.settings import Settings
+from dask_gce.sources import DEFAULTS
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,8 @@ class GCECluster(AttendedCluster):
 
         Raises
         ------
+        SettingsError
+            If there is no such name, or if a setting is given: a cluster keeps those it has.
         ClusterNotFound
             If there is no such cluster any more.
         CredentialsError
@@ -192,6 +195,13 @@ class GCECluster(AttendedCluster):
         >>> with GCECluster.from_name("grid") as cluster:  # doctest: +SKIP
         ...     cluster.scale(20)
         """
+        for key in options:
+            if key in DEFAULTS and key not in ("api_endpoint", "api_token_file"):
+                raise SettingsError(
+                    f"{key}: from_name({name!r}) takes no settings, since a cluster keeps the "
+                    "settings that it was made with. To change the number of workers: scale().",
+                    key=key,
+                )
         return cls(
             name=name,
             project=project,
@@ -235,10 +245,13 @@ class GCECluster(AttendedCluster):
             # SpecCluster takes it from here: it finds the scheduler started, and connects.
             self.status = Status.created
             await super()._start()
+            if self._shared:
+                self._spawn(self._follow_workers())
             if self._joined:
                 # Whom it misses may have gone when nobody saw to it.
                 await self._replace()
             else:
+                await self._tell_plan()
                 await self._await_local_workers()
             self._complete = True
             if self._fleet is not None:
@@ -372,7 +385,7 @@ class GCECluster(AttendedCluster):
             await self._settle(HAND_OVER)
         except GCEError as error:
             logger.warning("%s", error)
-        await self._publish_plan(keeper="")
+        await self._resign()
 
     async def _say_farewell(self) -> None:
         """Let workers end in order, and the scheduler tell its clients that it ends."""

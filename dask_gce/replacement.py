@@ -225,6 +225,9 @@ class ReplacingCluster(SharedCluster):
             with self._plan_lock:
                 self._fill()
             self._correct_state_soon()
+        else:
+            # Failures are counted by whoever sees to it.
+            self._recovery.reset()
 
     def _note_steady(self) -> None:
         """Forget failures once a worker that was asked for after them has come and stayed."""

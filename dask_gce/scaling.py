@@ -113,7 +113,7 @@ class ScalingCluster(ReplacingCluster):
             if self._prepared is None:
                 self._wanted = n  # by a cluster that has yet to start
                 return NoOpAwaitable() if self.asynchronous else None
-            self._target = machines
+            self._target, self._untold = machines, True
             self._trim(machines)
             if not adapting or not self._recovery.pause(time.monotonic()):
                 self._fill()
@@ -123,7 +123,7 @@ class ScalingCluster(ReplacingCluster):
 
     async def _carry_out(self) -> None:
         # First said, then done: whoever misses a machine asks whether it was wanted so.
-        await self._publish_plan()
+        await self._tell_plan()
         await self._correct_state()
 
     def _workers_with(self, amount: int, of: Callable[[Share], int]) -> int:
@@ -174,7 +174,7 @@ class ScalingCluster(ReplacingCluster):
                 if machine in self.workers:
                     self._named.add(machine)
                 if self.worker_spec.pop(machine, None) is not None and not overruled:
-                    self._target = max(0, self._target - 1)
+                    self._target, self._untold = max(0, self._target - 1), True
             if overruled:
                 # The workers have been retired already.
                 self._fill()
@@ -362,7 +362,9 @@ class ScalingCluster(ReplacingCluster):
         # Not SpecCluster's, which would close a lost worker but leave it in the plan.
         if op == "remove":
             worker = self.scheduler_info["workers"].get(msg)
-            if worker is not None and self._machine_of(str(worker["name"])) in self.worker_spec:
+            if worker is None:
+                return  # it is known already, from having asked
+            if self._machine_of(str(worker["name"])) in self.worker_spec:
                 self._watcher.disturb()
             Cluster._update_worker_status(self, op, msg)
             if not self.scheduler_info["workers"]:

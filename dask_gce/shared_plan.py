@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["SharedPlan", "publish", "read"]
+__all__ = ["SharedPlan", "answer", "publish", "read"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +81,11 @@ async def read(scheduler: Any) -> SharedPlan | None:
     OSError
         If the scheduler does not answer.
     """
-    return SharedPlan.parse(await _answer(scheduler.get_metadata(keys=KEYS, default=None)))
+    return SharedPlan.parse(await answer(scheduler.get_metadata(keys=KEYS, default=None)))
 
 
-async def publish(scheduler: Any, plan: SharedPlan) -> None:
-    """Leave a plan with the scheduler; without an answer it is left there another time.
+async def publish(scheduler: Any, plan: SharedPlan) -> bool:
+    """Leave a plan with the scheduler.
 
     Parameters
     ----------
@@ -93,15 +93,38 @@ async def publish(scheduler: Any, plan: SharedPlan) -> None:
         The scheduler.
     plan : SharedPlan
         The plan.
+
+    Returns
+    -------
+    bool
+        Whether the scheduler has taken it.
     """
     try:
-        await _answer(scheduler.set_metadata(keys=KEYS, value=asdict(plan)))
+        await answer(scheduler.set_metadata(keys=KEYS, value=asdict(plan)))
     except OSError as error:
         logger.info("The scheduler does not take the plan: %s", error)
+        return False
+    return True
 
 
-async def _answer(asked: Awaitable[Any]) -> Any:
-    """Wait for an answer, but not for as long as Dask tries to reach a scheduler that is gone."""
+async def answer(asked: Awaitable[Any]) -> Any:
+    """Wait for an answer, but not for as long as Dask tries to reach a scheduler that is gone.
+
+    Parameters
+    ----------
+    asked : awaitable
+        The question.
+
+    Returns
+    -------
+    object
+        The answer.
+
+    Raises
+    ------
+    OSError
+        If none came in time.
+    """
     asking = asyncio.ensure_future(asked)
     try:
         await asyncio.wait({asking}, timeout=ANSWERED_WITHIN)

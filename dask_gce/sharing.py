@@ -28,6 +28,10 @@ from dask_gce.shared_plan import SharedPlan
 logger = logging.getLogger(__name__)
 
 
+#: Seconds after which whoever takes over looks whether another has done so at the same moment.
+CLAIM_PAUSE = 0.3
+
+
 class SharedCluster(RetiringCluster):
     """A cluster that other processes may be connected to as well.
 
@@ -46,6 +50,9 @@ class SharedCluster(RetiringCluster):
         self._shared = False
         # Tells this object from others of this process, and of all others.
         self._mark = ""
+        # Whether the user has asked for something here that the others have not been told.
+        self._untold = False
+        self._telling = asyncio.Lock()
         super().__init__(settings, name, **options)
 
     async def _share(self) -> None:
@@ -54,36 +61,64 @@ class SharedCluster(RetiringCluster):
         self._mark = f"{await asyncio.to_thread(client_mark)}/{secrets.token_hex(4)}"
         self._shared = True
 
-    async def _publish_plan(self, keeper: str | None = None) -> None:
-        """Tell the others how many machines there should be, and who sees to it."""
-        if self._shared and self.status == Status.running and self.scheduler_comm is not None:
-            mark = self._mark if keeper is None else keeper
-            await shared_plan.publish(self.scheduler_comm, SharedPlan(self._target, mark))
+    @property
+    def _tells(self) -> bool:
+        running = self.status == Status.running and self.scheduler_comm is not None
+        return self._shared and running
+
+    async def _tell_plan(self) -> None:
+        """Tell the others what was asked for here: how many machines; and that we see to it."""
+        async with self._telling:
+            if self._untold and self._tells:
+                self._untold = False
+                plan = SharedPlan(self._target, self._mark)
+                if not await shared_plan.publish(self.scheduler_comm, plan):
+                    self._untold = True  # another time
+
+    async def _resign(self) -> None:
+        """Leave it to the others to see to the plan, if it was for us."""
+        async with self._telling:
+            if not self._tells:
+                return
+            try:
+                plan = await shared_plan.read(self.scheduler_comm)
+            except OSError as error:
+                logger.info("The scheduler does not tell the plan: %s", error)
+                return
+            if plan is not None and plan.keeper == self._mark:
+                await shared_plan.publish(self.scheduler_comm, replace(plan, keeper=""))
 
     async def _learn_plan(self) -> bool:
         """Ask what the others have planned; tell whether it is for us to replace what is lost."""
         if not self._shared:
             return True
-        if self.status != Status.running or self.scheduler_comm is None:
+        if not self._tells:
             return False
+        await self._tell_plan()
         try:
+            plan = await shared_plan.read(self.scheduler_comm)
+            if plan is not None:
+                self._follow(plan)
+                if plan.keeper == self._mark:
+                    return True
+                process = plan.keeper.partition("/")[0]
+                if process and await asyncio.to_thread(client_state, process) != "gone":
+                    return False
+            # Nobody sees to it any more.
+            self._untold = True
+            await self._tell_plan()
+            await asyncio.sleep(CLAIM_PAUSE)
             plan = await shared_plan.read(self.scheduler_comm)
         except OSError as error:
             logger.info("The scheduler does not tell the plan: %s", error)
             return False
-        if plan is None:
-            await self._publish_plan()
-            return True
-        if plan.keeper == self._mark:
-            return True
+        return plan is not None and plan.keeper == self._mark
+
+    def _follow(self, plan: SharedPlan) -> None:
+        """Take over how many machines there should be, unless something newer was asked here."""
         with self._plan_lock:
-            self._target = plan.machines
-        process = plan.keeper.partition("/")[0]
-        if process and await asyncio.to_thread(client_state, process) != "gone":
-            return False
-        # Nobody sees to it any more.
-        await self._publish_plan()
-        return True
+            if not self._untold:
+                self._target = plan.machines
 
     def _welcome(self, found: Sequence[Instance]) -> None:
         """Count the machines as the cluster's that another process has made."""
@@ -101,7 +136,10 @@ class SharedCluster(RetiringCluster):
             self._spawn(self._learn_and_correct())
 
     async def _learn_and_correct(self) -> None:
-        await self._learn_plan()
+        if await self._learn_plan():
+            # Those that two have made at the same time, or one for a plan that no longer counts.
+            with self._plan_lock:
+                self._trim(self._target)
         self._correct_state_soon()
 
     def _plan_machine(self, fleet: Fleet, instance: Instance, location: Location) -> None:
