@@ -118,7 +118,7 @@ class _Load:
         return fitting_type(
             self.shape.name,
             cpus=max(cpus, self.shape.cpus),
-            memory=memory_with(self.count * self.limit),
+            memory=max(memory_with(self.count * self.limit), self.shape.memory),
         )
 
 
@@ -127,30 +127,59 @@ def _check(settings: Settings, loads: Sequence[_Load], key: str, type_key: str) 
     if not unfit:
         return
     worst = min(unfit, key=lambda load: load.most)
-    if not worst.most:
-        # Not even one fits.
-        key = "nthreads" if worst.lacks_threads else "memory_limit"
     if settings.sources[type_key].startswith("machine_type ("):
         type_key = "machine_type"
-    has = " and ".join(_describe(load.shape) for load in unfit)
-    remedies = [f"Use {_smaller(worst, key)}"]
-    if worst.lacks_memory and worst.scales:
-        share_left = worst.shape.usable_memory / worst.shape.memory / worst.count
-        remedies.append(f"a memory_limit of at most {math.floor(100 * share_left) / 100:g}")
+    changes = _smaller(unfit, key)
+    remedies = [f"Use {' and '.join(_assign(settings, *change) for change in changes.items())}"]
+    if any(load.lacks_memory and load.scales for load in unfit):
+        if "memory_limit" not in changes and not any(load.lacks_threads for load in unfit):
+            remedies.append(f"a memory_limit of at most {_largest_share(unfit, worst.count):g}")
     elif larger := worst.larger:
         remedies.append(f"a larger machine, such as {type_key}={larger!r}")
     else:
         remedies.append(f"a machine with more for each worker ({type_key})")
     if len(unfit) < len(loads):
         remedies.append(f"leave {' and '.join(load.shape.name for load in unfit)} out")
-    inside = key in settings.worker_options
-    holder = "worker_options" if inside else key
-    value = settings.worker_options[key] if inside else getattr(settings, key)
+    key = next(iter(changes))
+    holder = "worker_options" if key in settings.worker_options else key
+    value = settings.worker_options[key] if holder != key else getattr(settings, key)
+    has = " and ".join(_describe(load.shape) for load in unfit)
     raise SettingsError(
         f"{key} = {value!r} ({place(holder, settings.sources[holder])}): {_wants(worst)}, but "
         f"{has}. {', or '.join(remedies)}.",
         key=holder,
     )
+
+
+def _smaller(unfit: Sequence[_Load], key: str) -> dict[str, int | float | str]:
+    """Return what fits all of these machines if it is set together, in as few settings as do."""
+    wanted = unfit[0].count
+    if fewer := min(load.most for load in unfit):
+        return {key: fewer}
+    # Not even one of them fits.
+    beside = [load.shape.cpus for load in unfit if load.beside_scheduler]
+    count = min([wanted, *beside])
+    changes: dict[str, int | float | str] = {}
+    if any(load.share.nthreads * count > load.shape.cpus for load in unfit if beside):
+        changes["nthreads"] = min(beside) // count
+    if any(load.limit * count > load.shape.usable_memory for load in unfit):
+        left = min(load.shape.usable_memory for load in unfit) // count
+        scales = any(load.scales for load in unfit)
+        share = _largest_share(unfit, count)
+        changes["memory_limit"] = share if scales else f"{left // 2**20}MiB"
+    if count < wanted:
+        changes[key] = count
+    return changes
+
+
+def _largest_share(unfit: Sequence[_Load], count: int) -> float:
+    """Return which part of a machine's memory each of so many workers may have."""
+    left = min(load.shape.usable_memory / load.shape.memory for load in unfit)
+    return math.floor(1000 * left / count) / 1000
+
+
+def _assign(settings: Settings, key: str, value: float | str) -> str:
+    return f"{key}={value!r}" + (" in worker_options" if key in settings.worker_options else "")
 
 
 def _wants(load: _Load) -> str:
@@ -174,11 +203,3 @@ def _describe(shape: MachineShape) -> str:
         f"{shape.name} has {shape.cpus} vCPUs and {format_bytes(shape.memory)}, of which the "
         f"system leaves {format_bytes(shape.usable_memory)}"
     )
-
-
-def _smaller(load: _Load, key: str) -> str:
-    if key == "nthreads":
-        return f"nthreads={load.shape.cpus // load.count}"
-    if key == "memory_limit":
-        return f"memory_limit='{load.shape.usable_memory // load.count // 2**20}MiB'"
-    return f"{key}={load.most}"

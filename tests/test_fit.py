@@ -86,7 +86,7 @@ def test_what_fits_passes(machine, settings):
             STANDARD,
             {"single_node": True, "worker_options": {"nthreads": 8}},
             "worker_options",
-            ["nthreads = 8", "nthreads=4"],
+            ["nthreads = 8", "nthreads=4 in worker_options,"],
         ),
         (
             STANDARD,
@@ -98,7 +98,7 @@ def test_what_fits_passes(machine, settings):
             STANDARD,
             {"single_node": True, "processes": 2, "memory_limit": 0.8},
             "processes",
-            ["25.60 GiB", "processes=1", "at most 0.47"],
+            ["25.60 GiB", "processes=1", "at most 0.475"],
         ),
         # No machine type of the series is as large as that.
         (STANDARD, {"workers_on_scheduler": 64}, "workers_on_scheduler", ["(machine_type)"]),
@@ -126,6 +126,59 @@ def test_every_machine_type_of_a_list_must_do():
     assert message.endswith("or leave e2-standard-4 out.")
     # Twice the same, in two zones, is one.
     assert message.count("e2-standard-4 has") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "says", "remedy"),
+    [
+        (
+            {"workers_on_scheduler": 40, "nthreads": 8},
+            "nthreads = 8 (",
+            {"nthreads": 1, "workers_on_scheduler": 4},
+        ),
+        (
+            {"workers_on_scheduler": 2, "nthreads": 8, "memory_limit": 1},
+            "nthreads = 8 (",
+            {"nthreads": 2, "memory_limit": 0.475},
+        ),
+        # What is not set is nothing to blame.
+        (
+            {"workers_on_scheduler": 40, "memory_limit": 1},
+            "memory_limit = 1 (",
+            {"memory_limit": 0.237, "workers_on_scheduler": 4},
+        ),
+        (
+            {"single_node": True, "processes": 3, "nthreads": 2, "memory_limit": "20GB"},
+            "nthreads = 2 (",
+            {"nthreads": 1, "memory_limit": "5188MiB"},
+        ),
+        # A share would become an amount, of which other machines have less.
+        (
+            {"workers_on_scheduler": 1, "memory_limit": 1},
+            "memory_limit = 1 (",
+            {"memory_limit": 0.95},
+        ),
+    ],
+)
+def test_where_not_even_one_fits_all_that_has_to_change_is_told(settings, says, remedy):
+    _, message = refused(STANDARD, **settings)
+    assert message.startswith(says)
+    told = " and ".join(f"{key}={value!r}" for key, value in remedy.items())
+    assert message.rpartition("Use ")[2].startswith((f"{told}, or ", f"{told}.")), message
+    check(STANDARD, **{**settings, **remedy})
+
+
+def test_every_machine_type_is_reckoned_with_in_the_remedy():
+    small = shape("e2-standard-2", 2, 8)
+    _, message = refused(STANDARD, small, workers_on_scheduler=4, nthreads=2)
+    assert "Use workers_on_scheduler=1, or" in message
+    _, message = refused(STANDARD, small, workers_on_scheduler=1, nthreads=8, memory_limit="40GB")
+    assert "Use nthreads=2 and memory_limit='7782MiB', or" in message
+
+
+def test_a_larger_machine_is_not_smaller_in_anything():
+    _, message = refused(shape("n1-standard-1", 1, 3.75), workers_on_scheduler=2)
+    assert "machine_type='n1-standard-2'" in message
 
 
 @pytest.mark.parametrize(
