@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from dask_gce import names
 from dask_gce.compute import Compute
-from dask_gce.errors import ClusterNotFound, SettingsError
+from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
 from dask_gce.prices import hourly_price
 from dask_gce.removal import Removal
 
@@ -50,9 +50,6 @@ _OFF: Final = frozenset({"STOPPED", "SUSPENDED", "TERMINATED"})
 
 #: How many digits of an identity are shown: enough to tell it from the others of its name.
 _SHOWN: Final = 8
-
-#: How many instances one filter names. Each takes up to 80 characters of the request's address.
-_NAMED: Final = 50
 
 #: Seconds since 1970 up to the year 9999: what `datetime` can hold.
 _LAST_SECOND: Final = 253_402_300_799
@@ -349,6 +346,8 @@ def find_cluster(
     ]
     if not found:
         raise ClusterNotFound(_not_found(inventory, name, same_name), cluster=name)
+    # What somebody has labelled by hand is meant only where there is nothing else.
+    found = [each for each in found if each.identity] or found
     staying = [each for each in found if each.state != "stopping"]
     if len(staying) > 1:
         raise SettingsError(
@@ -363,7 +362,8 @@ def find_cluster(
 async def delete_cluster(compute: Compute, record: ClusterRecord) -> None:
     """Delete all machines of a cluster and make sure that they go.
 
-    Machines that were added since are deleted too; another cluster of its name is left alone.
+    Machines that were added since are deleted too; another cluster of its name is left alone, and
+    so are machines that were given a cluster's label by hand.
 
     Parameters
     ----------
@@ -375,27 +375,14 @@ async def delete_cluster(compute: Compute, record: ClusterRecord) -> None:
     Raises
     ------
     GCEError
-        If it is not certain that all are deleted, with the commands that tell and do it by hand.
+        If it is not certain that all are deleted, or if they are not ours to delete; with the
+        commands that do it by hand.
     """
-    if record.identity:
-        label = names.label_filter(
-            {names.CLUSTER_LABEL: record.name, names.ID_LABEL: record.identity}
-        )
-        # The empty name stands for all other zones: the cluster may have grown into them since.
-        await _delete_all(compute, record, label, (*record.zones, ""))
-        return
-    # By its label alone it cannot be told from others of its name, so its machines are named.
-    for zone in record.zones:
-        rest = [each.name for each in record.machines if each.zone == zone]
-        while rest:
-            some, rest = rest[:_NAMED], rest[_NAMED:]
-            label = " OR ".join(f"(name = {each})" for each in some)
-            await _delete_all(compute, record, label, (zone,))
-
-
-async def _delete_all(
-    compute: Compute, record: ClusterRecord, label: str, zones: tuple[str, ...]
-) -> None:
+    if not record.identity:
+        raise GCEError(_not_ours(record))
+    label = names.label_filter({names.CLUSTER_LABEL: record.name, names.ID_LABEL: record.identity})
+    # The empty name stands for all other zones: the cluster may have grown into them since.
+    zones = (*record.zones, "")
     await Removal(compute, record.name, label, lambda: zones).delete_all(())
 
 
@@ -478,6 +465,19 @@ def _describe(records: Iterable[ClusterRecord]) -> str:
         f"{each.age().total_seconds() / 3600:.1f} hours old, {each.state}"
         for each in records
     )
+
+
+def _not_ours(record: ClusterRecord) -> str:
+    lines = [
+        f"What is labelled as cluster {record.name} has no id, so it was labelled by hand, and is "
+        "not deleted. If nobody needs it:"
+    ]
+    for zone in record.zones:
+        found = " ".join(each.name for each in record.machines if each.zone == zone)
+        lines.append(
+            f"gcloud compute instances delete {found} --zone {zone} --project {record.project}"
+        )
+    return "\n".join(lines)
 
 
 def _not_found(inventory: Inventory, name: str, same_name: Sequence[ClusterRecord]) -> str:

@@ -119,11 +119,13 @@ def test_errors_have_their_exit_status_and_go_to_standard_error(emulator):
 
 
 def test_what_compute_engine_refuses_ends_with_one(emulator):
-    refused = {"status": 403, "reason": "forbidden", "message": "Required permission is missing."}
+    message = "Required \x1b]0;title\x07permission\x1b[2J is\r missing."
+    refused = {"status": 403, "reason": "forbidden", "message": message}
     emulator.faults.add(Fault(LISTING, **refused))
     result = run(emulator, "list")
     assert result.exit_code == 1
     assert "Required permission is missing." in result.stderr
+    assert not set(result.stderr) & {"\x1b", "\x07", "\r"}
 
 
 def test_a_wrong_configuration_is_told_with_its_place(monkeypatch, tmp_path):

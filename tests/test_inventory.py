@@ -210,23 +210,18 @@ async def test_a_cluster_is_deleted_with_what_it_grew_since(cloud, compute):
     assert cloud.alive() == {"vm-2", "by-hand"}
 
 
-async def test_machines_labelled_by_hand_are_deleted_by_name(cloud, compute):
+async def test_machines_labelled_by_hand_are_not_ours_to_delete(cloud, compute):
+    for name, zone in (("a", ZONE), ("b", OTHER_ZONE), ("c", ZONE)):
+        await insert(cloud, compute, name, {names.CLUSTER_LABEL: "grid"}, zone)
+    found = find_cluster(await list_clusters(compute), "grid")
+    with pytest.raises(GCEError, match=f"instances delete a c --zone {ZONE} --project "):
+        await delete_cluster(compute, found)
+    assert cloud.alive() == {"a", "b", "c"}
+    # Nor do they stand in the way of one that is.
     await insert(cloud, compute, "vm", labels_of())
-    for number in range(3):
-        zone = (ZONE, OTHER_ZONE)[number % 2]
-        await insert(cloud, compute, f"by-hand-{number}", {names.CLUSTER_LABEL: "grid"}, zone)
-    (found,) = (e for e in (await list_clusters(compute)).clusters if not e.identity)
+    found = find_cluster(await list_clusters(compute), "grid")
     await delete_cluster(compute, found)
-    assert cloud.alive() == {"vm"}
-
-
-async def test_names_are_given_in_parts(cloud, compute, monkeypatch):
-    monkeypatch.setattr("dask_gce.inventory._NAMED", 2)
-    for number in range(5):
-        await insert(cloud, compute, f"by-hand-{number}", {names.CLUSTER_LABEL: "grid"})
-    (found,) = (await list_clusters(compute)).clusters
-    await delete_cluster(compute, found)
-    assert not cloud.alive()
+    assert cloud.alive() == {"a", "b", "c"}
 
 
 async def test_a_delete_that_is_refused_is_said(cloud, compute):

@@ -60,17 +60,18 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        from dask_gce.cli.output import note
+        from dask_gce.cli.output import harmless, note
         from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
 
         try:
             return super().invoke(ctx)
         except ClusterNotFound as error:
-            raise _NoSuchCluster(str(error)) from error
+            raise _NoSuchCluster(harmless(str(error))) from error
         except SettingsError as error:
-            raise _WrongSetting(str(error)) from error
+            raise _WrongSetting(harmless(str(error))) from error
         except GCEError as error:
-            raise click.ClickException(str(error)) from error
+            # It may quote the serial console of a machine, which writes there what it likes.
+            raise click.ClickException(harmless(str(error))) from error
         except (KeyboardInterrupt, click.Abort) as interrupt:
             # With a number if it was another signal than that of Ctrl-C.
             number = next(iter(interrupt.args), signal.SIGINT)

@@ -26,9 +26,10 @@ __all__ = [
     "render_table",
 ]
 
-# Control sequences of terminals (ECMA-48), and every other control character but the tab.
+# Control sequences of terminals (ECMA-48), and every other control character but tab and line feed.
 _CONTROL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|\x1b."
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
 
 
@@ -53,7 +54,7 @@ def note(text: str) -> None:
     """
     # A terminal that was closed is no reason to stop halfway.
     with contextlib.suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(harmless(text), err=True)
 
 
 def render_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -171,22 +172,22 @@ def render_price(price: float | None) -> str:
     return f"${price:,.2f}" if price >= 0.1 or price == 0 else f"${price:.4f}"
 
 
-def harmless(line: str) -> str:
-    """Take out of a line what a terminal would obey.
+def harmless(text: str) -> str:
+    """Take out of a text what a terminal would obey.
 
     Parameters
     ----------
-    line : str
-        A line that a machine has written.
+    text : str
+        What a machine has written, or what may quote it.
 
     Returns
     -------
     str
-        The line without control characters.
+        The text without control characters other than tabs and ends of lines.
 
     Examples
     --------
     >>> harmless("\\x1b[31mfailed\\x1b[0m\\r"), harmless("a\\tb \\x1b]0;title\\x07c")
     ('failed', 'a\\tb c')
     """
-    return _CONTROL.sub("", line)
+    return _CONTROL.sub("", text)
