@@ -139,11 +139,13 @@ def _decorate(function: Any, client_arg: str, load: Callable[[str], Need]) -> An
         )
     slot = _ClientSlot(function, client_arg)
     load = partial(load, slot.function)
-    if inspect.iscoroutinefunction(function):
+    # An object that can be called is of the kind that its class makes it.
+    kinds = (function, type(function).__call__)
+    if any(map(inspect.iscoroutinefunction, kinds)):
         return _wrap_coroutine(function, slot, load)
-    if inspect.isasyncgenfunction(function):
+    if any(map(inspect.isasyncgenfunction, kinds)):
         return _wrap_async_generator(function, slot, load)
-    if inspect.isgeneratorfunction(function):
+    if any(map(inspect.isgeneratorfunction, kinds)):
         return _wrap_generator(function, slot, load)
 
     @functools.wraps(function)

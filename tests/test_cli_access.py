@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import dask
 import pytest
+from clusters import wait_until
 from command_line import make, process, program, read, run, run_process, succeed
 from fleets import OTHER_ZONE
 from test_cli_inventory import remember
@@ -174,6 +175,26 @@ def test_dashboard_makes_a_tunnel_until_it_is_interrupted(grid, tmp_path, number
     # The tunnel has ended with it.
     with socket.create_server(("127.0.0.1", int(port))):
         pass
+
+
+def test_no_tunnel_leads_to_what_is_at_its_port_already(grid, tmp_path):
+    path = program(tmp_path, "gcloud", TUNNEL)
+    with answering("127.0.0.1") as port:
+        arguments = ["dashboard", "grid", "--no-open", "--port", str(port)]
+        output, errors = run_process(grid.endpoint, *arguments, status=2, PATH=path)
+    assert f"Port {port} of this computer is taken" in errors
+    assert not output
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_machine_that_is_off_has_no_dashboard(emulator):
+    overrides = {"scheduling": {"automaticRestart": False}}
+    make(emulator, s={"role": "scheduler", "overrides": overrides})
+    wait_until(lambda: emulator.instances()[0]["status"] == "RUNNING")
+    emulator.host_error("s")
+    result = run(emulator, "dashboard", "grid")
+    assert result.exit_code == 1
+    assert "machine s is TERMINATED, so" in result.stderr
 
 
 def test_a_tunnel_that_fails_is_told(grid, tmp_path):

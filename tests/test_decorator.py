@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import inspect
 import signal
@@ -494,6 +495,37 @@ async def test_a_coroutine_function():
     assert await asyncio.gather(compute(1), compute(2)) == [2, 3]
     assert default_client() is None
     assert not alive()
+
+
+class Sums:
+    def __call__(self, number, client=None):
+        return add(client, number, 1)
+
+
+class Generates:
+    def __call__(self, number, client=None):
+        yield add(client, number, 1)
+
+
+class Awaits:
+    async def __call__(self, number, client=None):
+        return await client.submit(sum, [number, 1])
+
+
+class AwaitsAndGenerates:
+    async def __call__(self, number, client=None):
+        yield await client.submit(sum, [number, 1])
+
+
+async def test_objects_that_can_be_called():
+    def decorated(thing):
+        return requires_cluster(**LOCAL)(thing)
+
+    assert decorated(Sums())(1) == 2
+    assert list(decorated(Generates())(1)) == [2]
+    assert await decorated(Awaits())(1) == 2
+    assert [each async for each in decorated(AwaitsAndGenerates())(1)] == [2]
+    assert await decorated(functools.partial(Awaits().__call__, 1))() == 2
 
 
 async def test_a_function_called_within_a_running_loop():

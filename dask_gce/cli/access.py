@@ -75,6 +75,13 @@ def dashboard(
         if host is not None and _answers(host, remote):
             _present(host, remote, as_json=as_json, tunnel=False, browse=not (no_open or as_json))
             return
+    if not machine.on or machine.internal_ip is None:
+        raise click.ClickException(
+            f"The scheduler's machine {machine.name} is {machine.status}, so there is no dashboard."
+        )
+    if port is not None and not _is_free(port):
+        # What answers there is not the other end of the tunnel.
+        raise click.UsageError(f"Port {port} of this computer is taken; choose another --port.")
     local = port or _free_port(remote)
     command = _gcloud_ssh(record, machine)
     forward = f"127.0.0.1:{local}:{machine.internal_ip}:{remote}"
@@ -200,16 +207,24 @@ def _answers(host: str, port: int) -> bool:
             return False
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As ssh does: a port that was left a moment ago is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def _free_port(wanted: int) -> int:
     """Return the wanted port if it is free on this computer, or else any; ssh takes no zero."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise click.ClickException("No port is free on this computer.")
+    if _is_free(wanted):
+        return wanted
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _wait_for(tunnel: subprocess.Popen[bytes], port: int) -> None:
