@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
@@ -21,16 +22,19 @@ from distributed.deploy.spec import SpecCluster
 from dask_gce import names
 from dask_gce.connections import (
     Connection,
+    connection_path,
     delete_connection,
     load_connection,
     save_connection,
 )
+from dask_gce.credentials import discover_project
 from dask_gce.errors import GCEError, SettingsError, StartTimeout
 from dask_gce.fleet import Fleet
 from dask_gce.instance import build_insert
 from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location
 from dask_gce.preparation import Preparation, open_compute, prepare
+from dask_gce.private_files import hold_folder
 from dask_gce.reunion import Reunion, as_instance, check_endpoint, rejoin
 from dask_gce.scaling import ScalingCluster
 from dask_gce.scheduler import GCEScheduler
@@ -39,10 +43,16 @@ from dask_gce.worker import GCEWorker
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 CreateMode = Literal["create", "connect", "create-or-connect"]
 
 #: Seconds between looks whether the workers on the scheduler's machine have arrived.
 ARRIVAL_PAUSE = 0.05
+
+#: Seconds between attempts to be the only one who makes a cluster.
+ALONE_PAUSE = 0.1
 
 
 class AssembledCluster(ScalingCluster):
@@ -98,6 +108,10 @@ class AssembledCluster(ScalingCluster):
         if self._mode == "connect":
             await self._join(await self._load_connection())
             return
+        async with self._alone():
+            await self._find_or_make()
+
+    async def _find_or_make(self) -> None:
         compute = await open_compute(self.settings)
         try:
             if self._mode == "create-or-connect" and await self._is_there(compute):
@@ -119,6 +133,39 @@ class AssembledCluster(ScalingCluster):
             await self._join(connection)
         else:
             self._begin(prepared)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Keep others of this user from making the same cluster until the cloud shows this one."""
+        if self._mode == "create":
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.start_timeout
+        project = await asyncio.to_thread(discover_project, self.settings)
+        folder = connection_path(self.name, project).parent
+        while (held := await _in_thread(hold_folder, folder, undo=_let_folder_go)) is None:
+            if loop.time() > deadline:
+                raise GCEError(
+                    f"Another process has been making or joining a cluster of project {project} "
+                    f"for {self.settings.start_timeout:g} s (start_timeout), and {self.name} waits "
+                    "for it."
+                )
+            await asyncio.sleep(ALONE_PAUSE)
+        try:
+            yield
+            await self._until_shown()
+        finally:
+            _let_folder_go(held)
+
+    async def _until_shown(self) -> None:
+        """Wait until a list of the machines shows the scheduler's, or there will be none."""
+        fleet = self._fleet
+        while not self._joined and fleet is not None and self._scheduler.failure is None:
+            member = fleet.members.get(self._scheduler.name)
+            if member is None or member.failure is not None or member.instance is not None:
+                return
+            await asyncio.sleep(ARRIVAL_PAUSE)
 
     async def _is_there(self, compute: Any) -> bool:
         inventory = await list_clusters(compute, self.name)
@@ -245,15 +292,8 @@ class AssembledCluster(ScalingCluster):
         await self._share()
         self._untold = True
         self._forget = _forgetting(connection)
-        saving = asyncio.ensure_future(asyncio.to_thread(save_connection, connection))
         try:
-            await asyncio.shield(saving)
-        except asyncio.CancelledError:
-            # The thread goes on, and what it has yet to write could not be removed.
-            while not saving.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait({saving})
-            raise
+            await _in_thread(save_connection, connection)
         except GCEError:
             self._forget = None
             raise
@@ -267,6 +307,27 @@ class AssembledCluster(ScalingCluster):
         except GCEError as error:
             # The machines are gone, which is what matters more.
             logger.error("%s", error)
+
+
+async def _in_thread(
+    work: Callable[[T], R], subject: T, *, undo: Callable[[R], object] | None = None
+) -> R:
+    """Run what blocks in a thread. It goes on there when this is cancelled, and is waited for."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, subject))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({working})
+        if working.exception() is None and undo is not None:
+            undo(working.result())
+        raise
+
+
+def _let_folder_go(held: int | None) -> None:
+    if held is not None:
+        os.close(held)
 
 
 def _forgetting(connection: Connection) -> Callable[[], bool]:

@@ -7,6 +7,7 @@ folder of the user. What is in it is left to `connections`. Everything here bloc
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shlex
@@ -19,7 +20,7 @@ from typing import Final
 
 from dask_gce.errors import CredentialsError
 
-__all__ = ["delete_private", "read_private", "write_private"]
+__all__ = ["delete_private", "hold_folder", "read_private", "write_private"]
 
 # Seconds after which a file that was begun is nobody's any more: its writer was killed.
 _STALE: Final = 60.0
@@ -119,6 +120,43 @@ def delete_private(path: Path) -> bool:
             f"by hand: rm -r {shlex.quote(str(path))}"
         ) from error
     return True
+
+
+def hold_folder(folder: Path) -> int | None:
+    """Hold a folder against all others who ask the same, until the descriptor is closed.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        A folder for files of this kind, which is made if there is none.
+
+    Returns
+    -------
+    int or None
+        A descriptor to be closed; None while somebody else holds it.
+
+    Raises
+    ------
+    CredentialsError
+        If the folder cannot be made or held.
+    """
+    try:
+        with _open_folder(folder, make=True) as opened:
+            # Open anew: the lock belongs to the open file, not to the folder.
+            held = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=opened)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(held)
+            raise
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        raise CredentialsError(
+            f"The folder {folder} cannot be held: {error.strerror}. Set XDG_DATA_HOME to a folder "
+            "of your own on a local disk."
+        ) from error
+    return held
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import time
+import weakref
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,8 @@ from dask_gce.errors import (
 )
 from dask_gce.failures import Cause, cause_of
 from dask_gce.fleet import Fleet
+from dask_gce.instance import Instance
+from dask_gce.placement import Location
 from dask_gce.recovery import Recovery
 from dask_gce.settings import Settings
 from dask_gce.sharing import SharedCluster
@@ -94,6 +97,23 @@ class ReplacingCluster(SharedCluster):
         if not watching.cancelled() and (error := watching.exception()) is not None:
             logger.error("Watching cluster %s failed, and goes on.", self.name, exc_info=error)
             asyncio.get_running_loop().call_later(WATCH_AGAIN, self._watch, fleet)
+
+    def _add_worker(self, name: str, spec: dict[str, Any]) -> None:
+        """Ask for the machine of one that is planned, or take note of it if it exists."""
+        worker = spec["cls"](
+            self._scheduler.contact_address,
+            **{"name": name, "location": self._choose_location(), **spec.get("options", {})},
+        )
+        worker._cluster = weakref.ref(self)
+        self._created.add(worker)
+        self.workers[name] = worker
+        worker.request().add_done_callback(partial(self._asked, worker))
+
+    def _plan_machine(self, fleet: Fleet, instance: Instance, location: Location) -> None:
+        with self._plan_lock:
+            super()._plan_machine(fleet, instance, location)
+            # At once: only what has a worker here is deleted when it goes from the plan again.
+            self._add_worker(instance.name, self.worker_spec[instance.name])
 
     def _asked(self, worker: GCEWorker, request: asyncio.Future[None]) -> None:
         """Take note of what Compute Engine said to the request of a worker's machine."""

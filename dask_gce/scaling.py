@@ -11,9 +11,7 @@ import asyncio
 import math
 import operator
 import time
-import weakref
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from typing import Any
 
 from dask.utils import parse_bytes, parse_timedelta
@@ -298,14 +296,7 @@ class ScalingCluster(ReplacingCluster):
             spec = self.worker_spec.get(name)
             if spec is None or name in self.workers:
                 continue
-            worker = spec["cls"](
-                self._scheduler.contact_address,
-                **{"name": name, "location": self._choose_location(), **spec.get("options", {})},
-            )
-            worker._cluster = weakref.ref(self)
-            self._created.add(worker)
-            self.workers[name] = worker
-            worker.request().add_done_callback(partial(self._asked, worker))
+            self._add_worker(name, spec)
             made += 1
             if made % WORKERS_PER_TURN == 0:
                 await asyncio.sleep(0)

@@ -1,0 +1,242 @@
+"""What several processes may do to one cluster at the same time, and to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from clusters import DELETE, cluster_on, until, worker_machines
+
+from dask_gce import GCECluster, connections, shared_plan
+from dask_gce.connections import connection_path, list_connections
+from dask_gce.errors import SettingsError
+
+PROJECT, USER = "local-project", "ada@example.com"
+
+
+def detached(emulator, **more):
+    return cluster_on(emulator, name="grid", shutdown_on_close=False, **more)
+
+
+async def joined(**more):
+    return await GCECluster.from_name("grid", asynchronous=True, quiet=True, **more)
+
+
+def running(emulator):
+    return [each["name"] for each in emulator.instances() if each["status"] == "RUNNING"]
+
+
+async def steady(condition, seconds=1.5):
+    """Wait until something is true and stays so."""
+    await until(condition)
+    await asyncio.sleep(seconds)
+    await until(condition)
+
+
+# -- whose plan it is ------------------------------------------------------------
+
+
+async def test_a_visitor_leaves_the_plan_of_the_others_alone(light):
+    async with detached(light, n_workers=1) as cluster:
+        await cluster.wait_for_workers(1)
+        visitor = await joined()
+        cluster.scale(2)
+        await cluster.wait_for_workers(2)
+        plan = await shared_plan.read(cluster.scheduler_comm)
+        visitor._target = 7  # what it knows may be old
+        await visitor.close()
+        assert await shared_plan.read(cluster.scheduler_comm) == plan
+        assert plan.machines == 2 and plan.keeper == cluster._mark
+        await cluster.shutdown()
+
+
+async def test_scaled_by_two_at_once_it_has_what_one_of_them_asked_for(light):
+    async with detached(light, n_workers=2) as cluster:
+        await cluster.wait_for_workers(2)
+        other = await joined()
+        cluster.scale(4)
+        other.scale(1)
+        await steady(lambda: len(worker_machines(light)) in (1, 4))
+        plan = await shared_plan.read(cluster.scheduler_comm)
+        assert len(worker_machines(light)) == plan.machines
+        await other.close()
+        await cluster.shutdown()
+
+
+async def test_two_grow_at_once_and_the_last_counts(light):
+    async with detached(light) as cluster:
+        other = await joined()
+        cluster.scale(3)
+        await other.scale(4)
+        await steady(lambda: len(worker_machines(light)) in (3, 4))
+        plan = await shared_plan.read(cluster.scheduler_comm)
+        assert len(worker_machines(light)) == plan.machines
+        assert len(cluster.plan) == len(other.plan) == plan.machines
+        await other.close()
+        await cluster.shutdown()
+
+
+async def test_machines_that_another_lets_go_are_no_failed_starts(light):
+    async with detached(light) as cluster:
+        other = await joined()
+        for _ in range(4):
+            cluster.scale(1)
+            await cluster.wait_for_workers(1)
+            await until(lambda: len(other.plan) == 1)
+            cluster.scale(0)
+            await until(lambda: not other.plan)
+        assert other._recovery.attempts <= 1
+        assert other._recovery.exhausted is None
+        await other.close()
+        await cluster.shutdown()
+
+
+# -- the connection file ------------------------------------------------------------
+
+
+async def test_who_was_ended_does_not_delete_the_file_of_a_successor(paper_workers):
+    first = detached(paper_workers)
+    await first
+    for name in running(paper_workers):
+        paper_workers.delete(name, user=USER)
+    await until(lambda: not paper_workers.leftovers())
+    second = detached(paper_workers)
+    await second
+    await first.close()
+    assert connection_path("grid", PROJECT).exists()
+    await second.shutdown()
+    assert not list_connections()
+
+
+async def test_interrupted_while_it_writes_the_file_it_leaves_none(emulator, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    save = connections.save_connection
+
+    def slowly(connection):
+        begun.set()
+        go_on.wait(10)
+        return save(connection)
+
+    monkeypatch.setattr("dask_gce.assembly.save_connection", slowly)
+    cluster = detached(emulator)
+    starting = asyncio.ensure_future(cluster._start())
+    await until(begun.is_set)
+    closing = asyncio.ensure_future(cluster.close())
+    await asyncio.sleep(0.2)
+    go_on.set()
+    await closing
+    await asyncio.wait({starting})
+    assert starting.exception() is not None
+    await asyncio.sleep(0.3)
+    assert not list_connections()
+    assert not emulator.leftovers()
+
+
+async def test_a_file_that_cannot_be_deleted_does_not_keep_a_cluster_from_ending(
+    paper_workers, caplog
+):
+    cluster = detached(paper_workers)
+    await cluster
+    path = connection_path("grid", PROJECT)
+    path.unlink()
+    path.mkdir()
+    try:
+        await cluster.shutdown()
+        assert cluster.status.name == "closed"
+        assert "cannot be deleted" in caplog.text
+    finally:
+        path.rmdir()
+
+
+async def test_a_file_that_cannot_be_written_prevents_everything(emulator, tmp_path, monkeypatch):
+    (tmp_path / "dask-gce").write_text("in the way")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with pytest.raises(Exception, match="cannot be written"):
+        await detached(emulator)
+    assert not emulator.instances()
+    assert not [each for each in emulator.requests if "insert" in each]
+
+
+async def test_who_decides_late_to_leave_it_can_be_joined(paper_workers):
+    cluster = cluster_on(paper_workers, name="grid")
+    await cluster
+    cluster.shutdown_on_close = False  # as dask-ctl does
+    await cluster.close()
+    assert paper_workers.requests[DELETE] == 0
+    again = await joined()
+    await again.shutdown()
+    assert not list_connections()
+
+
+async def test_two_who_make_or_join_at_once_get_one_cluster(paper_workers):
+    mode = {"name": "grid", "create_mode": "create-or-connect"}
+    one, two = cluster_on(paper_workers, **mode), cluster_on(paper_workers, **mode)
+    await asyncio.gather(one, two)
+    assert one.scheduler_address == two.scheduler_address
+    assert len(running(paper_workers)) == 1
+    await one.close()
+    await two.close()
+    await until(lambda: not paper_workers.leftovers())
+    assert not list_connections()
+
+
+# -- ends ------------------------------------------------------------
+
+LATE = """
+import sys
+from dask_gce import GCECluster
+cluster = GCECluster(name="grid", quiet=True, security=False,
+    worker_class="distributed.Worker", machine_type="e2-small")
+cluster.shutdown_on_close = False
+"""
+
+
+def test_who_decides_late_to_leave_it_may_end_without_closing(paper_workers):
+    environment = {**os.environ, "DASK_GCE__API_ENDPOINT": paper_workers.endpoint}
+    subprocess.run([sys.executable, "-c", LATE], env=environment, check=True, timeout=60)
+    left = running(paper_workers)
+    for name in left:
+        paper_workers.delete(name, user=USER)
+    connection_path("grid", PROJECT).unlink(missing_ok=True)
+    assert len(left) == 1
+
+
+async def test_interrupted_after_its_start_a_constructor_leaves_nothing(paper_workers):
+    cluster = detached(paper_workers)
+    correct = cluster._correct_state
+
+    def never():
+        if cluster._complete:
+            return asyncio.get_running_loop().create_future()
+        return correct()
+
+    cluster._correct_state = never
+    waiting = asyncio.ensure_future(asyncio.wait_for(cluster, 60))
+    await until(lambda: cluster._complete)
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert not running(paper_workers)
+    assert not list_connections()
+
+
+# -- what from_name does not take ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [{"n_workers": 5}, {"security": False}, {"zone": "us-east1-b"}])
+def test_settings_of_a_cluster_that_is_joined_are_refused(wrong):
+    (key,) = wrong
+    with pytest.raises(SettingsError, match="takes no settings") as caught:
+        GCECluster.from_name("grid", asynchronous=True, **wrong)
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize("name", ["Grid", "a/b", "../x", "", "-x", None, 7])
+def test_names_that_gce_would_refuse(name):
+    with pytest.raises(SettingsError) as caught:
+        GCECluster.from_name(name, asynchronous=True)
+    assert caught.value.key == "name"
