@@ -17,11 +17,12 @@ from distributed.security import Security
 from dask_gce import names
 from dask_gce.blueprint import Blueprint
 from dask_gce.client import client_mark, current_user
+from dask_gce.cluster_records import ClusterRecord
 from dask_gce.compute import Compute
 from dask_gce.credentials import discover_project, load_credentials
 from dask_gce.errors import APIError, SettingsError
 from dask_gce.fit import check_fit
-from dask_gce.inventory import ClusterRecord, list_clusters
+from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location, MachineShape, Placement
 from dask_gce.settings import Settings
 from dask_gce.startup import Tls

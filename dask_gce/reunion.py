@@ -11,11 +11,12 @@ import asyncio
 from dataclasses import dataclass
 
 from dask_gce.blueprint import Blueprint
+from dask_gce.cluster_records import ClusterRecord, Machine
 from dask_gce.compute import Compute
 from dask_gce.connections import Connection
 from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
 from dask_gce.instance import Instance
-from dask_gce.inventory import ClusterRecord, Machine, find_cluster, list_clusters
+from dask_gce.inventory import find_cluster, list_clusters
 from dask_gce.placement import Location, MachineShape, Placement
 from dask_gce.preparation import Preparation, find_locations
 from dask_gce.settings import Settings

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from dask_gce import names
 from dask_gce.client import ClientState, client_state, current_user
+from dask_gce.cluster_records import ClusterRecord
 from dask_gce.compute import Compute
 from dask_gce.errors import GCEError, SettingsError
-from dask_gce.inventory import ClusterRecord, Inventory, delete_cluster, list_clusters
+from dask_gce.inventory import Inventory, delete_cluster, list_clusters
 
 __all__ = ["Orphan", "delete_orphan", "find_orphans", "sweep"]
 

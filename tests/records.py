@@ -12,9 +12,9 @@ from fleets import WORKER, ZONE
 from google.auth.credentials import AnonymousCredentials
 
 from dask_gce import names
+from dask_gce.cluster_records import ClusterRecord, Machine
 from dask_gce.compute import Compute
 from dask_gce.instance import build_insert
-from dask_gce.inventory import ClusterRecord, Machine
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
 AGGREGATED = "compute.instances.aggregatedList"

@@ -25,7 +25,7 @@ from dask_gce.cli.options import cluster_argument, identity_option, json_option,
 from dask_gce.cli.output import note, print_json
 
 if TYPE_CHECKING:
-    from dask_gce.inventory import ClusterRecord, Machine
+    from dask_gce.cluster_records import ClusterRecord, Machine
 
 __all__ = ["choose_machine", "dashboard", "ssh"]
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from dask_gce.cli.output import note
 
 if TYPE_CHECKING:
+    from dask_gce.cluster_records import ClusterRecord
     from dask_gce.compute import Compute
     from dask_gce.connections import Connection
-    from dask_gce.inventory import ClusterRecord, Inventory
+    from dask_gce.inventory import Inventory
 
 __all__ = ["find", "open_compute", "read_connection", "survey"]
 

@@ -20,7 +20,8 @@ from dask_gce.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from dask_gce.inventory import ClusterRecord, Inventory
+    from dask_gce.cluster_records import ClusterRecord
+    from dask_gce.inventory import Inventory
 
 __all__ = ["list_all", "show"]
 

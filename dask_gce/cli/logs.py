@@ -19,9 +19,9 @@ from dask_gce.cli.options import cluster_argument, identity_option, json_option,
 from dask_gce.cli.output import harmless
 
 if TYPE_CHECKING:
+    from dask_gce.cluster_records import Machine
     from dask_gce.compute import Compute
     from dask_gce.connections import Connection
-    from dask_gce.inventory import Machine
 
 __all__ = ["logs", "new_lines"]
 

@@ -15,9 +15,9 @@ from dask_gce.cli.options import complete_cluster, identity_option, json_option,
 from dask_gce.cli.output import note, print_json, print_table, render_age
 
 if TYPE_CHECKING:
+    from dask_gce.cluster_records import ClusterRecord
     from dask_gce.compute import Compute
     from dask_gce.errors import GCEError
-    from dask_gce.inventory import ClusterRecord
     from dask_gce.sweeping import Orphan
 
 __all__ = ["delete", "sweep"]
