@@ -7,7 +7,6 @@ scheduler itself is lost. What becomes of workers is in `replacement`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import math
@@ -40,6 +39,9 @@ SHOWN_WORKERS = 20
 class AttendedCluster(AssembledCluster):
     """A cluster that stays in touch with its scheduler."""
 
+    #: Whether the scheduler left the last question unanswered which workers there are.
+    _unanswered = False
+
     def _drop(self, name: str, failure: GCEError) -> None:
         """Take a machine that failed out of the plan; without its scheduler the cluster is lost."""
         scheduler = self._scheduler
@@ -60,7 +62,8 @@ class AttendedCluster(AssembledCluster):
     def _is_deaf(self) -> bool:
         """Whether the scheduler, though it may be there, tells nothing of its workers."""
         listening = self._watch_worker_status_task
-        return listening is not None and listening.done() and self._lost is None
+        silent = self._unanswered or (listening is not None and listening.done())
+        return silent and self._lost is None
 
     def _grant_time(self, name: str) -> None:
         if self._fleet is not None and name in self._fleet.members:
@@ -106,10 +109,15 @@ class AttendedCluster(AssembledCluster):
         """
         while self._lost is None:
             await asyncio.sleep(FOLLOW_AFTER + len(self.scheduler_info["workers"]) / 1000)
-            with contextlib.suppress(OSError):
+            try:
                 known = self.scheduler_info["workers"]
                 if (await self._ask("ncores")).keys() != known.keys():
                     self._compare((await self._ask("identity"))["workers"])
+            except OSError as error:
+                logger.info("The scheduler does not tell its workers: %s", error)
+                self._unanswered = True
+            else:
+                self._unanswered = False
 
     async def _ask(self, what: str) -> Any:
         return await shared_plan.answer(getattr(self.scheduler_comm, what)())

@@ -20,7 +20,7 @@ from distributed.deploy.spec import SpecCluster
 from dask_gce import names
 from dask_gce.assembly import CreateMode
 from dask_gce.attendance import AttendedCluster
-from dask_gce.errors import GCEError, SettingsError
+from dask_gce.errors import GCEError, SettingsError, StartTimeout
 from dask_gce.settings import Settings
 from dask_gce.sources import DEFAULTS
 
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 #: Seconds that workers get to leave the scheduler, and the scheduler to end, before its machine is
 #: deleted. A worker that loses its scheduler while it ends takes four seconds over it.
 FAREWELL = 0.5
+
+#: Seconds in which Dask must say something whose port answers.
+CONNECTED_WITHIN = 60.0
 
 #: Seconds that a cluster which is left running gets to carry out what was asked of it last.
 HAND_OVER = 60.0
@@ -244,7 +247,7 @@ class GCECluster(AttendedCluster):
             self._log(f"The scheduler is at {self._scheduler.address}")
             # SpecCluster takes it from here: it finds the scheduler started, and connects.
             self.status = Status.created
-            await super()._start()
+            await self._connect()
             if self._shared:
                 self._spawn(self._follow_workers())
             if self._joined:
@@ -264,6 +267,28 @@ class GCECluster(AttendedCluster):
                 raise cause from cause.__cause__
             raise
         self._note_arrival(set(self._registered()))
+
+    async def _connect(self) -> None:
+        """Have SpecCluster connect; it would wait for ever for a scheduler that says nothing."""
+        # In this task, by which SpecCluster's own closing is known to be part of the start.
+        task = asyncio.current_task()
+        late = []
+
+        def give_up() -> None:
+            if task is not None:
+                late.append(task.cancel())
+
+        timeout = min(CONNECTED_WITHIN, self.settings.start_timeout)
+        timer = asyncio.get_running_loop().call_later(timeout, give_up)
+        try:
+            await super()._start()
+        except asyncio.CancelledError:
+            if not late or self._fleet is None:
+                raise
+            what = f"its port answers, but Dask said nothing within {timeout:g} s"
+            raise await self._fleet.explain(self._scheduler.name, StartTimeout, what) from None
+        finally:
+            timer.cancel()
 
     def __await__(self) -> Generator[Any, None, GCECluster]:
         async def started() -> GCECluster:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import threading
+import time
 
+import psutil
 import pytest
 from clusters import DELETE, cluster_on, until, worker_machines
 
 from dask_gce import GCECluster, connections, shared_plan
 from dask_gce.connections import connection_path, list_connections
-from dask_gce.errors import SettingsError
+from dask_gce.errors import SettingsError, StartTimeout
 
 PROJECT, USER = "local-project", "ada@example.com"
 
@@ -222,6 +225,64 @@ async def test_interrupted_after_its_start_a_constructor_leaves_nothing(paper_wo
     await asyncio.wait({waiting})
     assert not running(paper_workers)
     assert not list_connections()
+
+
+# -- a scheduler that says nothing ------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def speechless():
+    """Stop all schedulers of this test's machines for a while."""
+    found = [
+        each
+        for each in psutil.Process().children(recursive=True)
+        if "--spec-file" in each.cmdline() and each.status() != psutil.STATUS_ZOMBIE
+    ]
+    assert found
+    for each in found:
+        each.suspend()
+    try:
+        yield
+    finally:
+        for each in found:
+            each.resume()
+
+
+async def test_joining_one_that_says_nothing_ends(paper_workers, monkeypatch):
+    async with detached(paper_workers) as cluster:
+        monkeypatch.setattr("dask_gce.cluster.CONNECTED_WITHIN", 1.0)
+        with speechless(), pytest.raises(StartTimeout, match="said nothing within 1 s"):
+            await joined()
+        assert len(running(paper_workers)) == 1
+        await cluster.shutdown()
+
+
+async def test_leaving_one_that_says_nothing_is_quick(paper_workers, monkeypatch):
+    monkeypatch.setattr(shared_plan, "ANSWERED_WITHIN", 0.5)
+    cluster = detached(paper_workers)
+    await cluster
+    with speechless():
+        begun = time.monotonic()
+        await cluster.close()
+        assert time.monotonic() - begun < 5
+    again = await joined()
+    await again.shutdown()
+
+
+async def test_machines_are_not_given_up_while_the_scheduler_says_nothing(light, monkeypatch):
+    monkeypatch.setattr(shared_plan, "ANSWERED_WITHIN", 0.5)
+    async with detached(light, worker_start_timeout="4 seconds") as cluster:
+        visitor = await joined()
+        with speechless():
+            await until(lambda: visitor._is_deaf and cluster._is_deaf)
+            cluster.scale(1)
+            await until(lambda: len(worker_machines(light)) == 1)
+            await asyncio.sleep(6)
+            assert len(worker_machines(light)) == 1
+        await visitor.wait_for_workers(1)
+        assert not visitor.failures
+        await visitor.close()
+        await cluster.shutdown()
 
 
 # -- what from_name does not take ------------------------------------------------------------
