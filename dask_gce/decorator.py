@@ -330,6 +330,7 @@ def _client_for(need: Need) -> Iterator[tuple[Client, bool]]:
         if need.keep_alive:
             loan = Loan(keeper(), need)
             stack.callback(loan.give_back)
+            loan.ask()
             cluster = loan.ready.result()
             # A client for each call, so that calls do not share futures. It has a loop of its own.
             target = {"address": cluster.scheduler_address, "security": cluster.security}
@@ -364,6 +365,7 @@ async def _async_client_for(need: Need) -> AsyncIterator[tuple[Client, bool]]:
         if need.keep_alive:
             loan = Loan(keeper(), need)
             stack.callback(loan.give_back)
+            loan.ask()
             cluster = await asyncio.wrap_future(loan.ready)
             target = {"address": cluster.scheduler_address, "security": cluster.security}
         else:

@@ -83,11 +83,21 @@ class Loan:
         self._over = False
         #: The cluster, as soon as it can be used.
         self.ready: concurrent.futures.Future[SpecCluster] = concurrent.futures.Future()
-        self._loop = keeper.hold()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def ask(self) -> None:
+        """Ask for the cluster.
+
+        Not done by the constructor: Ctrl-C may come at any moment, and from the first one on the
+        loan must be known to whoever gives it back.
+        """
+        self._loop = self._keeper.hold()
         self._loop.call_soon_threadsafe(self._begin)
 
     def give_back(self) -> None:
         """End the use, or the wait for it. From any thread; a second time does nothing."""
+        if self._loop is None:
+            return
         with contextlib.suppress(RuntimeError):  # the loop has ended, after the first time
             self._loop.call_soon_threadsafe(self._end)
 
@@ -135,8 +145,9 @@ class Keeper:
         """
         with self._lock:
             if self._runner is None:
-                self._runner = LoopRunner()
-                self._runner.start()
+                runner = LoopRunner()
+                runner.start()
+                self._runner = runner  # once it runs: Ctrl-C may have come meanwhile
             self._holds += 1
             loop: asyncio.AbstractEventLoop = self._runner.loop.asyncio_loop
             return loop

@@ -26,6 +26,7 @@ import dask_gce
 from dask_gce import GCECluster, requires_cluster
 from dask_gce.emulator import Fault
 from dask_gce.errors import GCEError, SettingsError, WorkersFailed
+from dask_gce.keeping import Loan
 
 LOCAL = {"n_workers": 1, "local": True}
 
@@ -1048,6 +1049,23 @@ def test_a_function_within_a_task(light):
 
 
 # -- kept clusters --------------------------------------------------------------------------------
+
+
+def test_interrupted_right_after_a_kept_cluster_was_asked_for(monkeypatch):
+    ask = Loan.ask
+
+    def interrupted(loan):
+        ask(loan)
+        raise KeyboardInterrupt
+
+    @requires_cluster(keep_alive=0.01, **LOCAL)
+    def compute(client=None):
+        pytest.fail("it was interrupted")
+
+    monkeypatch.setattr(Loan, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compute()
+    wait_until(lambda: not alive())
 
 
 def test_a_kept_cluster_ends_when_its_time_is_over():
