@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from clusters import DELETE, INSERT, refuse, wait_until, worker_machines
-from command_line import environment, make, names, process, run_process
+from command_line import environment, make, names, process, run, run_process
 
 from dask_gce.connections import connection_path, list_connections
 from dask_gce.emulator import Fault
@@ -221,15 +221,17 @@ def test_a_scheduler_that_fails_leaves_nothing(emulator):
 
 
 def test_connecting_without_what_it_takes_says_what_is_missing(emulator):
-    _, errors = run_process(emulator.endpoint, "scale", "grid", "1", status=3)
-    assert "No cluster 'grid' runs" in errors
+    def refused(*arguments: str, status: int) -> str:
+        result = run(emulator, *arguments)
+        assert result.exit_code == status
+        return result.stderr
+
+    assert "No cluster 'grid' runs" in refused("scale", "grid", "1", status=3)
     make(emulator, s={"role": "scheduler"})
     for command in (["scale", "grid", "1"], ["logs", "grid"]):
-        _, errors = run_process(emulator.endpoint, *command, status=1)
-        assert "no connection file for cluster 'grid'" in errors
+        assert "no connection file for cluster 'grid'" in refused(*command, status=1)
     path = connection_path("grid", "local-project")
     path.parent.mkdir(parents=True)
     path.write_text("{}", encoding="utf-8")
     path.chmod(0o644)
-    _, errors = run_process(emulator.endpoint, "scale", "grid", "1", status=1)
-    assert f"chmod 600 {path}" in errors
+    assert f"chmod 600 {path}" in refused("scale", "grid", "1", status=1)
