@@ -200,20 +200,22 @@ class Init:
                         output.descriptor, selectors.EVENT_READ, output.key(self)
                     )
 
-    def read_output(self, output: _Output) -> bool:
+    def read_output(self, output: _Output, *, ended: bool = False) -> bool:
         """Pass on what a script wrote, line by line.
 
         Parameters
         ----------
         output : _Output
             The pipe it wrote to.
+        ended : bool
+            Whether the script has ended, so that what is left is no more than the pipe holds.
 
         Returns
         -------
         bool
             Whether there may be more at once.
         """
-        if self._paused or self._outputs.get(output.descriptor) is not output:
+        if (self._paused and not ended) or self._outputs.get(output.descriptor) is not output:
             return False  # another event of the same round has closed it
         try:
             data = os.read(output.descriptor, 65536)
@@ -267,7 +269,8 @@ class Init:
                 # What it wrote is in the pipe already; its status is told after that.
                 for output in tuple(self._outputs.values()):
                     if output.prefix == f"{key}: ":
-                        while self.read_output(output):
+                        # Also while the console is full: a line must not be taken for ended.
+                        while self.read_output(output, ended=True):
                             pass
                         self._write(output.lines(b"", last=True))
                 existed = os.path.exists(f"{folder}/{key}")
