@@ -118,11 +118,13 @@ class AssembledCluster(ScalingCluster):
                 connection = await self._load_connection(compute.project)
                 self._joined = True
             else:
-                detached = not (self._ends_by_default or self.shutdown_on_close)
+                stays = not (self._ends_by_default or self.shutdown_on_close)
+                # What others may use is not over when this process is.
+                detached = stays or self._mode != "create"
                 prepared = await prepare(compute, self.settings, self.name, detached=detached)
                 if self._ends_by_default:
                     self.shutdown_on_close = True
-                if detached or self._mode != "create":
+                if detached:
                     # On record before the first machine is.
                     await self._record(prepared)
                 self._prepared = prepared

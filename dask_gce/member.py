@@ -17,6 +17,7 @@ from dask_gce.compute import Compute
 from dask_gce.errors import GCEError, InstanceError, InstanceLost, OperationError, StartTimeout
 from dask_gce.instance import Instance, InstanceSpec
 from dask_gce.startup import PHASE_KEY, PHASE_NAMESPACE
+from dask_gce.terminal import harmless
 
 #: Lines of the serial console that an error carries.
 TAIL_LINES = 25
@@ -141,7 +142,7 @@ class Member:
         await self.read_phase(compute)
         with contextlib.suppress(GCEError):
             text, _ = await compute.get_serial_port_output(self.zone, self.name)
-            self.tail = "\n".join(text.splitlines()[-TAIL_LINES:])
+            self.tail = "\n".join(harmless(text).splitlines()[-TAIL_LINES:])
 
     def failed(self, cls: type[InstanceError], what: str) -> InstanceError:
         """Make an error that tells all that is known of the instance.

@@ -16,7 +16,8 @@ from dask_gce import names
 from dask_gce.client import ClientState, client_state, current_user
 from dask_gce.cluster_records import ClusterRecord
 from dask_gce.compute import Compute
-from dask_gce.errors import GCEError, SettingsError
+from dask_gce.connections import load_connection
+from dask_gce.errors import CredentialsError, GCEError, SettingsError
 from dask_gce.inventory import Inventory, delete_cluster, list_clusters
 
 __all__ = ["Orphan", "delete_orphan", "find_orphans", "sweep"]
@@ -64,7 +65,7 @@ def find_orphans(
 
     That is a cluster past its end, one whose process has ended on this computer, one without a
     scheduler for 15 minutes, and one whose machines are all off. It is never a cluster whose
-    process lives, one that was to outlive its process and has no end, or machines that were given
+    process lives, one that others can connect to and that has no end, or machines that were given
     a cluster's label by hand. While a zone does not answer, a scheduler that is not seen may be
     there.
 
@@ -198,6 +199,14 @@ async def sweep(
     return deleted
 
 
+def _can_be_joined(record: ClusterRecord) -> bool:
+    """Tell whether this computer has what it takes to connect to a cluster."""
+    try:
+        return load_connection(record.name, record.project).identity == record.identity
+    except (CredentialsError, SettingsError):
+        return False
+
+
 def _reason(
     record: ClusterRecord,
     unreachable: frozenset[str],
@@ -210,6 +219,8 @@ def _reason(
     if not record.identity or record.state == "stopping" or unreachable & set(record.zones):
         return ""
     client = client_state(record.client)
+    if client == "gone" and _can_be_joined(record):
+        client = "detached"  # it was left on purpose, after it was made
     if client == "alive":
         return ""
     if record.expires is not None and record.expires <= now:

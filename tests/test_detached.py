@@ -232,6 +232,8 @@ def test_from_a_program_without_an_event_loop(light):
 async def test_create_or_connect_does_what_is_possible(paper_workers):
     mode = {"name": "grid", "create_mode": "create-or-connect"}
     async with cluster_on(paper_workers, **mode) as first:
+        # Others may use it when this process is gone.
+        assert paper_workers.instances()[0]["labels"][names.CLIENT_LABEL] == "detached"
         async with cluster_on(paper_workers, **mode) as second:
             assert second.scheduler_address == first.scheduler_address
         # Closing the one that has not made it leaves it.

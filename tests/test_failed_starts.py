@@ -53,10 +53,13 @@ def test_missing_image():
 
 
 def test_scheduler_that_ends_at_once(process_emulator, settings):
+    words = "print('\\x1b[31mlast\\x1b[0m words\\x07', flush=True); raise SystemExit(7)"
     with pytest.raises(InstanceError) as caught:
-        GCECluster(scheduler_options={"preload": "raise SystemExit(7)"}, **settings)
+        GCECluster(scheduler_options={"preload": words}, **settings)
     assert caught.value.phase.startswith("failed: Dask ended with exit status")
     assert "phase: starting" in caught.value.serial_tail
+    # What a machine writes does not command the terminal that shows the error.
+    assert "last words\n" in caught.value.serial_tail
     assert_all_gone(process_emulator)
 
 

@@ -11,9 +11,11 @@ from records import AGGREGATED, NOON, compute_of, insert, labels_of, machine, re
 
 from dask_gce import removal
 from dask_gce.client import client_mark
+from dask_gce.connections import Connection, delete_connection, save_connection
 from dask_gce.emulator import Fault
 from dask_gce.errors import GCEError, SettingsError
 from dask_gce.inventory import Inventory, list_clusters
+from dask_gce.settings import Settings
 from dask_gce.sweeping import delete_orphan, find_orphans, sweep
 
 MINUTE = timedelta(minutes=1)
@@ -50,6 +52,16 @@ def test_what_a_dead_process_made_is_an_orphan():
     assert "has ended" in reasons(record(HEAD, client="gone"))[0]
     # Whatever other zones do not answer.
     assert reasons(record(HEAD, client="gone"), unreachable=[OTHER_ZONE])
+
+
+def test_what_this_computer_can_connect_to_was_left_on_purpose():
+    left = record(HEAD, project="a-project", client="gone")
+    assert reasons(left)
+    settings = Settings.load(zone=ZONE, security=False).dump()
+    for identity, spared in ((left.identity, True), ("b" * 32, False)):
+        save_connection(Connection("grid", "a-project", identity, "ada", None, None, settings))
+        assert bool(reasons(left)) is not spared
+    delete_connection("grid", "a-project")
 
 
 @pytest.mark.parametrize(

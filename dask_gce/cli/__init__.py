@@ -60,8 +60,9 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        from dask_gce.cli.output import harmless, note
+        from dask_gce.cli.output import note
         from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
+        from dask_gce.terminal import harmless
 
         try:
             return super().invoke(ctx)

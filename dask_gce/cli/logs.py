@@ -16,7 +16,7 @@ import click
 from dask_gce.cli.cloud import find, open_compute, read_connection
 from dask_gce.cli.interruption import run_while_wanted
 from dask_gce.cli.options import cluster_argument, identity_option, json_option, project_option
-from dask_gce.cli.output import harmless
+from dask_gce.terminal import harmless
 
 if TYPE_CHECKING:
     from dask_gce.cluster_records import Machine

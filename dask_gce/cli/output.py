@@ -1,6 +1,6 @@
 """What commands print: results on standard output, everything else on standard error.
 
-Owns JSON, tables and ages, and that what machines say cannot take over a terminal.
+Owns JSON, tables and ages.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import click
 
+from dask_gce.terminal import harmless
+
 __all__ = [
-    "harmless",
     "note",
     "print_json",
     "print_table",
@@ -25,12 +25,6 @@ __all__ = [
     "render_price",
     "render_table",
 ]
-
-# Control sequences of terminals (ECMA-48), and every other control character but tab and line feed.
-_CONTROL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|\x1b."
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
 
 
 def print_json(document: Any) -> None:
@@ -170,24 +164,3 @@ def render_price(price: float | None) -> str:
     if price is None:
         return "unknown"
     return f"${price:,.2f}" if price >= 0.1 or price == 0 else f"${price:.4f}"
-
-
-def harmless(text: str) -> str:
-    """Take out of a text what a terminal would obey.
-
-    Parameters
-    ----------
-    text : str
-        What a machine has written, or what may quote it.
-
-    Returns
-    -------
-    str
-        The text without control characters other than tabs and ends of lines.
-
-    Examples
-    --------
-    >>> harmless("\\x1b[31mfailed\\x1b[0m\\r"), harmless("a\\tb \\x1b]0;title\\x07c")
-    ('failed', 'a\\tb c')
-    """
-    return _CONTROL.sub("", text)
