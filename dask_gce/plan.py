@@ -85,10 +85,17 @@ class PlannedCluster(SpecCluster):
 
     @property
     def _local_workers(self) -> set[str]:
-        """The names of the workers on the scheduler's own machine, which stay as long as it."""
+        """The names of the workers on the scheduler's own machine that are there.
+
+        Its machine sees to them. If one that is missing were requested too, Adaptive would go on
+        letting it go, as one that has not arrived, instead of one that costs a machine.
+        """
         if self._prepared is None or self.scheduler is None or self._lost is not None:
             return set()
-        return {self.scheduler.name + suffix for suffix in self._prepared.blueprint.local_suffixes}
+        workers = list(self.scheduler_info["workers"].values())
+        present = {str(worker["name"]) for worker in workers}
+        suffixes = self._prepared.blueprint.local_suffixes
+        return present & {self.scheduler.name + suffix for suffix in suffixes}
 
     @property
     def _local_count(self) -> int:

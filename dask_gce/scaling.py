@@ -244,8 +244,9 @@ class ScalingCluster(ReplacingCluster):
                         key="max_workers",
                     )
             maximum = min(maximum, most)
-        # Workers on the scheduler's machine never go.
-        minimum, maximum = max(minimum or 0, self._local_count), max(maximum, self._local_count)
+        # Workers on the scheduler's machine are there in any case; the scheduler names none of them
+        # when it is asked who may go.
+        maximum = max(maximum, self._local_count)
         defaults = dict(ADAPTIVE_DEFAULTS)
         if self._prepared is not None and self._prepared.blueprint.processes > 1:
             # The workers of one machine go together, or not at all.

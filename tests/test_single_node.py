@@ -130,3 +130,18 @@ async def test_a_single_node_grows_and_shrinks_back(light):
         await until(lambda: not worker_machines(light))
         await until(lambda: len(cluster.observed) == 2)
         assert cluster.observed == cluster.plan
+
+
+async def test_adaptive_lets_machines_go_though_a_local_worker_is_missing(light):
+    async with cluster_on(
+        light, single_node=True, machine_type="e2-standard-4", processes=2, nthreads=1
+    ) as cluster:
+        local = list(cluster.scheduler_info["workers"])
+        assert len(local) == 2
+        cluster.scale(6)
+        await cluster.wait_for_workers(6)
+        await cluster.scheduler_comm.retire_workers(workers=local, close_workers=True)
+        await until(lambda: len(cluster.scheduler_info["workers"]) == 4)
+        assert cluster.plan == cluster.requested == cluster.observed
+        cluster.adapt(minimum=0, maximum=6, interval="100ms", wait_count=2)
+        await until(lambda: not worker_machines(light))
