@@ -19,8 +19,11 @@ from dask_gce.emulator import Fault
 from dask_gce.settings import Settings
 
 ME = naming.label_value(getpass.getuser())
-LONG_AGO = str(int(time.time()) - 3600)
-SOON = str(int(time.time()) + 2 * 3600 + 30)
+
+
+def in_hours(hours: int) -> str:
+    """Return the label of a time from now, a little late so that a test may take a while."""
+    return str(int(time.time()) + hours * 3600 + (30 if hours > 0 else 0))
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +77,9 @@ def test_list_costs_one_call_whatever_there_is(emulator):
 def test_list_shows_whose_what_and_until_when(emulator):
     make(
         emulator,
-        s={"role": "scheduler", "owner": "ada", "expires": SOON},
-        w={"owner": "ada", "expires": SOON},
-        other={"cluster": "zebra", "identity": "b" * 32, "owner": "bob", "expires": LONG_AGO},
+        s={"role": "scheduler", "owner": "ada", "expires": in_hours(2)},
+        w={"owner": "ada", "expires": in_hours(2)},
+        other={"cluster": "zebra", "identity": "b" * 32, "owner": "bob", "expires": in_hours(-1)},
     )
     grid, zebra = (line.split() for line in succeed(emulator, "list").splitlines()[1:])
     assert [*grid[:2], *grid[3:7]] == ["grid", "ada", "2", "running", "in", "2h"]
@@ -238,7 +241,7 @@ def test_what_cannot_be_deleted_is_told(emulator, monkeypatch):
 
 @pytest.mark.parametrize("command", [["delete", "grid", "other", "--yes"], ["sweep", "--delete"]])
 def test_one_that_cannot_be_deleted_does_not_keep_the_others(emulator, command):
-    mine = {"role": "scheduler", "owner": ME, "expires": LONG_AGO}
+    mine = {"role": "scheduler", "owner": ME, "expires": in_hours(-1)}
     make(emulator, s1=mine, s2={**mine, "cluster": "other", "identity": "b" * 32})
     refused = {"status": 403, "reason": "forbidden", "message": "Not allowed."}
     emulator.faults.add(
@@ -257,9 +260,15 @@ def test_sweep_is_dry_unless_told(emulator):
     mine = {"role": "scheduler", "owner": ME}
     make(
         emulator,
-        old={**mine, "expires": LONG_AGO},
+        old={**mine, "expires": in_hours(-1)},
         kept={**mine, "cluster": "kept", "identity": "b" * 32, "client": "detached"},
-        hers={**mine, "cluster": "hers", "identity": "c" * 32, "owner": "eve", "expires": LONG_AGO},
+        hers={
+            **mine,
+            "cluster": "hers",
+            "identity": "c" * 32,
+            "owner": "eve",
+            "expires": in_hours(-1),
+        },
     )
     result = run(emulator, "sweep")
     assert result.exit_code == 0

@@ -15,6 +15,7 @@ import pytest
 from clusters import until
 
 from dask_gce import GCECluster, names
+from dask_gce.connections import delete_connection, list_connections
 from dask_gce.emulator import ComputeEmulator, Fault, Timings
 from dask_gce.errors import GCEError
 
@@ -205,6 +206,9 @@ def test_left_running_on_purpose(slow_deletes):
     run(slow_deletes, program)
     assert not slow_deletes.requests[DELETE]
     assert len(slow_deletes.instances()) == 3
+    # Other processes can connect to it.
+    ((project, name),) = list_connections()
+    assert delete_connection(name, project)
 
 
 @pytest.mark.parametrize("by", ["os._exit", "SIGKILL"])
