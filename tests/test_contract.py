@@ -73,6 +73,15 @@ class Page(html.parser.HTMLParser):
 # -- a life ---------------------------------------------------------------------------------------
 
 
+async def passes(cluster, status):
+    """Wait for a state that may last but a few turns of the loop on a quick machine."""
+    for _ in range(1_000_000):
+        if cluster.status == status:
+            return
+        await asyncio.sleep(0)
+    pytest.fail(f"{cluster.status} is not {status}, and was not")
+
+
 async def test_a_cluster_goes_from_created_to_closed(paper_workers):
     cluster = cluster_on(paper_workers, name="grid")
     assert (cluster.status, cluster.name) == (Status.created, "grid")
@@ -80,15 +89,12 @@ async def test_a_cluster_goes_from_created_to_closed(paper_workers):
     assert repr(cluster) == "grid(grid, '<Not Connected>', workers=0, threads=0, memory=0 B)"
     assert cluster.plan == cluster.requested == cluster.observed == set()
     starting = asyncio.ensure_future(cluster._start())
-    # Each turn of the loop is looked at: on a quick machine a state may last but a few.
-    while cluster.status != Status.starting:
-        await asyncio.sleep(0)
+    await passes(cluster, Status.starting)
     await starting
     assert cluster.status == Status.running
     assert cluster in SpecCluster._instances
     closing = asyncio.ensure_future(cluster.close())
-    while cluster.status != Status.closing:
-        await asyncio.sleep(0)
+    await passes(cluster, Status.closing)
     await closing
     assert cluster.status == Status.closed
     with pytest.raises(GCEError, match="closed"):
