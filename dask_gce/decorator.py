@@ -22,7 +22,7 @@ from distributed.client import _current_client
 
 from dask_gce.errors import SettingsError
 from dask_gce.keeping import CLOSING_ERRORS, Loan, aclose, keeper, log_failed_close
-from dask_gce.need import Need, begin, check_keywords, make_cluster
+from dask_gce.need import Need, begin, check_keywords, make_cluster, start
 
 __all__ = ["requires_cluster"]
 
@@ -371,13 +371,13 @@ async def _async_client_for(need: Need) -> AsyncIterator[tuple[Client, bool]]:
         else:
             cluster = make_cluster(need, asynchronous=True)
             stack.push_async_callback(aclose, cluster)
-            await cluster
+            await start(cluster)
             if begin(need, cluster):
                 await cluster.wait_for_workers(1)
             target = {"address": cluster}
         client = Client(**target, asynchronous=True, set_as_default=False)
         stack.push_async_callback(aclose, client)
-        await client
+        await start(client)
         yield client, True
 
 

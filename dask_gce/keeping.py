@@ -22,7 +22,7 @@ from distributed.deploy.spec import SpecCluster
 from distributed.utils import LoopRunner
 
 from dask_gce.errors import GCEError
-from dask_gce.need import Need, begin, make_cluster
+from dask_gce.need import Need, begin, make_cluster, start
 from dask_gce.scheduler import answers_at
 
 __all__ = ["CLOSING_ERRORS", "Keeper", "Loan", "aclose", "keeper", "log_failed_close"]
@@ -246,7 +246,7 @@ class Keeper:
         cluster: Any = None
         try:
             cluster = make_cluster(kept.need, asynchronous=True)
-            await cluster
+            await start(cluster)
             if begin(kept.need, cluster):
                 await cluster.wait_for_workers(1)
         except BaseException:

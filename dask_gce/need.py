@@ -7,13 +7,14 @@ cluster lives and who gets it is left to `keeping` and `decorator`.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from distributed.deploy.spec import SpecCluster
 
 from dask_gce import schema
@@ -22,7 +23,7 @@ from dask_gce.errors import SettingsError
 from dask_gce.settings import Settings
 from dask_gce.sources import DEFAULTS, check_name, collect_section, place
 
-__all__ = ["Need", "begin", "check_keywords", "make_cluster"]
+__all__ = ["Need", "begin", "check_keywords", "make_cluster", "start"]
 
 #: Keywords of `GCECluster` that follow from the decorated function.
 _FROM_FUNCTION: Final = ("asynchronous", "loop")
@@ -33,6 +34,13 @@ _OPTIONS: Final = frozenset(
     for name, parameter in inspect.signature(GCECluster).parameters.items()
     if parameter.kind is not parameter.VAR_KEYWORD
 ) - {*DEFAULTS, *_FROM_FUNCTION}
+
+#: Seconds in which what is on this machine has started.
+_STARTS_WITHIN: Final = 10.0
+
+#: Seconds for the first messages of local workers, which go every 2 ms. A worker that is closed
+#: while it sends one may leave its socket open (`BatchedSend` of distributed 2026.8).
+_FIRST_WORDS: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,43 @@ def make_cluster(need: Need, *, asynchronous: bool) -> SpecCluster:
         asynchronous=asynchronous,
         resources=settings.worker_options.get("resources"),
     )
+
+
+async def start(startable: SpecCluster | Client) -> None:
+    """Start an asynchronous cluster or client, so that it can be closed however this ends.
+
+    What is cancelled in the midst of its start forgets what it has begun: closing it leaves the
+    scheduler of a `distributed.LocalCluster`, or the socket of a `distributed.Client`. So their
+    starts, which take a moment, come to their ends first. A `GCECluster` closes what it has begun.
+
+    Parameters
+    ----------
+    startable : distributed.SpecCluster or distributed.Client
+        What to start.
+
+    Raises
+    ------
+    GCEError
+        If a cluster cannot be started.
+    OSError
+        If a client cannot connect.
+    """
+    if isinstance(startable, GCECluster):
+        await startable
+        return
+    starting = asyncio.ensure_future(_wait_for(startable))
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting], timeout=_STARTS_WITHIN)
+        if not starting.cancel() and not starting.cancelled():
+            starting.exception()  # the cancellation counts for more
+        await asyncio.sleep(_FIRST_WORDS)
+        raise
+
+
+async def _wait_for(startable: Any) -> None:
+    await startable
 
 
 def begin(need: Need, cluster: SpecCluster) -> bool:

@@ -1068,6 +1068,25 @@ def test_interrupted_right_after_a_kept_cluster_was_asked_for(monkeypatch):
     wait_until(lambda: not alive())
 
 
+@pytest.mark.parametrize("turns", range(0, 40, 4))
+@pytest.mark.parametrize("keep_alive", [0, 0.01])
+async def test_cancelled_in_the_midst_of_a_local_start(turns, keep_alive):
+    @requires_cluster(keep_alive=keep_alive, **LOCAL)
+    async def compute(client=None):
+        await asyncio.sleep(10)  # on a fast machine it has started by then
+
+    others = asyncio.all_tasks()
+    computing = asyncio.ensure_future(compute())
+    for _ in range(turns):
+        # The loop of a kept cluster is another thread's, and turns by itself.
+        await asyncio.sleep(0.001 if keep_alive else 0)
+    computing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await computing
+    # What was closed right after its start has a last word to say.
+    await until(lambda: not alive() and len(asyncio.all_tasks()) <= len(others))
+
+
 def test_a_kept_cluster_ends_when_its_time_is_over():
     @requires_cluster(keep_alive="400 ms", **LOCAL)
     def where(client=None):
