@@ -305,7 +305,11 @@ class Fleet:
                 verdicts.append((member, *verdict))
             elif _is_silent(member, now):
                 silent.append(member)
-            elif member.missed >= MISSES and member.batch is not None:
+            elif (
+                member.missed >= MISSES
+                and member.batch is not None
+                and not self._insertion.follows(member.batch)
+            ):
                 missing.setdefault(member.batch, []).append(member)
         # Those first that were asked least, a few at a time.
         silent.sort(key=lambda member: (member.asked, member.inserted))

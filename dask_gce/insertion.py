@@ -71,6 +71,21 @@ class Insertion:
         """Whether the end of an operation will be told, so that looking before is of little use."""
         return bool(self._under_way)
 
+    def follows(self, batch: Batch) -> bool:
+        """Tell whether it will be told what became of a request, and of each of its instances.
+
+        Parameters
+        ----------
+        batch : Batch
+            The request.
+
+        Returns
+        -------
+        bool
+            Whether nobody else needs to ask.
+        """
+        return batch in self._under_way
+
     def add(self, member: Member) -> asyncio.Future[None]:
         """Have an instance inserted together with others of this turn of the loop.
 
@@ -246,15 +261,17 @@ class Insertion:
         try:
             operation = await self._compute.wait_operation(batch.operation, remaining)
         except OperationError as error:
-            batch.ended = True
             await self._blame(batch.operation, members, error)
         except GCEError as error:
             # Unknown is not failed: the list of instances tells.
             logger.info("It is not known how an insert ended: %s", error)
+            self._changed()
+            return
         else:
-            batch.ended = True
             if operation.missing:
                 await self._blame(operation, members, None)
+        # Only now: whoever is missed and has no reason yet would be taken for lost.
+        batch.ended = True
         self._changed()
 
     async def _blame(

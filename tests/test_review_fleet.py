@@ -105,7 +105,9 @@ async def test_a_list_that_takes_too_long_is_no_answer(monkeypatch):
 async def test_a_slow_bulk_insert_is_one_question(monkeypatch):
     async with Cloud(replace(QUICK, pending=0.5)) as cloud, a_fleet(cloud.endpoint) as fleet:
         names = numbered(20)
+        cloud.faults.add(Fault("compute.zoneOperations.wait", status=503))
         await request(fleet, workers(*names))
+        await until(lambda: not fleet.following)
         for member in fleet.members.values():
             member.missed = dask_gce.fleet.MISSES  # lists lag behind
         assert await fleet.check(names) == []
