@@ -20,6 +20,7 @@ from dask_gce.emulator.dispatch import Exchange
 from dask_gce.errors import GCEError, InstanceError
 from dask_gce.fleet import Fleet
 from dask_gce.instance import InstanceSpec
+from dask_gce.policy import Failure, RetryPolicy
 
 CLUSTER = "dask-1"
 ZONE, OTHER_ZONE = "us-central1-a", "us-central1-b"
@@ -52,6 +53,13 @@ def numbered(count: int, prefix: str = "vm") -> list[str]:
     return [f"{prefix}-{number}" for number in range(count)]
 
 
+class Once(RetryPolicy):
+    """One attempt a call, so that a fleet's own repeats are seen, however long an answer takes."""
+
+    def delay(self, failure: Failure, attempt: int, *, now: float) -> float | None:
+        return None
+
+
 class Cloud(ComputeEmulator):
     """A local Compute Engine that remembers what it was asked, in the order of the answers."""
 
@@ -69,15 +77,17 @@ class Cloud(ComputeEmulator):
 
 @asynccontextmanager
 async def a_fleet(endpoint: str, **options: Any) -> AsyncIterator[Fleet]:
-    """Make a fleet; at the end its machines are deleted."""
-    verbs = {
-        "credentials": AnonymousCredentials(),
-        # One attempt a call, so that a fleet's own repeats are seen.
-        "call_timeout": 0.5,
-        "rate": 10_000,
-    }
+    """Make a fleet; at the end its machines are deleted.
+
+    A call is made once, unless there is a ``call_timeout`` for its repeats.
+    """
+    verbs = {"credentials": AnonymousCredentials(), "rate": 10_000}
+    if "call_timeout" not in options:
+        verbs["policy"] = Once()
     verbs.update({key: options.pop(key) for key in ("clock", "call_timeout") if key in options})
     async with Compute("local-project", endpoint=endpoint, **verbs) as compute:
+        # Google's library takes seconds to import on a busy machine, and deadlines run.
+        await compute.open()
         fleet = Fleet(compute, CLUSTER, options.pop("identity", "1"), **options)
         yield fleet
         await fleet.delete_all()
