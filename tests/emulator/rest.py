@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode, urlsplit
+
+from machine_bench import until
 
 from dask_gce.emulator import ComputeEmulator
 from dask_gce.emulator.machine import GuestExit
@@ -139,28 +145,37 @@ def boot_disk(**fields: Any) -> dict[str, Any]:
 
 
 class ObservedMachine(PaperMachine):
-    """A paper machine that remembers what was done to it."""
+    """A paper machine that remembers what was done to it, when, and what its instance showed."""
 
     def __init__(
         self, record: InstanceRecord, address: str, on_exit: GuestExit, kind: ObservedKind
     ) -> None:
         super().__init__(record, address, on_exit, kind)
         self.deeds: list[str] = []
+        self.moments: list[float] = []
+        self.statuses: list[str] = []
         self.broken = kind.broken
+        self._held = kind.held
 
     async def boot(self) -> None:
-        self.deeds.append("boot")
+        await self._note("boot")
         if self.broken:
             raise OSError("no such device")
         await super().boot()
 
     async def stop(self, grace: float) -> None:
-        self.deeds.append(f"stop {grace:g}")
+        await self._note("stop", f" {grace:g}")
         await super().stop(grace)
 
     async def kill(self) -> None:
-        self.deeds.append("kill")
+        await self._note("kill")
         await super().kill()
+
+    async def _note(self, deed: str, detail: str = "") -> None:
+        self.deeds.append(deed + detail)
+        self.moments.append(time.monotonic())
+        self.statuses.append(self.record.resource["status"])
+        await until(lambda: not self._held[deed])
 
 
 class ObservedKind(PaperKind):
@@ -175,7 +190,20 @@ class ObservedKind(PaperKind):
     def __init__(self, *, broken: bool = False) -> None:
         super().__init__()
         self.broken = broken
+        self.held: Counter[str] = Counter()
         self.machines: dict[str, ObservedMachine] = {}
+
+    @contextmanager
+    def holding(self, deed: str) -> Iterator[None]:
+        """Let no machine get past ``boot``, ``stop`` or ``kill`` before the end of the context.
+
+        What passes can be looked at meanwhile, however long a look takes.
+        """
+        self.held[deed] += 1
+        try:
+            yield
+        finally:
+            self.held[deed] -= 1
 
     def create(self, record: InstanceRecord, address: str, on_exit: GuestExit) -> ObservedMachine:
         machine = ObservedMachine(record, address, on_exit, self)

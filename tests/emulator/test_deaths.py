@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from dataclasses import replace
 
+import machine_bench
 import pytest
 from rest import PROJECT, ZONE, ObservedKind, Rest, instance, properties
 
@@ -13,7 +16,7 @@ from dask_gce.emulator import ComputeEmulator, Fault, Timings, machines
 INSTANCES = f"zones/{ZONE}/instances"
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -51,10 +54,19 @@ def status(rest, name):
     return rest.instance(name)["status"]
 
 
+def go_on(rest, operation):
+    """Wait until an operation does what it can; whatever it still waits for goes on."""
+    path = f"zones/{ZONE}/operations/{operation['name']}"
+    until(lambda: rest.get(path)["status"] == "RUNNING")
+
+
 def test_a_host_error_restarts_an_instance_that_wants_it(rest, kind):
     rest.insert(name="a")
-    rest.emulator.host_error("a")
-    until(lambda: status(rest, "a") in ("REPAIRING", "STAGING"))
+    with kind.holding("boot"):
+        with kind.holding("kill"):
+            rest.emulator.host_error("a")
+            until(lambda: status(rest, "a") == "REPAIRING")
+        until(lambda: status(rest, "a") == "STAGING")
     until(lambda: status(rest, "a") == "RUNNING")
     assert kind.machines["a"].deeds == ["boot", "kill", "boot"]
     assert [one[1:] for one in why(rest, "a")[1:]] == [
@@ -80,28 +92,34 @@ def test_a_host_error_terminates_an_instance_that_does_not_restart(rest, kind, s
     assert kind.machines["a"].deeds == ["boot", "kill"]
 
 
-def test_an_instance_that_is_stopped_is_not_restarted(kind, discovery):
-    with ComputeEmulator(kind, timings=Timings(latency=0, pending=0.2)) as emulator:
-        rest = Rest(emulator)
-        rest.insert(name="a")
-        emulator.host_error("a")
-        # After the error, and before the restart is no longer pending.
-        rest.wait(rest.post(f"{INSTANCES}/a/stop"))
-        until(lambda: not any("operation" in one for one in emulator.leftovers()))
-        assert why(rest, "a")[-1][1] == "compute.instances.automaticRestart"
-        assert status(rest, "a") == "TERMINATED"
-        assert kind.machines["a"].deeds == ["boot", "kill", "stop 5"]
+def test_an_instance_that_is_stopped_is_not_restarted(rest, kind):
+    rest.insert(name="a")
+    with kind.holding("kill"):
+        rest.emulator.host_error("a")
+        until(lambda: status(rest, "a") == "REPAIRING")
+        # It has its turn after the error, and before the restart.
+        stop = rest.post(f"{INSTANCES}/a/stop")
+        go_on(rest, stop)
+    rest.wait(stop)
+    until(lambda: not any("operation" in one for one in rest.emulator.leftovers()))
+    assert why(rest, "a")[-1][1] == "compute.instances.automaticRestart"
+    assert status(rest, "a") == "TERMINATED"
+    assert kind.machines["a"].deeds == ["boot", "kill", "stop 5"]
 
 
-def test_stopping_or_deleting_wins_over_an_automatic_restart(rest, kind):
-    for name, end in (("a", "stop"), ("b", "delete")):
-        rest.insert(name=name)
-        rest.emulator.host_error(name)
-        until(lambda name=name: status(rest, name) in ("REPAIRING", "STAGING"))
-        path = f"{INSTANCES}/{name}"
-        rest.wait(rest.post(f"{path}/stop") if end == "stop" else rest.delete(path))
-        until(lambda: not any("operation" in one for one in rest.emulator.leftovers()))
-    assert rest.names() == ["a"] and status(rest, "a") == "TERMINATED"
+@pytest.mark.parametrize("end", ["stop", "delete"])
+def test_stopping_or_deleting_wins_over_an_automatic_restart(rest, kind, end):
+    rest.insert(name="a")
+    path = f"{INSTANCES}/a"
+    with kind.holding("boot"):
+        rest.emulator.host_error("a")
+        until(lambda: status(rest, "a") == "STAGING")
+        ending = rest.post(f"{path}/stop") if end == "stop" else rest.delete(path)
+        go_on(rest, ending)
+    rest.wait(ending)
+    until(lambda: not any("operation" in one for one in rest.emulator.leftovers()))
+    assert rest.names() == (["a"] if end == "stop" else [])
+    assert end == "delete" or status(rest, "a") == "TERMINATED"
 
 
 def test_a_guest_that_powers_off_leaves_its_name(rest, kind):
@@ -120,15 +138,15 @@ def test_a_guest_that_powers_off_leaves_its_name(rest, kind):
     assert why(rest, "a") == before
 
 
-def test_a_guest_that_powers_off_while_it_is_deleted_ends_once(kind, discovery):
-    with ComputeEmulator(kind, timings=Timings(latency=0, deleting=0.2)) as emulator:
-        rest = Rest(emulator)
-        rest.insert(name="a")
+def test_a_guest_that_powers_off_while_it_is_deleted_ends_once(rest, kind):
+    rest.insert(name="a")
+    with kind.holding("stop"):
         deletion = rest.delete(f"{INSTANCES}/a")
         until(lambda: status(rest, "a") == "STOPPING")
         kind.machines["a"].on_exit("poweroff")
-        rest.wait(deletion)
-        assert [one[1] for one in why(rest, "a")] == ["insert", "delete"]
+    rest.wait(deletion)
+    until(lambda: not any("operation" in one for one in rest.emulator.leftovers()))
+    assert [one[1] for one in why(rest, "a")] == ["insert", "delete"]
 
 
 def test_the_longest_run_time_is_an_operation_of_the_system(discovery):
@@ -236,35 +254,44 @@ BOOTING = Timings(latency=0, provisioning=0.01, staging=0.01, deleting=0.01, boo
 def test_a_machine_begins_when_its_operating_system_has_booted(kind, discovery):
     with ComputeEmulator(kind, timings=BOOTING) as emulator:
         rest = Rest(emulator)
-        done = rest.insert(name="a")
-        began = time.monotonic()
-        assert "error" not in done and status(rest, "a") == "RUNNING"
-        assert kind.machines["a"].deeds == []
-        until(lambda: kind.machines["a"].deeds == ["boot"])
-        assert 0.1 < time.monotonic() - began < 2
+        assert "error" not in rest.insert(name="a")
+        machine = kind.machines["a"]
+        until(lambda: machine.deeds == ["boot"])
         # So it does each time.
         rest.wait(rest.post(f"{INSTANCES}/a/reset"))
-        assert kind.machines["a"].deeds == ["boot", "kill"]
-        until(lambda: kind.machines["a"].deeds == ["boot", "kill", "boot"])
+        until(lambda: machine.deeds == ["boot", "kill", "boot"])
+        assert machine.statuses == ["RUNNING"] * 3
+        _, killed, booted = machine.moments
+        assert booted - killed > 0.9 * BOOTING.booting
 
 
-@pytest.mark.parametrize("end", ["stop", "delete", "hostError"])
-def test_a_machine_that_ends_while_it_boots_never_begins(kind, discovery, end):
-    with ComputeEmulator(kind, timings=BOOTING) as emulator:
-        rest = Rest(emulator)
-        rest.insert(name="a", scheduling={"automaticRestart": False})
+@pytest.mark.parametrize("end", ["power off", "delete", "host error"])
+async def test_a_machine_that_ends_while_it_boots_never_begins(kind, discovery, end):
+    # In this loop, where what delays the end delays the boot as well.
+    async with ComputeEmulator(kind, timings=BOOTING) as emulator:
+        body = instance("a", scheduling={"automaticRestart": False})
+        insert = asyncio.create_task(asyncio.to_thread(Rest(emulator).post, INSTANCES, body))
+        await machine_bench.until(lambda: kind.machines)
         machine = kind.machines["a"]
-        path = f"{INSTANCES}/a"
-        if end == "stop":
-            rest.wait(rest.post(f"{path}/stop"))
+        while machine.record.resource["status"] != "RUNNING":
+            await machine.record.wait_for_change(machine.record.version, None)
+        began = time.monotonic()
+        if end == "power off":
+            emulator.power_off("a")
         elif end == "delete":
-            rest.wait(rest.delete(path))
+            emulator.delete("a", user="colleague@example.org")
         else:
             emulator.host_error("a")
-            until(lambda: status(rest, "a") == "TERMINATED")
-        time.sleep(0.4)
+        left = [] if end == "delete" else ["TERMINATED"]
+
+        def shown():
+            return [one["status"] for one in emulator.instances()]
+
+        await machine_bench.until(lambda: shown() == left)
+        await asyncio.sleep(began + BOOTING.booting + 0.05 - time.monotonic())
         assert "boot" not in machine.deeds
-        assert end == "delete" or status(rest, "a") == "TERMINATED"
+        assert shown() == left
+        await insert
 
 
 def test_a_machine_that_breaks_after_it_was_said_to_run_is_off(discovery, caplog):
@@ -278,11 +305,10 @@ def test_a_machine_that_breaks_after_it_was_said_to_run_is_off(discovery, caplog
 
 
 def test_closing_while_machines_boot_leaves_nothing(kind, discovery):
-    with ComputeEmulator(kind, timings=BOOTING) as emulator:
+    with ComputeEmulator(kind, timings=replace(BOOTING, booting=60)) as emulator:
         rest = Rest(emulator)
         rest.insert(name="a")
         rest.post(INSTANCES, instance(name="b"))
-    time.sleep(0.3)
     assert kind.machines["a"].deeds == [] and not emulator.leftovers()
 
 
@@ -294,14 +320,18 @@ def test_each_method_has_its_latency(discovery):
     with ComputeEmulator("paper", timings=Timings(latency=0, latencies=latencies)) as emulator:
         rest = Rest(emulator)
         took = {}
-        for name, call in (
-            ("insert", lambda: rest.post(INSTANCES, instance())),
-            ("list", rest.names),
-            ("get", lambda: rest.instance("a")),
+        for name, call, times in (
+            ("insert", lambda: rest.post(INSTANCES, instance()), 1),
+            ("list", rest.names, 3),
+            ("get", lambda: rest.instance("a"), 10),
         ):
-            began = time.monotonic()
-            call()
-            took[name] = time.monotonic() - began
+            found = []
+            for _ in range(times):
+                began = time.monotonic()
+                call()
+                found.append(time.monotonic() - began)
+            # A busy computer makes calls take longer, and none of them less long.
+            took[name] = min(found)
         assert took["insert"] >= 0.3 > took["list"] >= 0.15 > took["get"]
         assert rest.emulator.requests["compute.instances.insert"] == 1
 
