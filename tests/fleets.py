@@ -99,11 +99,14 @@ async def request(fleet: Fleet, specs: Iterable[InstanceSpec], timeout: float = 
     return await asyncio.gather(*asked, return_exceptions=True)
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(
+    condition: Callable[[], object], seconds: float = 10.0, pause: float = 0.005
+) -> None:
+    """Wait until something is so; without a pause no turn of the loop goes by unseen."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(pause)
 
 
 async def look_until(fleet: Fleet, condition: Callable[[], object], seconds: float = 10.0) -> None:

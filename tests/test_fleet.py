@@ -194,7 +194,7 @@ async def test_a_host_that_fails_ends_what_does_not_restart(cloud, fleet):
 
 
 async def test_a_host_that_fails_and_restarts_is_no_end():
-    async with Cloud(replace(QUICK, pending=0.5)) as cloud:
+    async with Cloud(replace(QUICK, pending=1.0)) as cloud:
         async with a_fleet(cloud.endpoint) as fleet:
             # Off by default: a machine that comes back has forgotten what it knew.
             restarts = {"scheduling": {"automaticRestart": True}}
@@ -235,14 +235,15 @@ async def test_without_the_operations_the_reason_is_missing_and_nothing_else(clo
 
 
 async def test_what_is_not_ready_in_time_has_failed(cloud, fleet):
-    await request(fleet, workers("slow", "quick"), timeout=0.3)
+    await request(fleet, workers("slow", "quick"), timeout=60)
     await running(fleet, "slow", "quick")
     fleet.mark_ready("quick")
     assert await fleet.check(["slow", "quick"]) == []
-    await asyncio.sleep(0.3)
+    for member in fleet.members.values():
+        member.inserted -= 60
     failure = (await failed(fleet, "slow"))["slow"]
     assert isinstance(failure, StartTimeout)
-    assert "it was not ready within 0.3 s" in str(failure)
+    assert "it was not ready within 60 s" in str(failure)
     assert "Last boot phase: none reported." in str(failure)
     assert "startup script has not reported" in str(failure)
 
@@ -306,7 +307,8 @@ async def test_no_more_workers_than_the_cap(cloud, capped):
     await look_until(capped, lambda: cloud.alive() == {"scheduler", "vm-0", "vm-1"})
     for _ in range(3):
         await capped.look()
-    assert [each.done() for each in asked] == [True, True, True, False, False]
+    await asyncio.gather(*asked[:3])
+    assert not any(each.done() for each in asked[3:])
     # One goes, one comes.
     await capped.delete("vm-0")
     await look_until(capped, lambda: cloud.alive() == {"scheduler", "vm-1", "vm-2"})
@@ -377,11 +379,18 @@ async def test_what_cannot_be_seen_counts(cloud, capped):
 
 
 async def test_what_is_on_its_way_counts(cloud, capped):
-    cloud.faults.add(Fault("compute.instances.bulkInsert", delay=0.2))
+    inserting, may_insert = capped.compute.bulk_insert_instances, asyncio.Event()
+
+    async def late(*arguments, **options):
+        await may_insert.wait()
+        return await inserting(*arguments, **options)
+
+    capped.compute.bulk_insert_instances = late
     asked = [capped.request(spec, 10) for spec in workers(*numbered(3))]
     for _ in range(3):
         await capped.look()
     assert not cloud.instances()
+    may_insert.set()
     await asyncio.gather(*asked[:2])
     assert not asked[2].done()
     assert len(cloud.instances()) == 2
@@ -415,10 +424,13 @@ async def test_calls_for_two_hundred_machines():
             await until(
                 lambda: all(fleet.members[name].running_since is not None for name in names)
             )
-            assert time.monotonic() - began < 5
+            took = time.monotonic() - began
+            # One after the other they would take more than three minutes.
+            assert took < 30
             calls = {each.method_id.removeprefix("compute.") for each in cloud.log}
             assert calls <= {"instances.bulkInsert", "zoneOperations.wait", "instances.list"}
-            assert len(cloud.log) <= 6
+            # On a busy machine they take longer to run, and one look a second is made meanwhile.
+            assert len(cloud.log) <= 6 + took
             watching.cancel()
             await asyncio.wait({watching})
             assert not failures
