@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import time
 import uuid
 
 import pytest
-from rest import PROJECT, ZONE, Refused, Rest, instance, properties
+from rest import PROJECT, ZONE, ObservedKind, Refused, Rest, instance, properties
 
-from dask_gce.emulator import ComputeEmulator, Fault, Timings
+from dask_gce.emulator import ComputeEmulator, Fault, Timings, rate_limits
 from dask_gce.emulator.methods.bulk import MOST_AT_ONCE
 from dask_gce.emulator.rate_limits import GROUPS
 
@@ -275,18 +274,26 @@ def test_senseless_quota_is_refused(arguments, word):
 # Rate quotas ---------------------------------------------------------------------------------
 
 
-def refill(minute):
-    """Wait for the beginning of a minute of that many seconds."""
-    time.sleep(minute - time.time() % minute)
+class Clock:
+    """Stands for the module `time`: what it says lasts until it is set."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def time(self):
+        return self.now
 
 
-def test_requests_beyond_a_rate_are_refused_until_the_next_minute(discovery):
+def test_requests_beyond_a_rate_are_refused_until_the_next_minute(discovery, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(rate_limits, "time", clock)
     with ComputeEmulator("paper", timings=Timings(minute=0.5)) as emulator:
         rest = Rest(emulator)
         emulator.rate_limits.set("reads_per_region", 3)
-        refill(0.5)
+        clock.now = 7.0
         for _ in range(3):
             rest.names()
+        clock.now = 7.4
         with pytest.raises(Refused, match="reads_per_region") as caught:
             rest.get(f"zones/{OTHER}/instances")
         assert (caught.value.status, caught.value.reason) == (403, "rateLimitExceeded")
@@ -295,7 +302,7 @@ def test_requests_beyond_a_rate_are_refused_until_the_next_minute(discovery):
         rest.call("GET", f"/compute/v1/projects/other-project/{INSTANCES}")
         rest.post(INSTANCES, instance())
         rest.get("aggregated/instances")
-        refill(0.5)
+        clock.now = 7.5
         rest.names()
         emulator.rate_limits.set("reads_per_region", None)
         for _ in range(5):
@@ -337,11 +344,13 @@ def test_senseless_rates_are_refused():
 
 
 def test_only_so_many_bulk_inserts_go_on_at_once(discovery):
-    with ComputeEmulator("paper", timings=Timings(provisioning=0.6)) as emulator:
+    kind = ObservedKind()
+    with ComputeEmulator(kind, timings=QUICK) as emulator:
         rest = Rest(emulator)
-        begun = [rest.post(*bulk(1, first=f"b{index}")) for index in range(MOST_AT_ONCE)]
-        with pytest.raises(Refused, match="at most 10") as caught:
-            rest.post(*bulk(1))
+        with kind.holding("boot"):
+            begun = [rest.post(*bulk(1, first=f"b{index}")) for index in range(MOST_AT_ONCE)]
+            with pytest.raises(Refused, match="at most 10") as caught:
+                rest.post(*bulk(1))
         assert (caught.value.status, caught.value.reason) == (403, "rateLimitExceeded")
         for one in begun:
             rest.wait(one)
