@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from rest import IMAGE, ZONE, Refused, Rest
 
+from dask_gce.emulator import ComputeEmulator, Timings
+
 SUBNETWORKS = "regions/us-central1/subnetworks"
 
 
@@ -121,12 +123,18 @@ def test_an_impossible_rule_is_refused(rest, change, field):
     assert "dask" not in names(rest, "global/firewalls")
 
 
+def test_a_disk_takes_its_time(discovery):
+    path = f"zones/{ZONE}/disks"
+    with ComputeEmulator("paper", timings=Timings(creating=60)) as emulator:
+        rest = Rest(emulator)
+        rest.post(path, {"name": "data"})
+        assert rest.get(f"{path}/data")["status"] == "CREATING"
+
+
 def test_a_disk_from_beginning_to_end(rest):
     path = f"zones/{ZONE}/disks"
     body = {"name": "data", "sizeGb": "50", "type": f"zones/{ZONE}/diskTypes/pd-ssd"}
-    operation = rest.post(path, body)
-    assert rest.get(f"{path}/data")["status"] == "CREATING"
-    rest.wait(operation)
+    rest.wait(rest.post(path, body))
     shown = rest.get(f"{path}/data")
     assert (shown["status"], shown["sizeGb"]) == ("READY", "50")
     assert shown["type"].endswith("/diskTypes/pd-ssd")
