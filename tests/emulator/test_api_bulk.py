@@ -196,13 +196,14 @@ def test_thousands_of_instances(rest):
             metadata={"items": [{"key": "startup-script", "value": "x" * 1000}]},
         ),
     }
-    began = time.monotonic()
+    began = time.process_time()
     operation = rest.post(PATH, body)
     done = rest.wait(operation)
     assert "error" not in done and status(done)["createdVmCount"] == 5000
-    took = time.monotonic() - began
+    took = time.process_time() - began
     found = rest.get(f"zones/{ZONE}/instances", fields="items/status,nextPageToken")
     assert len(found["items"]) == 500 and found["nextPageToken"]
-    # A second for each thousand; a square law would take minutes. Twice that for busy machines.
+    # A second for each thousand; a square law would take minutes. Of the processor's time, since
+    # what others take of it tells nothing, and twice that, since they cool its caches.
     assert took < 10.0
     assert len(rest.emulator.instances()) == 5000
