@@ -341,12 +341,12 @@ def test_operations_by_zone_region_and_everywhere(rest):
 
 
 def test_waiting_ends_at_its_cap(discovery):
-    timings = Timings(provisioning=1.0, operation_wait=0.1)
+    timings = Timings(provisioning=60, operation_wait=0.1)
     with ComputeEmulator("paper", timings=timings) as emulator:
         rest = Rest(emulator)
         operation = rest.post(f"zones/{ZONE}/instances", instance())
         began = time.monotonic()
         path = f"zones/{ZONE}/operations/{operation['name']}"
         assert rest.post(f"{path}/wait")["status"] == "RUNNING"
-        assert 0.1 <= time.monotonic() - began < 0.9
+        assert 0.1 <= time.monotonic() - began < 30
         assert rest.get(path)["status"] == "RUNNING"
