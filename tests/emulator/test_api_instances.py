@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from datetime import datetime, timedelta, timezone
 
+import machine_bench
 import pytest
 from rest import ZONE, ObservedKind, Refused, Rest, boot_disk, instance
 
-from dask_gce.emulator import ComputeEmulator, Timings
-
-#: Long enough to look at a state, short enough to wait for.
-SLOW = Timings(provisioning=0.3, staging=0.3, deleting=0.3)
+from dask_gce.emulator import ComputeEmulator, Timings, run_limit
+from dask_gce.emulator.record import InstanceRecord
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -27,28 +27,50 @@ def rest(emulator):
     return Rest(emulator)
 
 
-def test_an_instance_goes_through_its_states(discovery):
-    with ComputeEmulator("paper", timings=SLOW) as emulator:
+def test_an_instance_goes_through_its_states(rest, monkeypatch):
+    seen = []
+    touch = InstanceRecord.touch
+
+    def note(record):
+        touch(record)
+        status = record.resource["status"]
+        seen.extend([status] if status not in seen else [])
+
+    monkeypatch.setattr(InstanceRecord, "touch", note)
+    operation = rest.post(f"zones/{ZONE}/instances", instance())
+    assert operation["operationType"] == "insert"
+    done = rest.wait(operation)
+    assert done["progress"] == 100 and "error" not in done
+    assert done["insertTime"] <= done["startTime"] <= done["endTime"]
+    assert done["targetId"] == rest.instance("a")["id"]
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+    assert seen == ["STAGING", "RUNNING", "STOPPING"]
+    with pytest.raises(Refused) as caught:
+        rest.instance("a")
+    assert (caught.value.status, caught.value.reason) == (404, "notFound")
+    assert not rest.emulator.leftovers()
+
+
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [("pending", "PROVISIONING"), ("provisioning", "PROVISIONING"), ("staging", "STAGING")],
+)
+def test_each_state_takes_its_time(what, status, discovery):
+    with ComputeEmulator("paper", timings=Timings(**{what: 60})) as emulator:
         rest = Rest(emulator)
         operation = rest.post(f"zones/{ZONE}/instances", instance())
-        assert operation["status"] in ("PENDING", "RUNNING")
-        assert operation["operationType"] == "insert"
-        seen = []
-        while "RUNNING" not in seen:
-            status = rest.instance("a")["status"]
-            seen += [status] if status not in seen else []
-        assert seen == ["PROVISIONING", "STAGING", "RUNNING"]
-        done = rest.wait(operation)
-        assert done["progress"] == 100 and "error" not in done
-        assert done["insertTime"] <= done["startTime"] <= done["endTime"]
-        assert done["targetId"] == rest.instance("a")["id"]
-        deletion = rest.delete(f"zones/{ZONE}/instances/a")
+        path = f"zones/{ZONE}/operations/{operation['name']}"
+        begun = "PENDING" if what == "pending" else "RUNNING"
+        until(lambda: rest.get(path)["status"] == begun)
+        until(lambda: rest.instance("a")["status"] == status)
+
+
+def test_a_deletion_takes_its_time(discovery):
+    with ComputeEmulator("paper", timings=Timings(deleting=60)) as emulator:
+        rest = Rest(emulator)
+        rest.insert()
+        rest.delete(f"zones/{ZONE}/instances/a")
         until(lambda: rest.instance("a")["status"] == "STOPPING")
-        rest.wait(deletion)
-        with pytest.raises(Refused) as caught:
-            rest.instance("a")
-        assert (caught.value.status, caught.value.reason) == (404, "notFound")
-        assert not emulator.leftovers()
 
 
 def test_an_instance_shows_what_was_asked_for(rest):
@@ -418,42 +440,86 @@ def test_guest_attributes_must_be_enabled(rest):
     rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
 
 
+def limited(**more):
+    """Return the scheduling of an instance whose longest run time is 30 s."""
+    return {
+        "maxRunDuration": {"seconds": "30"},
+        "instanceTerminationAction": "DELETE",
+        **more,
+    }
+
+
+def test_the_longest_run_time_is_shown_while_an_instance_is_on(rest):
+    rest.insert(scheduling=limited(maxRunDuration={"seconds": "3600"}))
+    path = f"zones/{ZONE}/instances/a"
+    shown = rest.instance("a")
+    started, end = (
+        datetime.fromisoformat(text.replace("Z", "+00:00"))
+        for text in (
+            shown["lastStartTimestamp"],
+            shown["resourceStatus"]["scheduling"]["terminationTimestamp"],
+        )
+    )
+    assert (end - started).total_seconds() == pytest.approx(3600, abs=60)
+    rest.wait(rest.post(f"{path}/stop"))
+    assert rest.instance("a")["resourceStatus"]["scheduling"] == {}
+    rest.wait(rest.delete(path))
+
+
 @pytest.mark.parametrize("action", ["DELETE", "STOP"])
 def test_the_longest_run_time_ends_an_instance(action, discovery):
-    scheduling = {"maxRunDuration": {"seconds": "30"}, "instanceTerminationAction": action}
     with ComputeEmulator("paper", timings=Timings(run_duration_scale=0.01)) as emulator:
         rest = Rest(emulator)
-        rest.insert(scheduling=scheduling)
-        limit = rest.instance("a")["resourceStatus"]["scheduling"]["terminationTimestamp"]
-        assert limit > rest.instance("a")["lastStartTimestamp"]
+        rest.insert(scheduling=limited(instanceTerminationAction=action))
         if action == "DELETE":
             until(lambda: not emulator.leftovers())
             assert not rest.names()
         else:
             until(lambda: rest.instance("a")["status"] == "TERMINATED")
             # It counts from each start anew.
-            rest.wait(rest.post(f"zones/{ZONE}/instances/a/start"))
+            assert "error" not in rest.wait(rest.post(f"zones/{ZONE}/instances/a/start"))
             until(lambda: rest.instance("a")["status"] == "TERMINATED")
 
 
+class Later(datetime):
+    """An hour later."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + timedelta(hours=1)
+
+
 @pytest.mark.parametrize("form", ["{:%Y-%m-%dT%H:%M:%S}.{:%f}999Z", "{:%Y-%m-%dT%H:%M:%S}.5+00:00"])
-def test_the_termination_time_ends_an_instance(rest, form):
-    end = form.format(*[datetime.now(timezone.utc) + timedelta(seconds=2)] * 2)
-    rest.insert(scheduling={"terminationTime": end, "instanceTerminationAction": "DELETE"})
-    scheduling = rest.instance("a")["resourceStatus"]["scheduling"]
-    assert scheduling == {"terminationTimestamp": end}
-    until(lambda: not rest.emulator.leftovers())
+def test_the_termination_time_ends_an_instance(rest, form, monkeypatch):
+    end = form.format(*[datetime.now(timezone.utc) + timedelta(hours=1)] * 2)
+    scheduling = {"terminationTime": end, "instanceTerminationAction": "DELETE"}
+    rest.insert(scheduling=scheduling)
+    shown = rest.instance("a")["resourceStatus"]["scheduling"]
+    assert shown == {"terminationTimestamp": end}
+    # The same for one that comes to run when the hour is over.
+    monkeypatch.setattr(run_limit, "datetime", Later)
+    rest.insert(name="b", scheduling=scheduling)
+    until(lambda: rest.names() == ["a"])
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+    assert not rest.emulator.leftovers()
 
 
-def test_the_longest_run_time_does_not_count_while_an_instance_is_off(discovery):
-    scheduling = {"maxRunDuration": {"seconds": "30"}, "instanceTerminationAction": "DELETE"}
-    with ComputeEmulator("paper", timings=Timings(run_duration_scale=0.02)) as emulator:
-        rest = Rest(emulator)
-        rest.insert(scheduling=scheduling)
-        rest.wait(rest.post(f"zones/{ZONE}/instances/a/stop"))
-        assert rest.instance("a")["resourceStatus"]["scheduling"] == {}
-        time.sleep(0.7)
-        assert rest.instance("a")["status"] == "TERMINATED"
+async def test_the_longest_run_time_does_not_count_while_an_instance_is_off(kind, discovery):
+    # In this loop, where what delays the end of the guest delays that of the time as well.
+    timings = Timings(pending=0, run_duration_scale=0.02)
+    async with ComputeEmulator(kind, timings=timings) as emulator:
+        path, body = f"zones/{ZONE}/instances", instance("a", scheduling=limited())
+        insert = asyncio.create_task(asyncio.to_thread(Rest(emulator).post, path, body))
+        await machine_bench.until(lambda: kind.machines)
+        record = kind.machines["a"].record
+        while record.resource["status"] != "RUNNING":
+            await record.wait_for_change(record.version, None)
+        began = time.monotonic()
+        emulator.power_off("a")
+        await machine_bench.until(lambda: record.resource["status"] == "TERMINATED")
+        await asyncio.sleep(began + 0.7 - time.monotonic())
+        assert [one["status"] for one in emulator.instances()] == ["TERMINATED"]
+        await insert
 
 
 def test_a_preempted_instance_is_told_and_taken(kind, discovery):
@@ -479,11 +545,11 @@ def test_deleting_during_creation_ends_both(discovery):
         assert not emulator.leftovers()
 
 
-def test_two_deletions_end_together(rest):
-    rest.insert()
+def test_two_deletions_end_together(observed, kind):
     path = f"zones/{ZONE}/instances/a"
-    first, second = rest.delete(path), rest.delete(path)
-    assert "error" not in rest.wait(first) and "error" not in rest.wait(second)
+    with kind.holding("stop"):
+        first, second = observed.delete(path), observed.delete(path)
+    assert "error" not in observed.wait(first) and "error" not in observed.wait(second)
 
 
 def test_a_protected_instance_is_not_deleted(rest):
