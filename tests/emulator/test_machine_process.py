@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
@@ -125,7 +127,7 @@ async def test_a_guest_that_will_not_end_is_killed_when_the_grace_is_over(kind):
     await until_said(machine, "startup-script: ready")
     began = time.monotonic()
     await machine.stop(0.5)
-    assert 0.5 <= time.monotonic() - began < 4
+    assert 0.5 <= time.monotonic() - began < 30
     assert machine.pid is None
 
 
@@ -138,7 +140,7 @@ async def test_a_kill_in_the_middle_of_a_stop_cuts_it_short(kind):
     await until_said(machine, "going down")
     await machine.kill()
     await stop
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert machine.pid is None
 
 
@@ -146,14 +148,24 @@ async def test_what_left_its_session_and_its_parent_dies_with_the_machine(kind):
     script = (
         "(setsid sh -c 'echo escaped $$; exec sleep 1000' &)\n"
         "nohup sleep 1000 & echo nohup $!\n"
-        "sleep 0.1; sh -c 'kill -STOP $$' &\n"
+        "sh -c 'kill -STOP $$' &\n"
     )
     machine = new_machine(kind, make_record("m", script))
     await machine.boot()
     await until_said(machine, "exit status 0")
-    assert machine.pid is not None
-    below = psutil.Process(machine.pid).children(recursive=True)
-    assert sum(process.name() == "sleep" for process in below) == 2
+    init = machine.pid
+
+    def states() -> list[str]:
+        states = []
+        for process in psutil.Process(init).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stopped = process.status() == psutil.STATUS_STOPPED
+                states.append("stopped" if stopped else process.name())
+        return sorted(states)
+
+    # The script does not wait for what it starts.
+    await until(lambda: states() == ["sleep", "sleep", "stopped"])
+    below = psutil.Process(init).children(recursive=True)
     await machine.kill()
     gone, alive = psutil.wait_procs(below, timeout=0)
     assert len(gone) == len(below)
@@ -216,13 +228,16 @@ async def test_verbs_that_were_asked_for_are_no_exit_of_the_guest(kind):
 
 async def test_a_guest_that_kills_its_init_takes_everything_along(kind):
     exits = Exits()
-    machine = new_machine(kind, make_record("m", "sleep 1000 & sleep 0.2; kill -9 $PPID"), exits)
+    script = "sleep 1000 & while [ ! -e $HOME/go ]; do sleep 0.01; done; kill -9 $PPID"
+    machine = new_machine(kind, make_record("m", script), exits)
     other = new_machine(kind, make_record("other", "echo up; sleep 1000"))
     await other.boot()
     await until_said(other, "up")
     await machine.boot()
     assert machine.pid is not None
+    assert machine.folder is not None
     below = psutil.Process(machine.pid).children(recursive=True)
+    (machine.folder / "disk" / "home" / "go").touch()
     await until(lambda: exits)
     assert exits == ["poweroff"]
     assert "Kernel panic" in console(machine)
@@ -346,7 +361,8 @@ async def test_nothing_is_open_after_many_machines():
         for machine in machines:
             await until_said(machine, "exit status 0")
         await asyncio.gather(*(machine.discard() for machine in machines))
-        assert psutil.Process().num_fds() == before
+        # What the warm machine had open for a moment longer is no more.
+        await until(lambda: psutil.Process().num_fds() <= before)
 
 
 EMULATOR = """
@@ -380,7 +396,7 @@ def test_nothing_survives_the_emulator_when_it_is_killed():
         assert int(machine) in [process.pid for process in below]
         assert len(below) >= 4
         emulator.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while any(map(runs, below)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(runs, below))
@@ -418,33 +434,51 @@ def test_a_machines_listener_is_on_no_other_address():
             port = int(script_output(machine))
             with socket.create_connection((machine.address, port), 5):
                 pass
-            listening = psutil.net_connections("inet")
-            found = [c.laddr.ip for c in listening if c.laddr.port == port and not c.raddr]
+            assert machine.pid is not None
+            below = {one.pid for one in psutil.Process(machine.pid).children(recursive=True)}
+            # Others of this host may listen on that port at addresses of their own.
+            found = [
+                each.laddr.ip
+                for each in psutil.net_connections("inet")
+                if each.laddr.port == port and not each.raddr and each.pid in {None, *below}
+            ]
             assert machine.address in found
             return [ip for ip in found if ip != machine.address]
 
     assert asyncio.run(listen()) == []
 
 
-def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+class StartOfSupervisor:
+    """A start that waits for the test, in its thread."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartOfSupervisor]:
     """Give a test the time to interrupt the start of a supervisor."""
+    held = StartOfSupervisor()
     start = Supervision.start
 
     def slow(supervision: Supervision) -> None:
-        time.sleep(0.1)
+        held.begun.set()
+        assert held.may_go_on.wait(30)
         start(supervision)
 
     monkeypatch.setattr(Supervision, "start", slow)
+    yield held
+    held.may_go_on.set()
 
 
-async def test_an_interrupted_start_leaves_nothing(monkeypatch):
-    slowly(monkeypatch)
+async def test_an_interrupted_start_leaves_nothing(supervisor):
     kind = ProcessKind(access_token="t")
     start = asyncio.create_task(kind.start())
-    await asyncio.sleep(0.03)
+    await until(supervisor.begun.is_set)
     # As asyncio.run does after a Ctrl-C.
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
+    supervisor.may_go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await start
     assert kind.leftovers() == []
@@ -452,15 +486,17 @@ async def test_an_interrupted_start_leaves_nothing(monkeypatch):
     await kind.close()
 
 
-async def test_closing_twice_at_once_and_while_it_starts_leaves_nothing(monkeypatch):
-    slowly(monkeypatch)
+async def test_closing_twice_at_once_and_while_it_starts_leaves_nothing(supervisor):
     kind = ProcessKind(access_token="t")
     start = asyncio.create_task(kind.start())
-    await asyncio.sleep(0.03)
+    await until(supervisor.begun.is_set)
     first = asyncio.create_task(kind.close())
     await asyncio.sleep(0)
     first.cancel()  # it goes on
-    await asyncio.gather(kind.close(), kind.close())
+    closing = asyncio.gather(kind.close(), kind.close())
+    await asyncio.sleep(0)
+    supervisor.may_go_on.set()
+    await closing
     assert kind.leftovers() == []
     assert not psutil.Process().children()
     await start
