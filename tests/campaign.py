@@ -428,7 +428,7 @@ class Campaign:
         except WorkersFailed as error:
             self._name(error)
         took = time.monotonic() - began
-        if took > 1:
+        if took > 5:
             raise Broken(f"scale({n}) took {took:.1f} s")
 
     async def _scale_down(self, share: float) -> None:

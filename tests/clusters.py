@@ -7,15 +7,17 @@ machines there are.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
 
 from dask_gce import GCECluster
+from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault
 
 #: Seconds after which something that should happen is believed not to.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 INSERT, BULK = "compute.instances.insert", "compute.instances.bulkInsert"
 DELETE = "compute.instances.delete"
@@ -78,6 +80,24 @@ def refuse(emulator: ComputeEmulator, *, times: int = 1, status: int = 400) -> N
             times=times,
         )
     )
+
+
+def hold_first(compute: Compute, verb: str) -> tuple[asyncio.Event, asyncio.Event]:
+    """Hold back the first call of a verb; return what tells that it is held, and what lets it go.
+
+    Whatever is to happen before the answer can take its time.
+    """
+    call, numbers = getattr(compute, verb), itertools.count()
+    held, leave = asyncio.Event(), asyncio.Event()
+
+    async def late(*arguments: Any, **options: Any) -> Any:
+        if next(numbers) == 0:
+            held.set()
+            await leave.wait()
+        return await call(*arguments, **options)
+
+    setattr(compute, verb, late)
+    return held, leave
 
 
 def break_operations(emulator: ComputeEmulator, *, times: int = 1, method: str = INSERT) -> None:

@@ -93,14 +93,14 @@ async def a_fleet(endpoint: str, **options: Any) -> AsyncIterator[Fleet]:
         await fleet.delete_all()
 
 
-async def request(fleet: Fleet, specs: Iterable[InstanceSpec], timeout: float = 10.0) -> list[Any]:
+async def request(fleet: Fleet, specs: Iterable[InstanceSpec], timeout: float = 60.0) -> list[Any]:
     """Ask for machines in one turn of the loop; return None or an error for each."""
     asked = [fleet.request(spec, timeout) for spec in specs]
     return await asyncio.gather(*asked, return_exceptions=True)
 
 
 async def until(
-    condition: Callable[[], object], seconds: float = 10.0, pause: float = 0.005
+    condition: Callable[[], object], seconds: float = 30.0, pause: float = 0.005
 ) -> None:
     """Wait until something is so; without a pause no turn of the loop goes by unseen."""
     deadline = time.monotonic() + seconds
@@ -109,7 +109,7 @@ async def until(
         await asyncio.sleep(pause)
 
 
-async def look_until(fleet: Fleet, condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def look_until(fleet: Fleet, condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Look at the machines, as a watcher does, until something is so."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -127,7 +127,7 @@ async def running(fleet: Fleet, *names: str) -> None:
 
 async def failed(fleet: Fleet, *names: str) -> dict[str, InstanceError]:
     """Wait until exactly these machines have failed; return how."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         await fleet.look()
         found = {each.name: each for each in await fleet.check(list(fleet.members))}

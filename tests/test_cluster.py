@@ -20,7 +20,7 @@ from dask_gce.errors import GCEError, SettingsError
 pytestmark = pytest.mark.timeout(180)
 
 
-def wait_until(condition, seconds=20.0):
+def wait_until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -110,8 +110,9 @@ def test_the_only_copy_of_a_result_keeps_its_machine(process_emulator, settings)
         future = client.submit(sum, [1, 2])
         assert future.result() == 3
         cluster.scale(0)
-        wait_until(lambda: cluster.events[-1].what == "kept")
-        assert "holds results that fit nowhere else" in cluster._cluster_manager_logs[-1][1]
+        wait_until(lambda: any(event.what == "kept" for event in cluster.events))
+        told = [text for _, text in cluster._cluster_manager_logs]
+        assert any("holds results that fit nowhere else" in text for text in told)
         assert not cluster.plan
         assert len(client.scheduler_info()["workers"]) == 1
         assert future.result() == 3
@@ -142,7 +143,7 @@ def test_adapts_up_and_down_with_a_class_of_ones_own(process_emulator, settings)
         )
         assert isinstance(adaptive, Recorder)
         assert client.submit(sum, [1, 2]).result(timeout=60) == 3
-        wait_until(lambda: len(instances(process_emulator)) == 1, 30)
+        wait_until(lambda: len(instances(process_emulator)) == 1)
     assert Recorder.decisions > 0
 
 
@@ -234,7 +235,7 @@ def test_closed_while_starting(process_emulator, settings):
         )
         began = time.monotonic()
         await cluster.close()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         with pytest.raises(GCEError, match="closed while it was starting"):
             await starting
 
@@ -350,4 +351,4 @@ def test_machines_end_themselves_when_dask_has_ended(process_emulator, settings,
             # Nobody watches, as if the client's process had died.
             cluster.loop.add_callback(cluster._watching.cancel)
             client.run_on_scheduler(end_soon)
-        wait_until(lambda: {each["status"] for each in process_emulator.instances()} == left, 40)
+        wait_until(lambda: {each["status"] for each in process_emulator.instances()} == left)

@@ -29,7 +29,7 @@ def settings(process_emulator):
 
 
 def assert_all_gone(emulator):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while left := emulator.leftovers():
         assert time.monotonic() < deadline, left
         time.sleep(0.05)

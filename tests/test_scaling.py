@@ -90,7 +90,8 @@ async def test_forty_become_ten_and_no_result_is_lost(light):
         assert len(cluster.plan) == 10
         await until(lambda: len(worker_machines(light)) == 10, 60)
         assert await client.gather(futures) == list(range(400))
-        assert cluster.plan == cluster.observed == worker_machines(light)
+        await until(lambda: cluster.observed == cluster.plan)
+        assert cluster.plan == worker_machines(light)
         assert not cluster.failures
 
 
