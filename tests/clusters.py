@@ -7,9 +7,11 @@ machines there are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dask_gce import GCECluster
@@ -98,6 +100,27 @@ def hold_first(compute: Compute, verb: str) -> tuple[asyncio.Event, asyncio.Even
 
     setattr(compute, verb, late)
     return held, leave
+
+
+@contextlib.contextmanager
+def machine_stalls() -> Iterator[Callable[[], float]]:
+    """Tell for how long, at most, a thread that does nothing was kept from it: by the machine."""
+    over, longest = threading.Event(), 0.0
+
+    def watch() -> None:
+        nonlocal longest
+        before = time.monotonic()
+        while not over.wait(0.01):
+            longest = max(longest, time.monotonic() - before)
+            before = time.monotonic()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield lambda: longest
+    finally:
+        over.set()
+        watching.join()
 
 
 def break_operations(emulator: ComputeEmulator, *, times: int = 1, method: str = INSERT) -> None:

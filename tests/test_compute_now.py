@@ -86,15 +86,15 @@ def test_deletes_run_side_by_side_and_each_failure_is_told() -> None:
         name = request.path.rpartition("/")[2]
         if name.endswith("3"):
             return refusal(403, "forbidden")
-        return Answer(operation().json, delay=0.1)
+        return Answer(operation().json, delay=0.4)
 
     with ScriptedAPI(script) as api:
         compute = make_compute(api.endpoint, rate=1000.0)
         compute.list_instances_now("z", "", time.monotonic() + 10)  # the import is not timed
         began = time.monotonic()
         items = [("z", f"i-{number}") for number in range(24)]
-        failed = compute.delete_instances_now(items, began + 10, parallel=8)
-        assert time.monotonic() - began < 1.5  # one after the other they take 2.2 s
+        failed = compute.delete_instances_now(items, began + 60, parallel=8)
+        assert time.monotonic() - began < 5  # one after the other they take 8.4 s
         compute.close_now()
     assert {request.path.rpartition("/")[2] for request in api.requests[1:]} == {
         name for _, name in items
@@ -141,8 +141,8 @@ def test_a_thread_that_hangs_is_told_and_not_waited_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(Library, "exchange", exchange)
     compute = make_compute("http://127.0.0.1:1")
     began = time.monotonic()
-    failed = compute.delete_instances_now([("z", "a"), ("z", "b")], began + 0.2)
-    assert time.monotonic() - began < 2
+    failed = compute.delete_instances_now([("z", "a"), ("z", "b")], began + 1.0)
+    assert time.monotonic() - began < 4
     assert len(failed) == 1
     assert "No answer came in time to delete instance " in str(failed[0])
     release.set()
@@ -152,13 +152,15 @@ def test_a_thread_that_hangs_is_told_and_not_waited_for(monkeypatch: pytest.Monk
 def test_the_rate_counts_against_the_deadline() -> None:
     clock = FastClock()
     with ScriptedAPI(lambda request: operation()) as api:
-        compute = make_compute(api.endpoint, clock=clock, rate=1.0)
+        compute = make_compute(api.endpoint, clock=clock, rate=0.1)
         items = [("z", f"i-{number}") for number in range(10)]
-        failed = compute.delete_instances_now(items, clock.monotonic() + 4.5, parallel=1)
+        failed = compute.delete_instances_now(items, clock.monotonic() + 45, parallel=1)
         compute.close_now()
     assert len(api.requests) == 5
     assert len(failed) == 5
-    assert "The limit of 1 requests a second left no time to delete instance i-5" in str(failed[0])
+    assert "The limit of 0.1 requests a second left no time to delete instance i-5" in str(
+        failed[0]
+    )
 
 
 def test_over_the_rate_limit_the_next_minute_is_waited_for_if_there_is_time() -> None:
@@ -167,7 +169,7 @@ def test_over_the_rate_limit_the_next_minute_is_waited_for_if_there_is_time() ->
     with ScriptedAPI(lambda request: answers.pop(0)) as api:
         compute = make_compute(api.endpoint, clock=clock, policy=RetryPolicy(draw=lambda: 0.0))
         assert compute.delete_instances_now([("z", "i")], clock.monotonic() + 30) == []
-        assert clock.slept == pytest.approx([10.0], abs=0.5)
+        assert clock.slept == pytest.approx([10.0], abs=5)
         (failed,) = compute.delete_instances_now([("z", "i")], clock.monotonic() + 30)
         compute.close_now()
     assert type(failed) is errors.RateLimited
@@ -229,7 +231,7 @@ AT_EXIT = """
 def test_they_work_at_the_interpreters_exit(emulator: ComputeEmulator, threads: str) -> None:
     assert run_python(AT_EXIT, emulator.endpoint, repr(instance("x")), threads) == "6 []\n"
     assert emulator.requests["compute.instances.delete"] == 6
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while emulator.instances() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert emulator.instances() == []
