@@ -14,6 +14,7 @@ from campaign import Campaign, write_script
 from distributed import Client
 from distributed.deploy import Adaptive
 
+import dask_gce.replacement
 from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import InstanceLost, WorkersFailed
@@ -82,7 +83,9 @@ async def test_without_its_scheduler_a_cluster_says_so_and_ends(end):
         await until(lambda: not emulator.leftovers(), emulator.leftovers)
 
 
-async def test_a_loss_after_a_new_start_is_made_good_at_once():
+async def test_a_loss_after_a_new_start_is_made_good_at_once(monkeypatch):
+    # However long it takes until a loss is noticed: the worker has not stayed.
+    monkeypatch.setattr(dask_gce.replacement, "STEADY", 600.0)
     async with (
         ComputeEmulator("light") as emulator,
         GCECluster(

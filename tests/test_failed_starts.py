@@ -65,9 +65,10 @@ def test_scheduler_that_ends_at_once(process_emulator, settings):
 
 def test_port_that_never_opens(process_emulator, settings):
     began = time.monotonic()
-    with pytest.raises(StartTimeout, match="within 4 s") as caught:
-        GCECluster(scheduler_options={"preload": HANGS}, start_timeout="4 s", **settings)
-    assert time.monotonic() - began < 10
+    # Time enough to get as far as Dask, even on a busy machine.
+    with pytest.raises(StartTimeout, match="within 10 s") as caught:
+        GCECluster(scheduler_options={"preload": HANGS}, start_timeout="10 s", **settings)
+    assert time.monotonic() - began < 40
     assert caught.value.phase == "starting"
     assert "dask-gce phase: starting" in caught.value.serial_tail
     assert_all_gone(process_emulator)
