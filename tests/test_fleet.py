@@ -60,6 +60,7 @@ def happened(fleet, what):
 async def test_one_look_is_one_call(cloud, fleet):
     await request(fleet, workers(*numbered(5)))
     await running(fleet, *numbered(5))
+    await until(lambda: not fleet.following)
     before = len(cloud.log)
     await fleet.look()
     (look,) = cloud.log[before:]
@@ -72,6 +73,7 @@ async def test_one_look_is_one_call(cloud, fleet):
 async def test_one_look_at_several_zones_is_one_call(cloud, fleet):
     await request(fleet, [*workers("here"), *workers("there", zone=OTHER_ZONE)])
     await running(fleet, "here", "there")
+    await until(lambda: not fleet.following)
     before = len(cloud.log)
     await fleet.look()
     assert [each.method_id for each in cloud.log[before:]] == ["compute.instances.aggregatedList"]
@@ -214,6 +216,7 @@ async def test_who_ended_many_is_asked_with_few_calls(cloud, fleet):
     for name in names:
         cloud.preempt(name)
     await look_until(fleet, lambda: all(each.instance.ended for each in fleet.members.values()))
+    await until(lambda: not fleet.following)
     before = len(cloud.log)
     failures = await fleet.check(names)
     assert all("preempted" in str(failure) for failure in failures)
