@@ -74,7 +74,7 @@ async def test_what_is_repeated_for_others_is_not_over(quick_inserts):
 
 async def test_failures_are_told_in_time_whatever_the_details_take(monkeypatch):
     monkeypatch.setattr(dask_gce.fleet, "DETAILS_WITHIN", 0.2)
-    async with Cloud() as cloud, a_fleet(cloud.endpoint, call_timeout=5) as fleet:
+    async with Cloud() as cloud, a_fleet(cloud.endpoint, call_timeout=30) as fleet:
         names = numbered(4)
         await request(fleet, workers(*names), timeout=0.3)
         await running(fleet, *names)
@@ -85,7 +85,7 @@ async def test_failures_are_told_in_time_whatever_the_details_take(monkeypatch):
         await asyncio.sleep(0.3)
         began = time.monotonic()
         failures = await fleet.check(names)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4
         assert {type(each) for each in failures} == {StartTimeout}
         assert len(failures) == 4
 
@@ -120,22 +120,25 @@ async def test_calls_that_are_called_off_leave_their_turns_to_others():
         async with Compute(
             "local-project", endpoint=cloud.endpoint, credentials=credentials, rate=10
         ) as one:
-            calls = [asyncio.ensure_future(one.delete_instance(ZONE, "vm")) for _ in range(60)]
+            calls = [asyncio.ensure_future(one.delete_instance(ZONE, "vm")) for _ in range(150)]
             await until(lambda: cloud.asked("instances.delete"))
             for call in calls:
                 call.cancel()
             await asyncio.wait(calls)
             began = time.monotonic()
             await one.delete_instance(ZONE, "vm")
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 6
 
 
 # -- reaching the scheduler -----------------------------------------------------------------------
 
 
 async def test_an_address_without_a_route_does_not_slow_the_other_down():
-    with socket.create_server(("127.0.0.2", 0), backlog=0) as hole:
-        port = hole.getsockname()[1]
+    # Taken from the start, but for now nobody listens there.
+    answering = socket.socket()
+    answering.bind(("127.0.0.1", 0))
+    port = answering.getsockname()[1]
+    with socket.create_server(("127.0.0.2", port), backlog=0):
         # With a full backlog further connections wait for an answer that does not come.
         fillers = [socket.socket() for _ in range(3)]
         for filler in fillers:
@@ -158,10 +161,11 @@ async def test_an_address_without_a_route_does_not_slow_the_other_down():
         )
         reaching = asyncio.ensure_future(scheduler._wait_until_reachable())
         await asyncio.sleep(0.2)
-        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port)
+        server = await asyncio.start_server(lambda _, writer: writer.close(), sock=answering)
         began = time.monotonic()
         assert await reaching == "127.0.0.1"
-        assert time.monotonic() - began < 1.5
+        # The other keeps its probe for 3 s.
+        assert time.monotonic() - began < 2.5
         assert ready == ["s"]
         server.close()
         await server.wait_closed()
@@ -201,7 +205,7 @@ async def test_a_worker_that_arrives_while_its_machine_goes_gets_nothing_to_lose
             cluster.scale(2)
             await until(lambda: len(worker_machines(light)) == 2)
             (late,) = cluster.plan - cluster.observed
-            light.faults.add(Fault(DELETE, delay=2.5, match=is_worker))
+            light.faults.add(Fault(DELETE, status=503, match=is_worker, times=99))
             cluster.scale(1)
             arrived = [False]
 
@@ -212,6 +216,7 @@ async def test_a_worker_that_arrives_while_its_machine_goes_gets_nothing_to_lose
             await until(lambda: arrived[0] and late not in cluster.observed)
             assert late in worker_machines(light)
             futures = await client.scatter(list(range(20)))
+            light.faults.clear()  # the delete succeeds when it is next repeated
             await until(lambda: late not in worker_machines(light))
             assert await client.gather(futures) == list(range(20))
         await gone(light)
