@@ -14,6 +14,7 @@ import pytest
 from clusters import wait_until
 from command_line import make, process, program, read, run, run_process, succeed
 from fleets import OTHER_ZONE
+from ports import quiet_port
 from test_cli_inventory import remember
 
 from dask_gce.cli.logs import new_lines
@@ -156,14 +157,13 @@ def test_dashboard_port_is_the_one_that_the_cluster_was_made_with(grid, tmp_path
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_dashboard_makes_a_tunnel_until_it_is_interrupted(grid, tmp_path, number):
     path = program(tmp_path, "gcloud", TUNNEL)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+    port = str(quiet_port())
     arguments = ["dashboard", "grid", "--json", "--no-open", "--port", port]
     with process(grid.endpoint, *arguments, PATH=path) as running:
         assert running.stdout
         told = "".join(running.stdout.readline() for _ in range(4))
         running.send_signal(number)
-        rest, errors = running.communicate(timeout=30)
+        rest, errors = running.communicate(timeout=60)
     assert json.loads(told + rest) == {"address": f"http://127.0.0.1:{port}/status", "tunnel": True}
     assert running.returncode == 128 + number
     assert "opening a tunnel" in errors
@@ -192,6 +192,7 @@ def test_a_machine_that_is_off_has_no_dashboard(emulator):
     make(emulator, s={"role": "scheduler", "overrides": overrides})
     wait_until(lambda: emulator.instances()[0]["status"] == "RUNNING")
     emulator.host_error("s")
+    wait_until(lambda: emulator.instances()[0]["status"] == "TERMINATED")
     result = run(emulator, "dashboard", "grid")
     assert result.exit_code == 1
     assert "machine s is TERMINATED, so" in result.stderr
@@ -244,7 +245,7 @@ def test_serial_consoles_are_followed_until_the_machines_are_gone(booted):
             if {"s: startup-script: three\n", "w: startup-script: three\n"} <= set(seen):
                 break
         succeed(booted, "delete", "grid", "--yes")
-        rest, errors = running.communicate(timeout=30)
+        rest, errors = running.communicate(timeout=60)
     assert running.returncode == 0, errors
     assert (
         sum(line == "s: startup-script: three\n" for line in seen + rest.splitlines(keepends=True))
@@ -255,7 +256,7 @@ def test_serial_consoles_are_followed_until_the_machines_are_gone(booted):
 def wait_for(look, *texts: str) -> str:
     from time import monotonic, sleep
 
-    deadline = monotonic() + 20
+    deadline = monotonic() + 60
     while not all(text in (found := look()) for text in texts):
         assert monotonic() < deadline, found
         sleep(0.1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import psutil
 import pytest
 from distributed import Client, Scheduler
 from machine_bench import Exits, console, make_record, until
+from ports import quiet_port
 
 from dask_gce.emulator.machine import MachineKind
 from dask_gce.emulator.machines import make_kind
@@ -49,12 +49,6 @@ async def scheduling(port: int = 0) -> AsyncIterator[Scheduler]:
 async def scheduler(scratch: None) -> AsyncIterator[Scheduler]:
     async with scheduling() as running:
         yield running
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def worker_record(name: str, port: int, *, timeout: float = 30, **more: str) -> InstanceRecord:
@@ -176,7 +170,7 @@ async def test_a_machine_can_boot_again(kind, scheduler):
 
 
 async def test_it_waits_for_the_schedulers_port(kind):
-    port = free_port()
+    port = quiet_port()
     machine = new_machine(kind, worker_record("early", port))
     await machine.boot()
     await until(lambda: phase(machine) == "starting")
@@ -187,7 +181,7 @@ async def test_it_waits_for_the_schedulers_port(kind):
 
 async def test_without_a_scheduler_it_fails_in_time_and_says_so(kind):
     exits = Exits()
-    port = free_port()
+    port = quiet_port()
     machine = new_machine(kind, worker_record("alone", port, timeout=0.1), exits)
     await machine.boot()
     await until(lambda: exits)
