@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shlex
 import socket
@@ -160,9 +161,15 @@ def test_readers_see_whole_files_only_while_others_write_and_delete(path: Path) 
     contents = [bytes([letter]) * 100_000 for letter in b"ab"]
     write_private(path, contents[0])
     done = threading.Event()
+    seen, missing = threading.Event(), threading.Event()
 
     def write(content: bytes) -> None:
-        for _ in range(60):
+        deadline = time.monotonic() + 30
+        for number in itertools.count():
+            # Until the reader has come at both kinds of moments.
+            enough = number >= 60 and seen.is_set() and missing.is_set()
+            if enough or time.monotonic() > deadline:
+                break
             write_private(path, content)
 
     def delete() -> None:
@@ -170,15 +177,13 @@ def test_readers_see_whole_files_only_while_others_write_and_delete(path: Path) 
             delete_private(path)
             done.wait(0.002)
 
-    def read() -> tuple[int, int]:
-        seen = missing = 0
+    def read() -> None:
         while not done.is_set():
             try:
                 assert read_private(path, 200_000) in contents
-                seen += 1
+                seen.set()
             except FileNotFoundError:
-                missing += 1
-        return seen, missing
+                missing.set()
 
     with ThreadPoolExecutor(4) as pool:
         others = [pool.submit(read), pool.submit(delete)]
@@ -187,10 +192,10 @@ def test_readers_see_whole_files_only_while_others_write_and_delete(path: Path) 
                 each.result()
         finally:
             done.set()
-        seen, missing = others[0].result()
-        others[1].result()
-    assert seen
-    assert missing
+        for each in others:
+            each.result()
+    assert seen.is_set()
+    assert missing.is_set()
     assert {entry.name for entry in path.parent.iterdir()} <= {path.name}
 
 
