@@ -44,6 +44,8 @@ JSON = st.recursive(
 )
 
 
+# Each example is a process.
+@pytest.mark.timeout(600)
 @given(
     environment=st.dictionaries(NAMES, VALUES, max_size=8),
     options=st.dictionaries(NAMES, JSON, max_size=8),
@@ -135,11 +137,13 @@ async def test_several_workers_of_one_machine_are_numbered(guest):
 
 
 async def test_a_worker_without_a_scheduler_gives_up(guest):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    status, seen, output = await guest.run(
-        payload(role="worker", scheduler={"host": "127.0.0.1", "port": port, "timeout": 0.5})
-    )
+    # Nobody listens there, and nobody is given the port.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        status, seen, output = await guest.run(
+            payload(role="worker", scheduler={"host": "127.0.0.1", "port": port, "timeout": 0.5})
+        )
     assert status == 113  # startup.sh knows that the reason is told
     assert seen is None
     assert f"dask-gce phase: failed: no scheduler at 127.0.0.1:{port}" in output
