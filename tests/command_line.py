@@ -101,7 +101,7 @@ def process(endpoint: str, *arguments: str, **more: str) -> Iterator[subprocess.
 def run_process(endpoint: str, *arguments: str, status: int = 0, **more: str) -> tuple[str, str]:
     """Run a command in a process of its own to its end; return its output and its errors."""
     with process(endpoint, *arguments, **more) as running:
-        output, errors = running.communicate(timeout=100)
+        output, errors = running.communicate(timeout=300)
     assert running.returncode == status, f"{running.returncode}\n{output}\n{errors}"
     return output, errors
 
