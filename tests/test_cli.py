@@ -13,6 +13,7 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
+from clusters import wait_until
 from command_line import make, process, read, run, run_process, succeed
 from test_package import modules_after
 
@@ -139,8 +140,7 @@ def test_a_wrong_configuration_is_told_with_its_place(monkeypatch, tmp_path):
 def test_interrupted_while_it_waits(emulator):
     emulator.faults.add(Fault(LISTING, delay=30))
     with process(emulator.endpoint, "list") as running:
-        while not emulator.requests[LISTING] and running.poll() is None:
-            pass
+        wait_until(lambda: emulator.requests[LISTING] or running.poll() is not None)
         running.send_signal(2)
         output, errors = running.communicate(timeout=60)
     assert running.returncode == 130
