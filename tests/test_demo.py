@@ -90,6 +90,9 @@ def test_emulator_command_takes_the_options_of_the_module(arguments, status, tex
 
 # -- Ended from outside
 
+# A demonstration is processes that import for seconds each.
+patient = pytest.mark.timeout(600)
+
 
 @contextlib.contextmanager
 def running(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
@@ -149,18 +152,19 @@ def without_dask() -> tuple[dict[str, object], float]:
     return search.best_params_, search.score(test, test_digits)
 
 
+@patient
 def test_demo_finds_what_the_search_finds_without_dask_and_ends_when_interrupted(tmp_path):
     with running(tmp_path, "--workers", "2", "--keep") as process:
         read = read_until(process, "The cluster runs on.")
         address = re.search(r"Dashboard: http://(127[\d.]+):(\d+)(/\S+)", read)
         assert address, read
         host, port, path = address.groups()
-        with contextlib.closing(HTTPConnection(host, int(port), timeout=10)) as connection:
+        with contextlib.closing(HTTPConnection(host, int(port), timeout=60)) as connection:
             connection.request("GET", path)
             assert connection.getresponse().status == 200
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read() if process.stdout else ""
-        assert process.wait(30) == 0, rest
+        assert process.wait(60) == 0, rest
 
     best, accuracy = without_dask()
     named = ", ".join(f"{name}={best[name]}" for name in sorted(best))
@@ -177,12 +181,13 @@ def test_demo_finds_what_the_search_finds_without_dask_and_ends_when_interrupted
     assert not list(tmp_path.glob("dask-gce-demo-*"))
 
 
+@patient
 def test_terminated_demo_takes_its_machines_with_it(tmp_path):
     with running(tmp_path, "--workers", "1") as process:
         read_until(process, "Dashboard: ")
         assert len(processes_of(tmp_path)) > 1
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read() if process.stdout else ""
-        assert process.wait(30) == 128 + signal.SIGTERM, rest
+        assert process.wait(60) == 128 + signal.SIGTERM, rest
     assert processes_of(tmp_path) == []
     assert not list(tmp_path.glob("dask-gce-demo-*"))
