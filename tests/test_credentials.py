@@ -276,7 +276,7 @@ def test_a_network_that_swallows_packets_delays_but_does_not_hang(
         for call in calls:
             with pytest.raises(CredentialsError):
                 call.result()
-    assert 1 < time.monotonic() - began < 5
+    assert 1 < time.monotonic() - began < 30
 
 
 def test_a_federated_identity_that_knows_no_project_leaves_it_to_gcloud(
