@@ -452,7 +452,7 @@ class StartOfSupervisor:
     """A start that waits for the test, in its thread."""
 
     def __init__(self) -> None:
-        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        self.begun, self.may_go_on, self.ended = (threading.Event() for _ in range(3))
 
 
 @pytest.fixture
@@ -465,6 +465,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartOfSupervisor]:
         held.begun.set()
         assert held.may_go_on.wait(30)
         start(supervision)
+        held.ended.set()
 
     monkeypatch.setattr(Supervision, "start", slow)
     yield held
@@ -481,6 +482,7 @@ async def test_an_interrupted_start_leaves_nothing(supervisor):
     supervisor.may_go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await start
+    assert supervisor.ended.is_set()
     assert kind.leftovers() == []
     assert not psutil.Process().children()
     await kind.close()
