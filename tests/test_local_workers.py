@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 from types import SimpleNamespace
 
 import pytest
+from clusters import until
 from guests import Guest
 
 from dask_gce.startup import (
@@ -42,12 +44,13 @@ signal.signal(signal.SIGTERM, told)
 each = spec["opts"] if role == "scheduler" else next(iter(spec.values()))["opts"]
 files = {{name: [open(path).read(), os.stat(path).st_mode & 0o777]
          for name, path in (each["security"] or {{}}).items() if isinstance(path, str)}}
+say(started=sys.argv[1:], spec=spec, files=files)
 if role == "scheduler":
     time.sleep(0.2)
     server = socket.create_server((each["host"], each["port"]))
-say(started=sys.argv[1:], spec=spec, files=files)
 plan = json.load(open(output + "." + role))
-lines = [json.loads(line) for line in open(output + ".log")]
+# The last line may be in the midst of being written by the other.
+lines = [json.loads(line) for line in open(output + ".log") if line.endswith("\\n")]
 done = sum(1 for line in lines if "started" in line and line["role"] == role)
 act = plan[min(done, len(plan)) - 1]
 while act == "stay":
@@ -86,9 +89,9 @@ class Machine(Guest):
     def log(self, role=None, what=None):
         """Return what was written down."""
         file = self._file("log")
-        lines = (
-            [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        )
+        # The last line may be in the midst of being written.
+        whole, _, _ = (file.read_text() if file.exists() else "").rpartition("\n")
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [
             line
             for line in lines
@@ -97,11 +100,7 @@ class Machine(Guest):
 
     async def until(self, role, what, count=1):
         """Wait until something was written down so often."""
-        for _ in range(1000):
-            if len(self.log(role, what)) >= count:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"no {count} times {what} of {role}: {self.log()}")
+        await until(lambda: len(self.log(role, what)) >= count, 30)
 
 
 def payload(*, options=None, tls=None, worker_tls=None, processes=2, **scheduler_options):
@@ -217,8 +216,10 @@ async def test_they_start_again_after_pauses_that_grow(tmp_path):
     pauses = [start - end for end, start in zip(ends, starts[1:], strict=False)]
     assert len(pauses) == 4
     for pause, least in zip(pauses, [0.2, 0.4, 0.6, 0.6], strict=True):
-        assert least <= pause < least + 0.5
-    assert "ended with exit status 3; they start again in 0.4 s" in output
+        assert pause >= least
+    # How much longer they take is the machine's business.
+    told = re.findall(r"ended with exit status 3; they start again in (.*) s", output)
+    assert told == ["0.2", "0.4", "0.6", "0.6"]
 
 
 async def test_after_a_while_a_failure_is_a_first_one(tmp_path):
@@ -258,7 +259,7 @@ async def test_they_end_with_the_scheduler(tmp_path):
 
 
 async def test_what_does_not_end_is_killed(tmp_path):
-    machine = Machine(tmp_path, "stay", GRACE=0.3)
+    machine = Machine(tmp_path, "stay", GRACE=1.5)
 
     async def then(process):
         await machine.until("workers", "started")
