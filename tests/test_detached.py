@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from clusters import DELETE, cluster_on, settings, until, worker_machines
+from clusters import DELETE, cluster_on, settings, until, wait_until, worker_machines
 from distributed import Client
 
 from dask_gce import GCECluster, names
@@ -151,7 +151,7 @@ async def test_one_of_them_replaces_what_is_lost(light):
         await until(lambda: len(cluster.plan) == len(again.plan) == 2)
         await asyncio.sleep(1)
         assert len(worker_machines(light)) == 2
-        assert cluster.plan == again.plan
+        await until(lambda: cluster.plan == again.plan)
         await again.close()
     await end(light)
 
@@ -434,12 +434,20 @@ async def test_a_single_node_grows_beyond_its_machine_and_shrinks_back(light):
             assert await client.submit(sum, range(10)) == 45
 
 
-async def test_a_single_node_adapts(light):
+async def test_a_single_node_adapts(light, tmp_path):
     async with cluster_on(light, **{**SINGLE, "processes": 2}) as cluster:
         cluster.adapt(minimum=0, maximum=6, interval="100ms", wait_count=2, target_duration="100ms")
+        enough = tmp_path / "enough"
+
+        def work(number):
+            # Until the machine has come, however long it takes.
+            while not enough.exists():
+                time.sleep(0.02)
+
         async with Client(cluster, asynchronous=True) as client:
-            futures = client.map(time.sleep, [0.2] * 60, pure=False)
+            futures = client.map(work, range(20))
             await until(lambda: len(cluster.scheduler_info["workers"]) == 6)
+            enough.touch()
             await client.gather(futures)
             del futures
             await until(lambda: not worker_machines(light))
@@ -482,5 +490,6 @@ print("ready", flush=True)
 def test_the_process_ends_without_closing_and_the_cluster_stays(light):
     environment = {**os.environ, "DASK_GCE__API_ENDPOINT": light.endpoint}
     subprocess.run([sys.executable, "-c", PROGRAM], env=environment, check=True, timeout=60)
-    assert len(running(light)) == 2
+    # The worker's machine may have been asked for a moment ago.
+    wait_until(lambda: len(running(light)) == 2)
     asyncio.run(end(light))
