@@ -33,11 +33,21 @@ def running(emulator):
     return [each["name"] for each in emulator.instances() if each["status"] == "RUNNING"]
 
 
-async def steady(condition, seconds=1.5):
-    """Wait until something is true and stays so."""
-    await until(condition)
-    await asyncio.sleep(seconds)
-    await until(condition)
+async def agreed(emulator, cluster, *counts):
+    """Wait until there are as many workers as the plan says, twice; return the plan."""
+
+    async def agree():
+        for _ in range(500):
+            plan = await shared_plan.read(cluster.scheduler_comm)
+            found = len(worker_machines(emulator))
+            if found == plan.machines and found in counts:
+                return plan
+            await asyncio.sleep(0.04)
+        raise AssertionError(f"{found} machines, and this plan: {plan}")
+
+    await agree()
+    await asyncio.sleep(1.5)
+    return await agree()
 
 
 # -- whose plan it is ------------------------------------------------------------
@@ -63,9 +73,7 @@ async def test_scaled_by_two_at_once_it_has_what_one_of_them_asked_for(light):
         other = await joined()
         cluster.scale(4)
         other.scale(1)
-        await steady(lambda: len(worker_machines(light)) in (1, 4))
-        plan = await shared_plan.read(cluster.scheduler_comm)
-        assert len(worker_machines(light)) == plan.machines
+        await agreed(light, cluster, 1, 4)
         await other.close()
         await cluster.shutdown()
 
@@ -75,10 +83,8 @@ async def test_two_grow_at_once_and_the_last_counts(light):
         other = await joined()
         cluster.scale(3)
         await other.scale(4)
-        await steady(lambda: len(worker_machines(light)) in (3, 4))
-        plan = await shared_plan.read(cluster.scheduler_comm)
-        assert len(worker_machines(light)) == plan.machines
-        assert len(cluster.plan) == len(other.plan) == plan.machines
+        plan = await agreed(light, cluster, 3, 4)
+        await until(lambda: len(cluster.plan) == len(other.plan) == plan.machines)
         await other.close()
         await cluster.shutdown()
 
@@ -233,11 +239,12 @@ async def test_interrupted_after_its_start_a_constructor_leaves_nothing(paper_wo
 @contextlib.contextmanager
 def speechless():
     """Stop all schedulers of this test's machines for a while."""
-    found = [
-        each
-        for each in psutil.Process().children(recursive=True)
-        if "--spec-file" in each.cmdline() and each.status() != psutil.STATUS_ZOMBIE
-    ]
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        # Others come and go meanwhile, or have ended and were not waited for.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "--spec-file" in each.cmdline():
+                found.append(each)
     assert found
     for each in found:
         each.suspend()
