@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,24 @@ def _shared_memory() -> set[str]:
     return found
 
 
+def used_by_others(own: Collection[int]) -> set[str]:
+    """Return the shared memory that is in use, but by none of these processes; Linux only.
+
+    The folder is the same for all programs of a user.
+    """
+    ours, theirs = set(), set()
+    for pid in psutil.pids():
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        except OSError:
+            continue  # it has ended, or is somebody else's
+        for line in lines:
+            path = line.partition("/")[2]
+            if f"/{path}".startswith(f"{_SHARED_MEMORY}/"):
+                (ours if pid in own else theirs).add(f"shared memory /{path}")
+    return theirs - ours
+
+
 def _descriptors() -> set[str]:
     found = set()
     for path in Path("/proc/self/fd").glob("*"):
@@ -164,6 +182,10 @@ class Snapshot:
                 for look, before in zip(self._looks, self._before, strict=True)
                 for one in look() - before
             )
+            if any(one.startswith("shared memory") for one in found):
+                own = {each.pid for each in psutil.Process().children(recursive=True)}
+                others = used_by_others({os.getpid(), *own})
+                found = [one for one in found if one not in others]
             if not found or time.monotonic() > deadline:
                 break
             # What only a caught error's traceback still held is no leftover. Whatever should have

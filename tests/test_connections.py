@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import stat
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +19,7 @@ import dask
 import pytest
 from distributed.comm import connect, listen
 from distributed.security import Security
-from leftovers import Snapshot
+from leftovers import Snapshot, used_by_others
 
 from dask_gce.connections import (
     Connection,
@@ -446,3 +449,38 @@ def test_a_file_that_a_test_leaves_is_seen(tmp_path: Path, monkeypatch: pytest.M
     assert f"file {path}" in snapshot.leftovers()
     delete_connection("grid", "farm")
     assert not [each for each in snapshot.leftovers() if each.startswith("file")]
+
+
+SHARE = """
+import mmap, sys
+with open(sys.argv[1], "wb+") as file:
+    file.truncate(8)
+    shared = mmap.mmap(file.fileno(), 8)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/shm").exists(), reason="needs /dev/shm")
+def test_shared_memory_is_seen_unless_only_other_programs_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leftovers.PATIENCE", 0.0)
+    snapshot = Snapshot(tmp_path)
+    path = Path("/dev/shm") / f"dask-gce-tests-{os.getpid()}"
+    command = [sys.executable, "-c", SHARE, str(path)]
+    told = f"shared memory {path}"
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert told in snapshot.leftovers()
+        assert told not in used_by_others({process.pid})
+        assert told in used_by_others({os.getpid()})
+        with monkeypatch.context() as patch:
+            patch.setattr("leftovers.used_by_others", lambda own: used_by_others({os.getpid()}))
+            assert told not in snapshot.leftovers()
+        process.communicate()
+    # What nobody uses may well be left by the test.
+    assert told in snapshot.leftovers()
+    path.unlink()
+    assert told not in snapshot.leftovers()
