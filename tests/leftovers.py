@@ -125,17 +125,24 @@ def used_by_others(own: Collection[int]) -> set[str]:
 
     The folder is the same for all programs of a user.
     """
-    ours, theirs = set(), set()
+    ours: set[int] = set()
+    theirs: set[int] = set()
     for pid in psutil.pids():
         try:
             lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
         except OSError:
             continue  # it has ended, or is somebody else's
         for line in lines:
-            path = line.partition("/")[2]
-            if f"/{path}".startswith(f"{_SHARED_MEMORY}/"):
-                (ours if pid in own else theirs).add(f"shared memory /{path}")
-    return theirs - ours
+            # The name may be the one before the file got its own, as a semaphore's is.
+            _, _, _, _, inode, *name = line.split(maxsplit=5)
+            if name and name[0].startswith(f"{_SHARED_MEMORY}/"):
+                (ours if pid in own else theirs).add(int(inode))
+    found = set()
+    for path in _SHARED_MEMORY.glob("*"):
+        with suppress(FileNotFoundError):
+            if path.lstat().st_ino in theirs - ours:
+                found.add(f"shared memory {path}")
+    return found
 
 
 def _descriptors() -> set[str]:

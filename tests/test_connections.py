@@ -452,10 +452,13 @@ def test_a_file_that_a_test_leaves_is_seen(tmp_path: Path, monkeypatch: pytest.M
 
 
 SHARE = """
-import mmap, sys
-with open(sys.argv[1], "wb+") as file:
+import mmap, os, sys
+with open(sys.argv[1] + ".new", "wb+") as file:
     file.truncate(8)
     shared = mmap.mmap(file.fileno(), 8)
+# As sem_open(3) does it.
+os.link(sys.argv[1] + ".new", sys.argv[1])
+os.unlink(sys.argv[1] + ".new")
 print(flush=True)
 sys.stdin.read()
 """
