@@ -16,6 +16,7 @@ import distributed
 import pytest
 from clusters import wait_until
 from discovery import VALIDATOR, Validator
+from hypothesis import settings
 from leftovers import DATA_FOLDER, Snapshot, adopt_orphans, other_tasks
 
 # Importing these registers their defaults in dask.config, which no test is to do.
@@ -23,6 +24,10 @@ import dask_gce.settings
 from dask_gce.emulator import ComputeEmulator, Timings
 
 _ = dask_gce.settings, distributed
+
+# An example's time says more about the machine than about the code.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -50,9 +50,7 @@ JSON = st.recursive(
     environment=st.dictionaries(NAMES, VALUES, max_size=8),
     options=st.dictionaries(NAMES, JSON, max_size=8),
 )
-@hypothesis_settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_environment_and_options_arrive_byte_for_byte(guest, environment, options):
     spec = scheduler_spec(protocol="tls", port=8786, dashboard_port=8787, options=options)
     status, seen, output = asyncio.run(guest.run(payload(env_vars=environment, spec=spec)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rest import PROJECT, ZONE, Refused, Rest
 
@@ -92,8 +92,6 @@ def test_a_malformed_filter_is_refused(text):
     assert (caught.value.status, caught.value.reason) == (400, "invalid")
 
 
-# A busy computer's pause is no slow filter.
-@settings(deadline=None)
 @given(value=st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_a_quoted_value_is_taken_byte_for_byte(value):
     quoted = value.replace("\\", "\\\\").replace('"', '\\"')

@@ -181,7 +181,7 @@ anything = st.binary(max_size=200).filter(lambda data: b"\0" not in data)
 
 # Each example is three processes, one after another.
 @pytest.mark.timeout(600)
-@settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, database=None, suppress_health_check=list(HealthCheck))
 @given(
     arguments=st.lists(anything, max_size=5),
     values=st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), max_size=5),
