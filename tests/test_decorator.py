@@ -295,10 +295,10 @@ def run(emulator, program, *, interrupt_when=None):
             if interrupt_when == "ready":
                 assert process.stdout.readline() == "ready\n", process.stderr.read()
             elif interrupt_when is not None:
-                wait_until(lambda: emulator.requests[interrupt_when])
+                wait_until(lambda: emulator.requests[interrupt_when], 60)
             if interrupt_when is not None:
                 process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=60)
+            output, errors = process.communicate(timeout=100)
         finally:
             process.kill()
     return process.returncode, output, errors
@@ -412,7 +412,8 @@ def test_the_end_of_the_process_leaves_nothing(light, program):
     began = time.monotonic()
     _, output, errors = run(light, program)
     assert output == "3\n", errors
-    assert time.monotonic() - began < 30
+    # Whatever hangs at the exit does so for a minute. A start takes long on a busy machine.
+    assert time.monotonic() - began < 55
     wait_until(lambda: is_empty(light))
 
 

@@ -50,19 +50,19 @@ def run(emulator, program, *, interrupt_at=None, by=signal.SIGINT):
     with process:
         try:
             if interrupt_at is not None:
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + 60
                 while not emulator.requests[interrupt_at]:
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
                 process.send_signal(by)
-            output, errors = process.communicate(timeout=60)
+            output, errors = process.communicate(timeout=100)
         finally:
             process.kill()
     return process.returncode, output, errors
 
 
 def assert_all_gone(emulator):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while left := emulator.leftovers():
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
@@ -94,7 +94,8 @@ def assert_all_gone(emulator):
 def test_exit_without_close(process_emulator, program):
     began = time.monotonic()
     _, _, errors = run(process_emulator, program)
-    assert time.monotonic() - began < 30
+    # Whatever hangs at the exit does so for a minute. A start takes long on a busy machine.
+    assert time.monotonic() - began < 55
     assert "cannot schedule new futures" not in errors
     assert process_emulator.requests[INSERT] > 0
     assert_all_gone(process_emulator)
@@ -219,7 +220,7 @@ def test_what_a_killed_process_leaves_is_found_by_its_labels(slow_deletes, by):
     else:
         # The moment the insert of the workers arrives: nobody has read the answer.
         run(slow_deletes, program, interrupt_at=BULK, by=signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while len(slow_deletes.instances()) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)
