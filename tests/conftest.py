@@ -8,6 +8,7 @@ done by `discovery` and `leftovers`.
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -40,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     patch.setattr(tempfile, "tempdir", str(config.stash[_FOLDER]))
     ComputeEmulator.default_observers.append(VALIDATOR)
     adopt_orphans(True)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell's job in the background ignores it, and so would the programs that tests interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
