@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     ComputeEmulator.default_observers.append(VALIDATOR)
     adopt_orphans(True)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        # A shell's job in the background ignores it, and so would the programs that tests interrupt.
+        # A shell's background job ignores it, and so would the programs that tests interrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
