@@ -1091,7 +1091,7 @@ async def test_cancelled_in_the_midst_of_a_local_start(turns, keep_alive):
 
 
 def test_a_kept_cluster_ends_when_its_time_is_over():
-    @requires_cluster(keep_alive="400 ms", **LOCAL)
+    @requires_cluster(keep_alive="2 s", **LOCAL)
     def where(client=None):
         return client.scheduler.address
 
