@@ -146,7 +146,8 @@ class ReplacingCluster(SharedCluster):
                 self._told = now
             # An adaptive cluster decides anew whether it needs another.
             pause = math.inf if self._adapts else 0.0
-        elif self._goes_elsewhere(name, failure):
+        elif self._leaves_losses or self._goes_elsewhere(name, failure):
+            # Another process may have let it go. Failures are counted by whoever sees to the plan.
             pause = 0.0
         else:
             asked = member.inserted if member is not None else now

@@ -52,6 +52,8 @@ class SharedCluster(RetiringCluster):
         self._mark = ""
         # Whether the user has asked for something here that the others have not been told.
         self._untold = False
+        # Whether it was for us to see to the plan when it was last told or learned.
+        self._keeps = False
         self._telling = asyncio.Lock()
         super().__init__(settings, name, **options)
 
@@ -66,13 +68,20 @@ class SharedCluster(RetiringCluster):
         running = self.status == Status.running and self.scheduler_comm is not None
         return self._shared and running
 
+    @property
+    def _leaves_losses(self) -> bool:
+        """Whether another process sees to the plan, as far as is known here."""
+        return self._shared and not self._keeps and not self._untold
+
     async def _tell_plan(self) -> None:
         """Tell the others what was asked for here: how many machines; and that we see to it."""
         async with self._telling:
             if self._untold and self._tells:
                 self._untold = False
                 plan = SharedPlan(self._target, self._mark)
-                if not await shared_plan.publish(self.scheduler_comm, plan):
+                if await shared_plan.publish(self.scheduler_comm, plan):
+                    self._keeps = True
+                else:
                     self._untold = True  # another time
 
     async def _resign(self) -> None:
@@ -85,6 +94,7 @@ class SharedCluster(RetiringCluster):
             except OSError as error:
                 logger.info("The scheduler does not tell the plan: %s", error)
                 return
+            self._keeps = False
             if plan is not None and plan.keeper == self._mark:
                 await shared_plan.publish(self.scheduler_comm, replace(plan, keeper=""))
 
@@ -92,6 +102,10 @@ class SharedCluster(RetiringCluster):
         """Ask what the others have planned; tell whether it is for us to replace what is lost."""
         if not self._shared:
             return True
+        self._keeps = await self._ask_for_keeper()
+        return self._keeps
+
+    async def _ask_for_keeper(self) -> bool:
         if not self._tells:
             return False
         await self._tell_plan()

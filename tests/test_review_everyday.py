@@ -98,8 +98,8 @@ async def test_machines_that_another_lets_go_are_no_failed_starts(light):
             await until(lambda: len(other.plan) == 1)
             cluster.scale(0)
             await until(lambda: not other.plan)
-        assert other._recovery.attempts <= 1
-        assert other._recovery.exhausted is None
+            # They are lost to the one that did not let them go, but it is no business of its own.
+            assert other._recovery.attempts == 0
         await other.close()
         await cluster.shutdown()
 
