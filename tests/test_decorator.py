@@ -296,11 +296,19 @@ def run(emulator, program, *, interrupt_when=None):
                 assert process.stdout.readline() == "ready\n", process.stderr.read()
             elif interrupt_when is not None:
                 wait_until(lambda: emulator.requests[interrupt_when], 60)
+            swallowed = False
             if interrupt_when is not None:
                 process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+                swallowed = process.poll() is None and not emulator.requests[DELETE]
+                if swallowed:
+                    process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=100)
         finally:
             process.kill()
+    # Python ignores an exception that is raised in a finalizer, and Ctrl-C may come in one.
+    assert not swallowed or "Exception ignored in" in errors, errors
     return process.returncode, output, errors
 
 
@@ -308,29 +316,33 @@ PROGRAMS = {
     "function": """
 @requires_cluster(**settings)
 def wait(client=None):
+    future = client.submit(time.sleep, 60)
     print("ready", flush=True)
-    client.submit(time.sleep, 60).result()
+    future.result()
 wait()
 """,
     "kept": """
 @requires_cluster(keep_alive="10 minutes", **settings)
 def wait(client=None):
+    future = client.submit(time.sleep, 60)
     print("ready", flush=True)
-    client.submit(time.sleep, 60).result()
+    future.result()
 wait()
 """,
     "coroutine": """
 @requires_cluster(**settings)
 async def wait(client=None):
+    future = client.submit(time.sleep, 60)
     print("ready", flush=True)
-    await client.submit(time.sleep, 60)
+    await future
 asyncio.run(wait())
 """,
     "kept coroutine": """
 @requires_cluster(keep_alive="10 minutes", **settings)
 async def wait(client=None):
+    future = client.submit(time.sleep, 60)
     print("ready", flush=True)
-    await client.submit(time.sleep, 60)
+    await future
 asyncio.run(wait())
 """,
     "generator": """
