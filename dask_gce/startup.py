@@ -218,7 +218,7 @@ def build_metadata(payload: Payload) -> dict[str, str]:
     '{"GREETING": "it\\'s $HOME"}'
     """
     items = {
-        "startup-script": guest_file("startup.sh"),
+        "startup-script": guest_file("startup.sh") + guest_file("container.sh"),
         "enable-guest-attributes": "TRUE",
         # Workers know the scheduler by its zonal name, which old projects do not give by default:
         # https://docs.cloud.google.com/compute/docs/networking/zonal-dns
@@ -228,7 +228,6 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         "dask-gce-api": payload.endpoint,
         "dask-gce-image": payload.container_image,
         "dask-gce-ports": _ports(payload),
-        "dask-gce-start": guest_file("start.py"),
         "dask-gce-spec": json.dumps(payload.spec),
         "dask-gce-processes": str(payload.processes),
         "dask-gce-env": json.dumps(dict(payload.env_vars)),
@@ -243,12 +242,23 @@ def build_metadata(payload: Payload) -> dict[str, str]:
     if payload.local is not None:
         items["dask-gce-local-spec"] = json.dumps(payload.local.spec)
         items["dask-gce-local-processes"] = str(payload.local.processes)
-        items["dask-gce-local-preload"] = guest_file("keep_local.py")
         if payload.local.tls is not None:
             items["dask-gce-local-tls-cert"] = payload.local.tls.certificate
             items["dask-gce-local-tls-key"] = payload.local.tls.key
+    items.update(_programs(payload))
     _check_size(items)
     return items
+
+
+def _programs(payload: Payload) -> dict[str, str]:
+    """Return the programs that the startup script writes beside each other, and their list."""
+    programs = ["start.py"]
+    if payload.local is not None:
+        programs.append("keep_local.py")
+    # A key of the metadata holds letters, digits, hyphens and underscores only.
+    keys = {program.removesuffix(".py").replace("_", "-"): program for program in programs}
+    texts = {f"dask-gce-program-{key}": guest_file(name) for key, name in keys.items()}
+    return {"dask-gce-programs": " ".join(keys), **texts}
 
 
 def _ports(payload: Payload) -> str:
@@ -286,7 +296,7 @@ def guest_file(name: str) -> str:
     Parameters
     ----------
     name : str
-        ``"startup.sh"``, ``"start.py"`` or ``"keep_local.py"``.
+        Name of a file in ``dask_gce/guest/``, for example ``"start.py"``.
 
     Returns
     -------

@@ -42,7 +42,7 @@ def test_nothing_a_user_typed_is_part_of_a_program():
             spec={"cls": NASTY, "opts": {NASTY: NASTY}},
         )
     )
-    for program in ("startup-script", "dask-gce-start"):
+    for program in ("startup-script", "dask-gce-program-start"):
         assert nasty[program] == plain[program]
     assert nasty["dask-gce-image"] == NASTY
     assert json.loads(nasty["dask-gce-env"]) == {"A": NASTY}

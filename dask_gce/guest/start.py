@@ -28,6 +28,8 @@ from typing import Any
 SERVER = "http://{}/computeMetadata/v1/instance/".format(
     os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
 )
+#: Where the startup script has put this program, and those that go with it.
+HERE = Path(__file__).parent
 #: Exit status after this program has itself published why it failed; startup.sh knows it too.
 PHASE_IS_TOLD = 113
 #: Seconds until workers beside a scheduler that failed are started again: at first, and at most.
@@ -154,8 +156,7 @@ def prepare_local(folder: Path, address: str, scheduler: dict[str, Any]) -> list
     spec["opts"]["security"] = security("worker", mine, "dask-gce-local-tls")
     count = int(metadata("attributes/dask-gce-local-processes"))
     write_private(mine / "spec.json", json.dumps(several(spec, metadata("name"), count)))
-    write_private(folder / "keep_local.py", metadata("attributes/dask-gce-local-preload"))
-    add_preload(scheduler, folder / "keep_local.py")
+    add_preload(scheduler, HERE / "keep_local.py")
     contact = "{}://{}:{}".format(scheduler["protocol"], address, scheduler["port"])
     return ["spec", contact, "--spec-file", str(mine / "spec.json")]
 
@@ -273,7 +274,7 @@ def main() -> None:
 
     environment = dict(os.environ)
     environment.update(json.loads(metadata("attributes/dask-gce-env", default="{}")))
-    entrypoint = json.loads((Path(__file__).parent / "entrypoint.json").read_text() or "null") or []
+    entrypoint = json.loads((HERE / "entrypoint.json").read_text() or "null") or []
 
     phase("starting")
     if role == "worker":
