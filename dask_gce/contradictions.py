@@ -40,6 +40,7 @@ def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> Non
             raise refuse(key, f"worker_options has {key!r} too; give it once")
     _check_counts(values, refuse)
     _check_ports(values, refuse)
+    _check_runtime(values, sources, refuse)
     if values["service_account"] is None and sources["scopes"] != "default" and values["scopes"]:
         raise refuse(
             "scopes",
@@ -113,6 +114,33 @@ def _check_ports(values: Mapping[str, Any], refuse: Callable[[str, str], Setting
     if values["scheduler_port"] == values["dashboard_port"]:
         raise refuse(
             "dashboard_port", f"{values['dashboard_port']} is the scheduler's port; choose another"
+        )
+
+
+#: Settings that mean something to a container only.
+_OF_CONTAINERS = ("container_image", "docker_options", "shm_size")
+
+
+def _check_runtime(
+    values: Mapping[str, Any],
+    sources: Mapping[str, str],
+    refuse: Callable[[str, str], SettingsError],
+) -> None:
+    """Check that without containers nothing is said about them."""
+    if values["runtime"] != "vm":
+        return
+    for key in _OF_CONTAINERS:
+        if sources.get(key, "default") != "default":
+            raise refuse(
+                key,
+                "with runtime 'vm' there is no container; leave this out, and name packages in "
+                "environment, or set runtime='container'",
+            )
+    if values["source_image"].startswith("projects/cos-cloud/"):
+        raise refuse(
+            "source_image",
+            "Container-Optimized OS runs nothing but containers; with runtime 'vm' choose an image "
+            "such as 'debian-cloud/debian-12', or leave this out",
         )
 
 

@@ -16,9 +16,17 @@ from typing import Final
 
 from dask_gce.errors import SettingsError
 
-__all__ = ["OFFICIAL_IMAGE", "check_container_image", "official_image", "parse_source_image"]
+__all__ = [
+    "OFFICIAL_IMAGE",
+    "VM_IMAGE",
+    "check_container_image",
+    "official_image",
+    "parse_source_image",
+]
 
 OFFICIAL_IMAGE: Final = "ghcr.io/dask/dask"
+#: The boot image of machines on which Dask runs without a container.
+VM_IMAGE: Final = "debian-cloud/debian-12"
 
 _PUBLIC_PROJECTS: Final = {
     "cos": "cos-cloud",

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from dask.utils import parse_bytes, parse_timedelta
 
 from dask_gce import images, machine_types, mappings, names
+from dask_gce.boot.requirements import check_environment
 from dask_gce.errors import SettingsError
 
 __all__ = ["CHECKS", "REQUIRES_CLUSTER_CHECKS", "Check", "is_loopback"]
@@ -320,6 +321,17 @@ def _each(check: Callable[..., object]) -> Check:
     return lambda key, value: str(check(_text(key, value), key=key))
 
 
+def _choice(*choices: str) -> Check:
+    """Make a check for one of a few words."""
+
+    def check(key: str, value: Any) -> str:
+        if value not in choices:
+            raise _refuse(key, value, f"must be {' or '.join(map(repr, choices))}")
+        return str(value)
+
+    return check
+
+
 _port: Final = _whole_number(1, 65_535)
 
 #: The check of each setting, by keyword argument.
@@ -345,6 +357,8 @@ CHECKS: Final[Mapping[str, Check]] = {
     "source_image": _each(images.parse_source_image),
     "boot_disk_size": _gigabytes,
     "boot_disk_type": _each(names.check_name),
+    "runtime": _choice("container", "vm"),
+    "environment": check_environment,
     "container_image": _each(images.check_container_image),
     "env_vars": mappings.check_env_vars,
     "worker_class": _import_path,

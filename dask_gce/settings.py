@@ -87,8 +87,13 @@ class Settings:
         Size of the boot disk in GB of 1024 cubed bytes.
     boot_disk_type : str or None
         Type of the boot disk; None to let Google choose.
-    container_image : str
-        The container image.
+    runtime : {"container", "vm"}
+        Where Dask runs on a machine.
+    environment : str or tuple of str or None
+        ``"sync"``, the path of a requirements file or ``pylock.toml``, or requirements; None for
+        what the container image has, or with the runtime ``"vm"`` the client's versions of Dask.
+    container_image : str or None
+        The container image; None with the runtime ``"vm"``.
     env_vars : mapping of str to str
         Environment variables of scheduler and workers.
     worker_class : str
@@ -152,7 +157,9 @@ class Settings:
     source_image: str
     boot_disk_size: int
     boot_disk_type: str | None
-    container_image: str
+    runtime: str
+    environment: str | tuple[str, ...] | None
+    container_image: str | None
     env_vars: Mapping[str, str]
     worker_class: str
     worker_options: Mapping[str, Any]
@@ -322,7 +329,12 @@ def _complete(values: dict[str, Any], sources: dict[str, str]) -> None:
     if values["subnetwork"] is not None and sources["network"] == "default":
         # The subnetwork tells its network; "default" beside it would be a contradiction.
         values["network"], sources["network"] = None, "subnetwork"
-    if values["container_image"] is None:
+    if values["runtime"] == "vm":
+        if sources["source_image"] == "default":
+            # Container-Optimized OS has no Python, and nothing to install one with.
+            image = images.parse_source_image(images.VM_IMAGE)
+            values["source_image"], sources["source_image"] = image, "runtime"
+    elif values["container_image"] is None:
         major, minor, _ = platform.python_version_tuple()
         version = importlib.metadata.version("dask")
         image = images.official_image(version, (int(major), int(minor)))

@@ -64,7 +64,6 @@ _OTHER_WORDS: Final = {
     "instance_labels": "labels",
     "instance_scopes": "scopes",
     "tags": "network_tags",
-    "environment": "env_vars",
     "env": "env_vars",
     "worker_module": "worker_class",
     "worker_cores": "nthreads",

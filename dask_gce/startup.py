@@ -86,8 +86,8 @@ class Payload:
         The role.
     project : str
         The project ID, for the machine to delete itself.
-    container_image : str
-        The container image's reference.
+    container_image : str or None
+        The container image's reference; None to run Dask without a container.
     spec : mapping
         The Dask specification: ``cls``, ``opts`` and, for a worker, ``args``.
     ports : tuple of int
@@ -110,7 +110,7 @@ class Payload:
 
     role: Role
     project: str
-    container_image: str
+    container_image: str | None
     spec: Mapping[str, Any] = field(repr=False)
     ports: tuple[int, ...] = ()
     env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -217,8 +217,9 @@ def build_metadata(payload: Payload) -> dict[str, str]:
     >>> build_metadata(payload)["dask-gce-env"]
     '{"GREETING": "it\\'s $HOME"}'
     """
+    runtime = "vm" if payload.container_image is None else "container"
     items = {
-        "startup-script": guest_file("startup.sh") + guest_file("container.sh"),
+        "startup-script": guest_file("startup.sh") + guest_file(f"{runtime}.sh"),
         "enable-guest-attributes": "TRUE",
         # Workers know the scheduler by its zonal name, which old projects do not give by default:
         # https://docs.cloud.google.com/compute/docs/networking/zonal-dns
@@ -226,13 +227,14 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         "dask-gce-role": payload.role,
         "dask-gce-project": payload.project,
         "dask-gce-api": payload.endpoint,
-        "dask-gce-image": payload.container_image,
         "dask-gce-ports": _ports(payload),
         "dask-gce-spec": json.dumps(payload.spec),
         "dask-gce-processes": str(payload.processes),
         "dask-gce-env": json.dumps(dict(payload.env_vars)),
         "dask-gce-linger": f"{payload.linger:g}",
     }
+    if payload.container_image is not None:
+        items["dask-gce-image"] = payload.container_image
     if payload.scheduler is not None:
         items["dask-gce-scheduler"] = json.dumps(dict(payload.scheduler))
     if payload.tls is not None:

@@ -40,6 +40,7 @@ UNUSUAL: dict[str, Any] = {
     "source_image": "family/mine",
     "boot_disk_size": "50GB",
     "boot_disk_type": "pd-ssd",
+    "environment": ["xgboost==2.1", "./mine"],
     "container_image": "example.com/dask:1",
     "env_vars": {"N": 1, "GREETING": "it's $HOME\n\u2603", "YES": True},
     "worker_class": "distributed.Worker",

@@ -297,6 +297,18 @@ WRONG: list[tuple[str, Any, str]] = [
     ("boot_disk_size", True, "'50GB'"),
     ("boot_disk_size", math.nan, "from 10"),
     ("boot_disk_type", "PD SSD", "not a name"),
+    ("runtime", "docker", "'container' or 'vm'"),
+    ("runtime", True, "'container' or 'vm'"),
+    ("environment", "xgboost", "write a list: ['xgboost']"),
+    ("environment", "environment.yml", "requirements file"),
+    ("environment", {"A": "b"}, "env_vars"),
+    ("environment", 5, "list of requirements"),
+    ("environment", [5], "put it in quotes"),
+    ("environment", [""], "names no package"),
+    ("environment", ["dask=2026.8.0"], "is no requirement"),
+    ("environment", ["a\nb"], "names no package"),
+    ("environment", ["a @ https://me:pw@example.com/a.whl"], "password or token"),
+    ("environment", "https://token@example.com/r.txt", "password or token"),
     ("container_image", "--privileged", "no container image"),
     ("container_image", "Ghcr.io/Dask/dask", "lower case"),
     ("container_image", "dask; rm -rf /", "no container image"),
@@ -569,6 +581,30 @@ def test_a_subnetwork_tells_its_network() -> None:
     assert Settings.load(subnetwork="mine").network is None
     assert Settings.load(subnetwork="mine", network="ours").network == "ours"
     assert Settings.load().network == "default"
+
+
+def test_without_containers_the_boot_image_has_a_python() -> None:
+    settings = Settings.load(runtime="vm")
+    assert settings.container_image is None
+    assert settings.source_image == "projects/debian-cloud/global/images/family/debian-12"
+    mine = Settings.load(runtime="vm", source_image="family/mine")
+    assert mine.source_image == "global/images/family/mine"
+    assert Settings.restore(settings.dump()).container_image is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("container_image", "mine:1", "there is no container"),
+        ("source_image", "cos-cloud/cos-117-lts", "debian-cloud/debian-12"),
+    ],
+)
+def test_what_is_for_containers_only_contradicts_the_machine_itself(
+    key: str, value: str, part: str
+) -> None:
+    message = refused(key, runtime="vm", **{key: value})
+    assert part in message
+    assert "keyword argument" in message
 
 
 def test_the_container_image_follows_the_client() -> None:
