@@ -41,6 +41,11 @@ def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> Non
     _check_counts(values, refuse)
     _check_ports(values, refuse)
     _check_runtime(values, sources, refuse)
+    if values["worker_accelerator_count"] and values["worker_accelerator_type"] is None:
+        raise refuse(
+            "worker_accelerator_count",
+            "of which GPUs? Set worker_accelerator_type too, for example to 'nvidia-tesla-t4'",
+        )
     if values["service_account"] is None and sources["scopes"] != "default" and values["scopes"]:
         raise refuse(
             "scopes",

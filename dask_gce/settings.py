@@ -81,6 +81,18 @@ class Settings:
         Threads of a worker; None for its share of the vCPUs.
     memory_limit : str or int or float or None
         Memory limit of a worker in Dask's spelling; None for its share of what the system leaves.
+    worker_accelerator_type : str or None
+        Type of the GPUs added to each worker's machine; None for none.
+    worker_accelerator_count : int
+        How many are added; zero without a type.
+    min_cpu_platform : str or None
+        The oldest CPU platform of the machines; None for whatever there is.
+    reservation : str or None
+        Reservation that the workers' machines are taken from, a name or a path.
+    confidential : bool
+        Whether the machines are Confidential VMs.
+    secure_boot : bool
+        Whether the machines boot signed software only.
     source_image : str
         The boot image as a partial URL.
     boot_disk_size : int
@@ -94,6 +106,8 @@ class Settings:
         what the container image has, or with the runtime ``"vm"`` the client's versions of Dask.
     container_image : str or None
         The container image; None with the runtime ``"vm"``.
+    version_check : bool
+        Whether machines compare their versions with the client's before Dask starts.
     env_vars : mapping of str to str
         Environment variables of scheduler and workers.
     worker_class : str
@@ -154,12 +168,19 @@ class Settings:
     workers_on_scheduler: int
     nthreads: int | None
     memory_limit: str | int | float | None
+    worker_accelerator_type: str | None
+    worker_accelerator_count: int
+    min_cpu_platform: str | None
+    reservation: str | None
+    confidential: bool
+    secure_boot: bool
     source_image: str
     boot_disk_size: int
     boot_disk_type: str | None
     runtime: str
     environment: str | tuple[str, ...] | None
     container_image: str | None
+    version_check: bool
     env_vars: Mapping[str, str]
     worker_class: str
     worker_options: Mapping[str, Any]
@@ -326,6 +347,10 @@ def _complete(values: dict[str, Any], sources: dict[str, str]) -> None:
             values[key] = values["machine_type"]
             sources[key] = f"machine_type ({sources['machine_type']})"
     _complete_counts(values, sources)
+    if values["worker_accelerator_count"] is None:
+        chosen = values["worker_accelerator_type"]
+        values["worker_accelerator_count"] = 0 if chosen is None else 1
+        sources["worker_accelerator_count"] = "worker_accelerator_type" if chosen else "default"
     if values["subnetwork"] is not None and sources["network"] == "default":
         # The subnetwork tells its network; "default" beside it would be a contradiction.
         values["network"], sources["network"] = None, "subnetwork"

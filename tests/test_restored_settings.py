@@ -37,11 +37,18 @@ UNUSUAL: dict[str, Any] = {
     "workers_on_scheduler": 1,
     "nthreads": 3,
     "memory_limit": 0.5,
+    "worker_accelerator_type": "nvidia-tesla-t4",
+    "worker_accelerator_count": 2,
+    "min_cpu_platform": "Intel Skylake",
+    "reservation": "projects/p/reservations/mine",
+    "confidential": True,
+    "secure_boot": True,
     "source_image": "family/mine",
     "boot_disk_size": "50GB",
     "boot_disk_type": "pd-ssd",
     "environment": ["xgboost==2.1", "./mine"],
     "container_image": "example.com/dask:1",
+    "version_check": False,
     "env_vars": {"N": 1, "GREETING": "it's $HOME\n\u2603", "YES": True},
     "worker_class": "distributed.Worker",
     "worker_options": {"resources": {"GPU": 1}, "preload": ("a", "b")},
@@ -115,6 +122,7 @@ def test_each_setting_is_the_same_again(key: str) -> None:
     need = {
         "api_token_file": {"api_endpoint": UNUSUAL["api_endpoint"]},
         "scopes": {"service_account": "default"},
+        "worker_accelerator_count": {"worker_accelerator_type": "nvidia-tesla-t4"},
     }
     settings = Settings.load(**{key: UNUSUAL[key], **need.get(key, {})})
     assert getattr(settings, key) != getattr(Settings.load(), key), "not unusual"
