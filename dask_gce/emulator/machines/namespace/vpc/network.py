@@ -25,9 +25,11 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from .listening import ListeningPorts
 from .netlink import Netlink
 
 __all__ = ["CLIENT", "Network"]
@@ -65,6 +67,20 @@ def _own_namespace() -> int:
         return fcntl.ioctl(probe, _SIOCGSKNS)
 
 
+@dataclass(frozen=True)
+class _Guest:
+    """What is held of a connected machine; its namespace lives as long as this."""
+
+    address: str
+    device: str
+    namespace: int
+    ports: ListeningPorts
+
+    def close(self) -> None:
+        os.close(self.namespace)
+        self.ports.close()
+
+
 class Network:
     """The network of one VPC. To be made in the network namespace that becomes the fabric."""
 
@@ -74,7 +90,7 @@ class Network:
         self._netlink = Netlink()
         self._loopback = socket.if_nametoindex("lo")
         self._gateways: set[str] = set()
-        self._devices: dict[int, str] = {}
+        self._guests: dict[int, _Guest] = {}
         self._count = 0
 
     def set_up(self) -> None:
@@ -142,7 +158,8 @@ class Network:
         pid : int
             A process in the machine's network namespace, which has no ``eth0`` yet.
         slot : int
-            A number for the machine, by which it is detached. What had it before is detached now.
+            A number for the machine. What had it before is detached now. Until it is detached the
+            machine's namespace is held, whether or not anything runs in it.
         address : str
             Its internal address.
 
@@ -161,19 +178,20 @@ class Network:
         # The kernel removes a dead namespace's device some time later: no name is used again.
         self._count += 1
         device = f"vm{self._count}"
-        with _process(pid) as process:
-            with self._inside(process):
-                namespace = _own_namespace()
-            self._devices[slot] = device
-            try:
-                self._connect_namespace(
-                    device, namespace, address, gateway, IPv4Network("0.0.0.0/0")
-                )
-            except BaseException:
-                self.detach(slot)
-                raise
-            finally:
-                os.close(namespace)
+        pidfd = os.pidfd_open(pid)
+        try:
+            with self._inside(pidfd):
+                guest = _Guest(address, device, _own_namespace(), ListeningPorts())
+        finally:
+            os.close(pidfd)
+        self._guests[slot] = guest
+        try:
+            self._connect_namespace(
+                device, guest.namespace, address, gateway, IPv4Network("0.0.0.0/0")
+            )
+        except BaseException:
+            self.detach(slot)
+            raise
 
     def detach(self, slot: int) -> None:
         """Disconnect a machine; one that is not connected is ignored.
@@ -183,13 +201,14 @@ class Network:
         slot : int
             Its number.
         """
-        device = self._devices.pop(slot, None)
-        if device is None:
+        guest = self._guests.pop(slot, None)
+        if guest is None:
             return
+        guest.close()
         try:
-            self._netlink.remove(device)
+            self._netlink.remove(guest.device)
         except OSError as error:
-            # It went with the machine's namespace.
+            # It went with the machine's namespace, or was never made.
             if error.errno != errno.ENODEV:
                 raise
 
@@ -247,13 +266,13 @@ class Network:
         with self._inside(self._client):
             return _listen("tcp", "127.0.0.1", port)
 
-    def listen_machine(self, pid: int, port: int) -> socket.socket:
+    def listen_machine(self, slot: int, port: int) -> socket.socket:
         """Open a listener on a machine's loopback address.
 
         Parameters
         ----------
-        pid : int
-            A process in the machine's network namespace.
+        slot : int
+            The machine's number.
         port : int
             The TCP port.
 
@@ -261,9 +280,24 @@ class Network:
         -------
         socket
             The socket, which does not block.
+
+        Raises
+        ------
+        KeyError
+            No such machine is connected.
         """
-        with _process(pid) as process, self._inside(process):
+        with self._inside(self._guests[slot].namespace):
             return _listen("tcp", "127.0.0.1", port)
+
+    def listening(self) -> dict[str, list[int]]:
+        """Return on which TCP ports the machines listen.
+
+        Returns
+        -------
+        dict
+            The ports that are open to others, by the machine's address.
+        """
+        return {guest.address: guest.ports.at(guest.address) for guest in self._guests.values()}
 
     def connect(self, address: str, port: int) -> socket.socket:
         """Begin a TCP connection from the client, which the rules of the network apply to.
@@ -305,20 +339,6 @@ class Network:
             A descriptor for ``setns``, which stays this object's.
         """
         return self._client
-
-    def enter_client(self) -> None:
-        """Go to the client's namespace, in a forked child, which stays there."""
-        _check(_libc.setns(self._client, _CLONE_NEWNET))
-
-
-@contextmanager
-def _process(pid: int) -> Iterator[int]:
-    """Hold a descriptor of a process, which cannot become another's meanwhile."""
-    descriptor = os.pidfd_open(pid)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _socket(kind: int) -> socket.socket:
