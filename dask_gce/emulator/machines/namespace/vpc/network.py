@@ -283,9 +283,11 @@ class Network:
 
         Raises
         ------
-        KeyError
+        ValueError
             No such machine is connected.
         """
+        if slot not in self._guests:
+            raise ValueError(f"no machine is connected as number {slot}")
         with self._inside(self._guests[slot].namespace):
             return _listen("tcp", "127.0.0.1", port)
 
