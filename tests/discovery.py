@@ -73,8 +73,11 @@ def render_digest(names: list[str]) -> str:
 #: The request bodies that the emulator reads.
 REQUEST_SCHEMAS = [
     "BulkInsertInstanceResource",
+    "DeprecationStatus",
     "Disk",
     "Firewall",
+    "GlobalSetLabelsRequest",
+    "Image",
     "Instance",
     "InstancesSetLabelsRequest",
     "Metadata",

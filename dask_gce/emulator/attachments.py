@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dask_gce.emulator.attributes import check_labels
-from dask_gce.emulator.catalog import images
 from dask_gce.emulator.catalog.machine_types import MachineType
 from dask_gce.emulator.disks import (
     DISK_TYPES,
@@ -25,6 +24,7 @@ from dask_gce.emulator.disks import (
     detach,
 )
 from dask_gce.emulator.errors import bad_request, in_use, invalid, not_found
+from dask_gce.emulator.images import from_link
 from dask_gce.emulator.links import check_name, last_segment, path_of
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _disk(
     where = f"{field}.initializeParams"
     image = None
     if "sourceImage" in params:
-        image = images.from_link(project.id, params["sourceImage"], f"{where}.sourceImage")
+        image = from_link(cloud, project.id, params["sourceImage"], f"{where}.sourceImage")
         if image.architecture != machine_type.architecture:
             raise invalid(
                 f"{where}.sourceImage",
@@ -159,6 +159,8 @@ def _disk(
             )
     elif shown["boot"]:
         raise invalid(f"{where}.sourceImage", "", "A boot disk needs an image.")
+    if scratch and shown["boot"]:
+        raise bad_request("Local SSD disks cannot be boot disks.")
     if scratch:
         shown["diskSizeGb"] = str(DISK_TYPES["local-ssd"][1])
         return AttachedPlan(shown)
@@ -178,7 +180,7 @@ def _disk(
         check_name(name, f"{where}.diskName")
     shown["diskSizeGb"] = str(size)
     if image:
-        shown["licenses"] = [cloud.url(image.license_path)]
+        shown["licenses"] = image.licenses(cloud.base_url)
         shown["guestOsFeatures"] = image.guest_features
         shown["architecture"] = image.architecture
     labels = check_labels(params.get("labels", {}), f"{where}.labels")
@@ -276,7 +278,9 @@ def attach_disks(
     return shown
 
 
-def release_disks(project: Project, zone: str, attached: Sequence[Resource], user: str) -> None:
+def release_disks(
+    project: Project, zone: str, attached: Sequence[Resource], user: str
+) -> list[str]:
     """Detach the disks of an instance that goes, and delete those that go with it.
 
     Parameters
@@ -289,11 +293,18 @@ def release_disks(project: Project, zone: str, attached: Sequence[Resource], use
         Its ``attachedDisk`` objects.
     user : str
         The instance's link.
+
+    Returns
+    -------
+    list of str
+        The IDs of those that are deleted.
     """
     disks = project.disks.get(zone, {})
+    deleted = []
     for one in attached:
         name = last_segment(one.get("source", ""))
         if name in disks:
             detach(disks[name], user)
             if one["autoDelete"]:
-                del disks[name]
+                deleted.append(str(disks.pop(name)["id"]))
+    return deleted

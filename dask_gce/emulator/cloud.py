@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from dask_gce.emulator.conditions import Conditions
+from dask_gce.emulator.contents import Shelf
 from dask_gce.emulator.errors import APIError, not_found
 from dask_gce.emulator.firewalls import default_firewalls
 from dask_gce.emulator.links import PROJECT_ID, number_of
@@ -19,6 +20,7 @@ from dask_gce.emulator.operations import Operation, Operations, Work
 from dask_gce.emulator.timings import Timings
 
 if TYPE_CHECKING:
+    from dask_gce.emulator.images import OwnImage
     from dask_gce.emulator.lifecycle import Instance
 
 #: A resource in API JSON.
@@ -42,7 +44,8 @@ class Project:
         #: Instances and disks by zone and name.
         self.instances: dict[str, dict[str, Instance]] = {}
         self.disks: dict[str, dict[str, Resource]] = {}
-        #: Global resources by name; subnetworks by region and name.
+        #: Global resources by name, images the oldest first; subnetworks by region and name.
+        self.images: dict[str, OwnImage] = {}
         self.networks: dict[str, Resource] = default_network(base_url, project_id)
         self.firewalls: dict[str, Resource] = default_firewalls(base_url, project_id)
         self.subnetworks: dict[str, dict[str, Resource]] = default_subnetworks(base_url, project_id)
@@ -97,6 +100,8 @@ class Cloud:
         self.timings = timings
         self.conditions = conditions
         self.operations = Operations(self.base_url, timings.pending)
+        #: What disks and images hold.
+        self.shelf = Shelf()
         self.projects: dict[str, Project] = {}
         self._known = None if projects is None else frozenset(projects)
 
@@ -184,7 +189,7 @@ class Cloud:
         Returns
         -------
         list of str
-            A sentence for each instance, disk and running operation.
+            A sentence for each instance, disk, image and running operation.
         """
         found = []
         for project in self.projects.values():
@@ -195,6 +200,7 @@ class Cloud:
                     )
             for zone, disks in project.disks.items():
                 found += [f"disk {name} in {project.id}/{zone} exists" for name in disks]
+            found += [f"image {name} in {project.id} exists" for name in project.images]
         for operation in self.operations.running():
             target = operation.resource["targetLink"].removeprefix(f"{self.base_url}/")
             found.append(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dask_gce.emulator.catalog import images
 from dask_gce.emulator.catalog.machine_types import HYPERDISK_ONLY, MachineType
 from dask_gce.emulator.errors import bad_request, invalid, not_found
+from dask_gce.emulator.images import SourceImage
 from dask_gce.emulator.links import last_segment, new_id, now, path_of
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ def check_disk_type(project: Project, zone: str, link: str, field: str, *, bare:
     return name
 
 
-def check_size(asked: str | None, image: images.Image | None, field: str) -> int:
+def check_size(asked: str | None, image: SourceImage | None, field: str) -> int:
     """Return the size of a new disk in GB.
 
     Parameters
     ----------
     asked : str or None
         The size from the request.
-    image : Image or None
+    image : SourceImage or None
         What it is made from.
     field : str
         The field, for the refusal.
@@ -160,7 +160,7 @@ class DiskPlan:
         Its size in GB.
     disk_type : str
         The name of its type.
-    image : Image or None
+    image : SourceImage or None
         What it is made from.
     labels : dict
         Its labels.
@@ -171,7 +171,7 @@ class DiskPlan:
     name: str | None
     size_gb: int
     disk_type: str
-    image: images.Image | None
+    image: SourceImage | None
     labels: dict[str, str]
     description: str = ""
 
@@ -215,9 +215,10 @@ class DiskPlan:
         if self.image:
             disk["sourceImage"] = cloud.url(self.image.path)
             disk["sourceImageId"] = self.image.resource(cloud.base_url)["id"]
-            disk["licenses"] = [cloud.url(self.image.license_path)]
+            disk["licenses"] = self.image.licenses(cloud.base_url)
             disk["guestOsFeatures"] = self.image.guest_features
             disk["architecture"] = self.image.architecture
+            cloud.shelf.share(disk["sourceImageId"], disk["id"])
         project.disks.setdefault(zone, {})[name] = disk
         return disk
 

@@ -140,8 +140,9 @@ class ComputeEmulator(Interventions):
         Returns
         -------
         list of str
-            Instances, disks and running operations, and what the machines' kind still has; empty
-            when all is clean. Once the emulator is closed, what its machines left on this host.
+            Instances, disks, images and running operations, and what the machines' kind still has;
+            empty when all is clean. Once the emulator is closed, what its machines left on this
+            host.
         """
 
         def look() -> list[str]:

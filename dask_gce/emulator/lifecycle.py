@@ -20,7 +20,8 @@ from dask_gce.emulator.blueprint import Blueprint
 from dask_gce.emulator.claims import Claim
 from dask_gce.emulator.errors import APIError, OperationFailed
 from dask_gce.emulator.interfaces import make_machine
-from dask_gce.emulator.links import fingerprint, new_id, now
+from dask_gce.emulator.links import fingerprint, last_segment, new_id, now
+from dask_gce.emulator.machine import Contents
 from dask_gce.emulator.operations import Operation, Work
 from dask_gce.emulator.power import Power
 from dask_gce.emulator.record import InstanceRecord
@@ -102,6 +103,7 @@ class Instance:
         self.resource["disks"] = attach_disks(
             cloud, project, zone, blueprint.disks, names=names, user=self.link
         )
+        machine.contents = cloud.shelf.get(self.boot_disk["id"])
         # One transition at a time; those in progress give way to the deletion, which ends the nap.
         self.transition = asyncio.Lock()
         self._leaving = False
@@ -125,6 +127,22 @@ class Instance:
     def running(self) -> bool:
         """Whether it is RUNNING and to stay."""
         return self.status == "RUNNING" and not self.ending
+
+    @property
+    def boot_disk(self) -> Resource:
+        """The disk that it boots from."""
+        return self.project.disks[self.zone][last_segment(self.resource["disks"][0]["source"])]
+
+    async def capture(self) -> Contents | None:
+        """Copy what its boot disk holds, while nothing else is done to it.
+
+        Returns
+        -------
+        Contents or None
+            The copy; None where there is nothing to copy, or it is gone.
+        """
+        async with self.transition:
+            return None if self._gone.is_set() else await self.power.capture()
 
     def show(self, status: str) -> None:
         """Show a status.
@@ -318,9 +336,15 @@ class Instance:
 
     async def _vanish(self) -> None:
         self.disarm()
+        kept = self.boot_disk if not self.resource["disks"][0]["autoDelete"] else None
+        contents = await self.power.capture() if kept is not None else None
         await self.power.discard()
         self._claim.end()
-        release_disks(self.project, self.zone, self.resource["disks"], self.link)
+        deleted = release_disks(self.project, self.zone, self.resource["disks"], self.link)
+        for disk in deleted:
+            await self.cloud.shelf.drop(disk)
+        if kept is not None:
+            await self.cloud.shelf.put(kept["id"], contents)
         del self.project.instances[self.zone][self.name]
         self._gone.set()
         self.record.touch()

@@ -17,6 +17,17 @@ from dask_gce.emulator.record import InstanceRecord
 GuestExit = Callable[[str], None]
 
 
+class Contents(ABC):
+    """What a boot disk held at one moment, kept by the kind of machines that wrote it.
+
+    It never changes, so an image and all disks that are made from it share one.
+    """
+
+    @abstractmethod
+    async def discard(self) -> None:
+        """Remove it; no machine begins with it any more."""
+
+
 class Machine(ABC):
     """A booted or bootable machine behind one instance.
 
@@ -34,6 +45,19 @@ class Machine(ABC):
         self.record = record
         self.address = address
         self.on_exit = on_exit
+        #: What its boot disk holds before the first boot; None for what all machines of its kind
+        #: begin with. Whoever makes the machine sets it, before it boots.
+        self.contents: Contents | None = None
+
+    async def capture(self) -> Contents | None:
+        """Copy what the boot disk holds. Meant for a machine that is off, as an image is.
+
+        Returns
+        -------
+        Contents or None
+            The copy; None where machines of this kind have no disk that keeps anything.
+        """
+        return None
 
     @abstractmethod
     async def boot(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from dask_gce.emulator.machine import Machine
+from dask_gce.emulator.machine import Contents, Machine
 
 
 class Power:
@@ -96,6 +96,17 @@ class Power:
         self.cancel()
         async with self._switching:
             await self.machine.kill()
+
+    async def capture(self) -> Contents | None:
+        """Copy what the machine's boot disk holds, with the power as it is.
+
+        Returns
+        -------
+        Contents or None
+            The copy; None where there is nothing to copy.
+        """
+        async with self._switching:
+            return await self.machine.capture()
 
     async def discard(self) -> None:
         """Cut the power and remove the machine."""

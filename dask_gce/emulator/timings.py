@@ -30,6 +30,8 @@ class Timings:
         Seconds from a machine's end to the disappearance of its instance.
     creating : float
         Seconds it takes to create or delete a disk, a network or a firewall rule.
+    imaging : float
+        Seconds it takes to make an image of a disk.
     operation_wait : float
         Seconds after which ``operations.wait`` answers though the operation is not done.
     run_duration_scale : float
@@ -56,6 +58,7 @@ class Timings:
     stopping: float = 5.0
     deleting: float = 0.05
     creating: float = 0.02
+    imaging: float = 0.05
     operation_wait: float = 120.0
     run_duration_scale: float = 1.0
     minute: float = 60.0

@@ -97,3 +97,21 @@ def test_the_catalogue(gcloud):
     assert [one["guestCpus"] for one in types] == [4]
     families = {one["family"] for one in gcloud("images", "list")}
     assert {"cos-stable", "debian-12", "ubuntu-2404-lts-amd64"} <= families
+
+
+def test_images_from_beginning_to_end(emulator, gcloud):
+    gcloud("instances", "create", "a", "--machine-type=e2-small")
+    gcloud("instances", "stop", "a", text=True)
+    (image,) = gcloud(
+        "images", "create", "i", "--source-disk=a", f"--source-disk-zone={ZONE}",
+        "--family=ours", "--labels=team=x",
+    )  # fmt: skip
+    assert (image["status"], image["family"], image["labels"]) == ("READY", "ours", {"team": "x"})
+    listed = gcloud("images", "list", "--no-standard-images")
+    assert [one["name"] for one in listed] == ["i"]
+    assert gcloud("images", "describe-from-family", "ours")["name"] == "i"
+    (made,) = gcloud("instances", "create", "b", "--machine-type=e2-small", "--image-family=ours")
+    assert made["disks"][0]["diskSizeGb"] == "10"
+    gcloud("images", "delete", "i", text=True)
+    gcloud("instances", "delete", "a", "b", text=True)
+    assert not emulator.leftovers()

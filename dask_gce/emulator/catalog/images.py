@@ -6,12 +6,11 @@ machines behind the instances bring their own system.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from dask_gce.emulator.errors import invalid, not_found
-from dask_gce.emulator.links import NAME, number_of, path_of
+from dask_gce.emulator.errors import not_found
+from dask_gce.emulator.links import number_of
 
 _RELEASED = "20261103"
 
@@ -92,10 +91,20 @@ class Image:
         """What its system supports."""
         return [{"type": one} for one in ("UEFI_COMPATIBLE", "VIRTIO_SCSI_MULTIQUEUE", "GVNIC")]
 
-    @property
-    def license_path(self) -> str:
-        """The path of its licence."""
-        return f"projects/{self.project}/global/licenses/{self.family}"
+    def licenses(self, base_url: str) -> list[str]:
+        """Return the links of its licences.
+
+        Parameters
+        ----------
+        base_url : str
+            The address of the API up to and with ``/compute/v1``.
+
+        Returns
+        -------
+        list of str
+            The links.
+        """
+        return [f"{base_url}/projects/{self.project}/global/licenses/{self.family}"]
 
     def resource(self, base_url: str) -> dict[str, Any]:
         """Return it as ``images.get`` answers.
@@ -124,7 +133,7 @@ class Image:
             "family": self.family,
             "architecture": self.architecture,
             "guestOsFeatures": self.guest_features,
-            "licenses": [f"{base_url}/{self.license_path}"],
+            "licenses": self.licenses(base_url),
             "storageLocations": ["us", "eu", "asia"],
             "labelFingerprint": "42WmSpB8rSM=",
             "selfLink": f"{base_url}/{self.path}",
@@ -195,44 +204,3 @@ def from_family(project: str, family: str) -> Image:
         if image.family == family:
             return image
     raise not_found(f"projects/{project}/global/images/family/{family}")
-
-
-_SOURCE = re.compile(
-    r"(?:projects/(?P<project>[^/]+)/)?"
-    r"(?:global/images/family/(?P<family>[^/]+)"
-    r"|zones/[^/]+/imageFamilyViews/(?P<view>[^/]+)"
-    r"|global/images/(?P<image>[^/]+))"
-)
-
-
-def from_link(project: str, link: str, field: str) -> Image:
-    """Return the image that a ``sourceImage`` field means.
-
-    Parameters
-    ----------
-    project : str
-        The project of the request, for links that name none.
-    link : str
-        A full or partial link to an image, a family or a family view.
-    field : str
-        The field's path, for the refusal.
-
-    Returns
-    -------
-    Image
-        The image.
-
-    Raises
-    ------
-    APIError
-        It is no such link, or the image does not exist.
-    """
-    match = _SOURCE.fullmatch(path_of(link))
-    if match is None:
-        raise invalid(field, link, "The URL is malformed.")
-    owner = match["project"] or project
-    family = match["family"] or match["view"]
-    name = family or match["image"]
-    if not NAME.fullmatch(name):
-        raise invalid(field, link, "The URL is malformed.")
-    return from_family(owner, family) if family else get(owner, name)

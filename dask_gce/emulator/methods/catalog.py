@@ -1,14 +1,14 @@
-"""Methods that only look: projects, zones, regions, machine types, disk types, images."""
+"""Methods that only look: projects, zones, regions, machine types, disk types."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dask_gce.emulator.catalog import images, machine_types
+from dask_gce.emulator.catalog import machine_types
 from dask_gce.emulator.catalog.places import REGIONS, ZONES, region_resource, zone_resource
 from dask_gce.emulator.disks import DISK_TYPES
-from dask_gce.emulator.errors import invalid, not_found
-from dask_gce.emulator.links import NAME, number_of
+from dask_gce.emulator.errors import not_found
+from dask_gce.emulator.links import number_of
 from dask_gce.emulator.query import aggregate, listing
 from dask_gce.emulator.quota import GLOBAL
 from dask_gce.emulator.routing import AGGREGATED, LIST, Call, Route
@@ -130,37 +130,6 @@ def _list_disk_types(call: Call) -> Resource:
     return listing(call, "diskTypeList", [_disk_type(call, name) for name in DISK_TYPES])
 
 
-def _image_project(call: Call) -> str:
-    # Google's image projects exist for everyone, also when the emulator's projects are a closed
-    # set.
-    project = call.params["project"]
-    return project if project in images.IMAGES else call.project.id
-
-
-def _get_image(call: Call) -> Resource:
-    return images.get(_image_project(call), call.params["image"]).resource(call.cloud.base_url)
-
-
-def _get_image_from_family(call: Call) -> Resource:
-    found = images.from_family(_image_project(call), call.params["family"])
-    return found.resource(call.cloud.base_url)
-
-
-def _list_images(call: Call) -> Resource:
-    found = images.IMAGES.get(_image_project(call), {}).values()
-    return listing(call, "imageList", [one.resource(call.cloud.base_url) for one in found])
-
-
-def _get_image_family_view(call: Call) -> Resource:
-    family = call.params["family"]
-    if not NAME.fullmatch(family):
-        raise invalid("family", family, f"Must be a match of regex '{NAME.pattern}'")
-    if call.params["zone"] != "-" and call.zone not in ZONES:
-        raise not_found(call.path)
-    found = images.from_family(_image_project(call), family)
-    return {"image": found.resource(call.cloud.base_url)}
-
-
 _PROJECT = "projects/{project}"
 _ZONE = f"{_PROJECT}/zones/{{zone}}"
 
@@ -186,18 +155,4 @@ ROUTES = [
     ),
     Route("compute.diskTypes.get", "GET", f"{_ZONE}/diskTypes/{{diskType}}", _get_disk_type),
     Route("compute.diskTypes.list", "GET", f"{_ZONE}/diskTypes", _list_disk_types, LIST),
-    Route("compute.images.get", "GET", f"{_PROJECT}/global/images/{{image}}", _get_image),
-    Route(
-        "compute.images.getFromFamily",
-        "GET",
-        f"{_PROJECT}/global/images/family/{{family}}",
-        _get_image_from_family,
-    ),
-    Route("compute.images.list", "GET", f"{_PROJECT}/global/images", _list_images, LIST),
-    Route(
-        "compute.imageFamilyViews.get",
-        "GET",
-        f"{_ZONE}/imageFamilyViews/{{family}}",
-        _get_image_family_view,
-    ),
 ]

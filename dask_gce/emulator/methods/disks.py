@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 from dask_gce.emulator.attributes import check_labels
-from dask_gce.emulator.catalog import images
 from dask_gce.emulator.catalog.places import ZONES
 from dask_gce.emulator.disks import DiskPlan, check_disk_type, check_size
 from dask_gce.emulator.errors import already_exists, in_use, not_found, required
+from dask_gce.emulator.images import from_link
 from dask_gce.emulator.links import check_name, path_of
 from dask_gce.emulator.operations import Operation
 from dask_gce.emulator.query import aggregate, listing
@@ -32,7 +32,8 @@ def _insert(call: Call) -> Operation:
     project, zone, body = call.project, call.zone, call.body
     name = check_name(body.get("name", ""))
     source = body.get("sourceImage", call.query.get("sourceImage"))
-    image = images.from_link(project.id, source, "resource.sourceImage") if source else None
+    where = "resource.sourceImage"
+    image = from_link(call.cloud, project.id, source, where) if source else None
     disk_type = "pd-standard"
     if "type" in body:
         disk_type = check_disk_type(project, zone, body["type"], "resource.type", bare=False)
@@ -67,6 +68,7 @@ def _delete(call: Call) -> Operation:
         await asyncio.sleep(call.cloud.timings.creating)
         if disks.get(disk["name"]) is disk:
             del disks[disk["name"]]
+            await call.cloud.shelf.drop(disk["id"])
 
     return call.begin("delete", f"disks/{disk['name']}", work, target_id=disk["id"])
 
