@@ -30,6 +30,8 @@ __all__ = [
     "is_lock_file",
     "is_requirements_file",
     "parse_requirement",
+    "secret",
+    "split_path",
 ]
 
 #: The word for: whatever this process has.
@@ -94,7 +96,7 @@ def _check_path(key: str, value: str) -> str:
     if value == SYNC or is_lock_file(value) or is_requirements_file(value):
         return value
     if has_credentials(value):
-        raise _secret(key)
+        raise secret(key)
     raise SettingsError(
         f"{key} = {value!r} must be {SYNC!r}, the path of a requirements file (NAME.txt) or of a "
         f"pylock.toml. To name packages, write a list: [{value!r}].",
@@ -196,7 +198,7 @@ def parse_requirement(text: str, *, key: str = "environment") -> Requirement | N
     'dask'
     """
     if has_credentials(text):
-        raise _secret(key)
+        raise secret(key)
     if not text.strip() or not text.isprintable():
         raise SettingsError(f"{key} has {text!r} in it, which names no package.", key=key)
     if _LOCAL.match(text):
@@ -273,8 +275,19 @@ def has_credentials(text: str) -> bool:
     return False
 
 
-def _secret(key: str) -> SettingsError:
-    # What was typed is not repeated.
+def secret(key: str) -> SettingsError:
+    """Make the error about a password, without what was typed.
+
+    Parameters
+    ----------
+    key : str
+        The setting to name.
+
+    Returns
+    -------
+    SettingsError
+        The error.
+    """
     return SettingsError(
         f"{key} has a URL with a password or token in it. It would be readable in the metadata of "
         "every machine; take it out, and let the machines' service account read a private index, "
