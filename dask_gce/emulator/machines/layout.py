@@ -11,6 +11,7 @@ commands, the name table. Nothing here starts a process.
       machines/NUMBER-NAME/
         curl/.curlrc        leads curl to the machine's metadata server
         disk/               all that the guest may write: home, tmp, run, calls
+      images/NUMBER/        the copy of a disk, for new machines to begin with
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from dask_gce.emulator.machines.disk_copies import PASSING, copy_tree
 from dask_gce.emulator.machines.guest.commands import COMMANDS
 from dask_gce.emulator.machines.supervision import isolated_python
 
@@ -71,6 +73,7 @@ class Layout:
         self.folder.chmod(0o711 if self._shared else 0o700)
         for name in ("bin", "machines"):
             (self.folder / name).mkdir(mode=0o755)
+        (self.folder / "images").mkdir(mode=0o700)
         self.write_hosts({})
         (self.folder / "bin" / ".images").write_text(json.dumps(list(container_images)), "utf-8")
         for command in COMMANDS:
@@ -98,8 +101,8 @@ class Layout:
         fresh.chmod(0o644)
         fresh.replace(self.hosts)
 
-    def add_machine(self, name: str, uid: int | None) -> Path:
-        """Make a machine's folder and its empty disk.
+    def add_machine(self, name: str, uid: int | None, image: Path | None = None) -> Path:
+        """Make a machine's folder and its disk.
 
         Parameters
         ----------
@@ -107,6 +110,8 @@ class Layout:
             The instance's name.
         uid : int or None
             The user of the host that the guest is; None for the emulator's user.
+        image : Path or None
+            The copy of a disk that its own begins with; None for an empty one.
 
         Returns
         -------
@@ -124,7 +129,28 @@ class Layout:
             part.mkdir(mode=0o700, exist_ok=True)
             if uid is not None:
                 os.chown(part, uid, uid)
+        if image is not None:
+            copy_tree(image, disk, uid=uid)
         return folder
+
+    def copy_disk(self, folder: Path) -> Path:
+        """Copy what a machine's disk holds, but for what does not outlive a boot.
+
+        Parameters
+        ----------
+        folder : Path
+            The machine's folder.
+
+        Returns
+        -------
+        Path
+            The copy.
+        """
+        self._count += 1
+        copy = self.folder / "images" / str(self._count)
+        copy.mkdir(mode=0o700)
+        copy_tree(folder / "disk", copy, uid=None, without=PASSING)
+        return copy
 
     def environment(self, folder: Path, hostname: str, address: str, port: int) -> dict[str, str]:
         """Write the machine's own files and return its guest's environment.

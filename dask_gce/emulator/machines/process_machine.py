@@ -11,10 +11,12 @@ import contextlib
 import json
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_gce.emulator.machine import GuestExit, Machine
+from dask_gce.emulator.machine import Contents, GuestExit, Machine
+from dask_gce.emulator.machines.disk_copies import DiskCopy
 from dask_gce.emulator.machines.guest.files import remove_tree
 from dask_gce.emulator.machines.metadata import MetadataServer
 from dask_gce.emulator.machines.supervision import Supervision
@@ -157,8 +159,9 @@ class ProcessMachine(Machine):
             if self._watch is not None:
                 await self._watch
             if self._folder is None:
+                image = self.contents.folder if isinstance(self.contents, DiskCopy) else None
                 self._folder = await self._kind.in_thread(
-                    self._kind.layout.add_machine, self.record.name, self.uid
+                    self._kind.layout.add_machine, self.record.name, self.uid, image
                 )
             await self._metadata.start()
             await self._kind.publish_names()
@@ -236,6 +239,20 @@ class ProcessMachine(Machine):
                 await self._kind.in_thread(self._kind.supervision.sweep, boot.pid)
         if watch is not None:
             await asyncio.shield(watch)
+
+    async def capture(self) -> Contents | None:
+        """Copy its disk, but for what does not outlive a boot.
+
+        Returns
+        -------
+        Contents or None
+            The copy; what it would begin with if it never booted.
+        """
+        async with self._switch:
+            if self._folder is None:
+                return self.contents
+            copy = await self._kind.in_thread(self._kind.layout.copy_disk, self._folder)
+            return DiskCopy(copy, partial(self._kind.in_thread, remove_tree, str(copy)))
 
     async def discard(self) -> None:
         """Cut the power and remove every trace. May be called twice."""
