@@ -21,17 +21,17 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["ensure_image", "find_obstacle", "image_folder"]
+from dask_gce.emulator.machines.namespace.debian import bootstrap, find_obstacle, read_release
+from dask_gce.emulator.machines.namespace.store import load_images
+
+__all__ = ["ensure_image", "image_folder", "make_once"]
 
 RECIPE = Path(__file__).parent / "recipe"
 
 #: Raised where the same recipe is to give another image.
-_FORMAT = 1
+_FORMAT = 2
+#: Seconds after which an image that nobody used is in the way.
 _EXPIRY = 30 * 86400.0
-_OS_RELEASE = Path("/etc/os-release")
-_APT = Path("/etc/apt")
-# Administrators' programs are not on every PATH.
-_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 def ensure_image(say: Callable[[str], None]) -> Path:
@@ -56,18 +56,20 @@ def ensure_image(say: Callable[[str], None]) -> Path:
     RuntimeError
         There is no image and none can be made here; says what to do.
     """
-    folder = image_folder()
-    if not folder.exists():
+
+    def build(folder: Path) -> None:
         obstacle = find_obstacle()
         if obstacle is not None:
-            raise RuntimeError(f"The machine image cannot be made: {obstacle}")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_builder(folder.parent, say):
-            if not folder.exists():
-                _build(folder, say)
-                _sweep(folder)
-    os.utime(folder)
-    return folder
+            raise RuntimeError(f"The machine image cannot be made. {obstacle}")
+        say("Making the machine image, once; this takes about a minute.")
+        started = time.monotonic()
+        root = folder / "root"
+        bootstrap(root, _packages(), say, customize=RECIPE / "customize.sh")
+        _install_uv(root, folder / "wheels")
+        load_images(root, folder / "store")
+        say(f"The machine image is made, after {time.monotonic() - started:.0f} s.")
+
+    return make_once(image_folder(), build, say)
 
 
 def image_folder() -> Path:
@@ -82,103 +84,62 @@ def image_folder() -> Path:
     return cache / "machines" / _digest()
 
 
-def find_obstacle() -> str | None:
-    """Tell what keeps this host from making a machine image.
+def make_once(folder: Path, build: Callable[[Path], None], say: Callable[[str], None]) -> Path:
+    """Make a folder unless it is there, whole or not at all, and only once at a time.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder. Others beside it that were not asked for in a month are removed.
+    build : callable
+        Fills the empty folder that it is given.
+    say : callable
+        Told if another process makes it at the moment.
 
     Returns
     -------
-    str or None
-        A sentence with the remedy; None if nothing does.
+    Path
+        The folder.
     """
-    if sys.platform != "linux" or _release().get("ID") != "debian":
-        return "this takes a Debian. Use machines of kind 'process'."
-    if os.geteuid() != 0:
-        return "this takes root. Run the local Compute Engine as root."
-    missing = [name for name in ("mmdebstrap", "unshare") if _which(name) is None]
-    if missing:
-        packages = " ".join(name.replace("unshare", "util-linux") for name in missing)
-        return f"there is no {' and no '.join(missing)} here. Run: apt-get install {packages}"
-    if not _sources():
-        return f"apt has no sources in {_APT}. Add your mirror of Debian there."
-    return None
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_builder(folder.parent / "lock", say):
+            if not folder.exists():
+                _make(folder, build)
+                _sweep(folder)
+    os.utime(folder)
+    return folder
 
 
-def _build(folder: Path, say: Callable[[str], None]) -> None:
-    """Make the image beside its place and move it there when all is well."""
-    building = folder.with_suffix(".building")
+def _make(folder: Path, build: Callable[[Path], None]) -> None:
+    building = folder.with_name(f"{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)  # of a builder that was killed
-    building.mkdir(mode=0o700)
-    started = time.monotonic()
-    say("Making the machine image, once; this takes about a minute.")
+    building.mkdir()
     try:
-        root, store = building / "root", building / "store"
-        uv = _find_uv(building)
-        _bootstrap(root, building / "apt.conf", say)
-        shutil.copy(uv, root / "usr/local/bin/uv")
-        (root / "usr/local/bin/uv").chmod(0o755)
-        store.mkdir()
-        for name in ("apt.conf", "wheels"):
-            leftover = building / name
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-        building.chmod(0o755)
+        build(building)
         building.rename(folder)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
-    say(f"The machine image is in {folder}, after {time.monotonic() - started:.0f} s.")
 
 
-def _bootstrap(root: Path, configuration: Path, say: Callable[[str], None]) -> None:
-    packages = [
-        line
-        for line in (RECIPE / "packages.txt").read_text("utf-8").splitlines()
-        if line and not line.startswith("#")
-    ]
-    configuration.write_text(_apt_configuration(), "utf-8")
-    command = [
-        # Whatever a package's installation starts or mounts ends with it, also if it is killed.
-        *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
-        *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
-        f"--include={','.join(packages)}",
-        f"--aptopt={configuration}",
-        # Nobody reads manuals on a machine.
-        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale")),
-        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "i18n")),
-        f'--customize-hook=sh "{RECIPE}/customize.sh" "$1"',
-        _release()["VERSION_CODENAME"],
-        str(root),
-        *map(str, _sources()),
-    ]
-    environment = {**os.environ, "PATH": _PATH, "LC_ALL": "C.UTF-8"}
-    lines: list[str] = []
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        try:
-            for line in process.stdout or ():
-                lines.append(line.rstrip())
-                if line.startswith("I: ") and line.rstrip().endswith("..."):
-                    say(f"The machine image: {line[3:].rstrip()}")
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode != 0:
-        end = "\n".join(line for line in lines[-20:] if line)
-        raise RuntimeError(f"mmdebstrap could not make the machine image. It said:\n{end}")
+def _packages() -> list[str]:
+    lines = (RECIPE / "packages.txt").read_text("utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
-def _find_uv(building: Path) -> Path:
-    """Return the program uv, of this environment or fetched as pip is configured to."""
-    found = _which("uv", f"{Path(sys.executable).parent}:{_PATH}")
-    if found is not None:
-        return Path(found).resolve()
-    wheels = building / "wheels"
+def _install_uv(root: Path, wheels: Path) -> None:
+    """Give the image uv: this environment's own, or what pip fetches as it is configured to."""
+    folders = (str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
+    found = shutil.which("uv", path=os.pathsep.join(folders))
+    uv = _fetch_uv(wheels) if found is None else Path(found)
+    installed = root / "usr/local/bin/uv"
+    shutil.copyfile(uv, installed)
+    installed.chmod(0o755)
+    shutil.rmtree(wheels, ignore_errors=True)
+
+
+def _fetch_uv(wheels: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     done = subprocess.run(
         [*pip, "download", "--no-deps", "--only-binary=:all:", f"--dest={wheels}", "uv"],
@@ -189,47 +150,17 @@ def _find_uv(building: Path) -> Path:
         check=False,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"pip could not fetch uv for the machine image: {done.stdout.strip()}")
+        raise RuntimeError(
+            f"pip could not fetch uv for the machine image; install uv yourself.\n{done.stdout}"
+        )
     (wheel,) = wheels.glob("uv-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".data/scripts/uv"))
         return Path(archive.extract(name, wheels))
 
 
-def _apt_configuration() -> str:
-    """Return what apt is told here about proxies, retries and certificates."""
-    done = subprocess.run(
-        ["apt-config", "dump", "Acquire"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    kept = ("Acquire::http", "Acquire::https", "Acquire::Retries", "Acquire::Check-Valid-Until")
-    return "".join(f"{line}\n" for line in done.stdout.splitlines() if line.startswith(kept))
-
-
-def _sources() -> list[Path]:
-    """Return the files with this host's own apt sources."""
-    parts = _APT / "sources.list.d"
-    files = [_APT / "sources.list", *sorted(parts.glob("*.list")), *sorted(parts.glob("*.sources"))]
-    return [file for file in files if file.is_file() and _has_entries(file)]
-
-
-def _has_entries(file: Path) -> bool:
-    lines = file.read_text("utf-8", "replace").splitlines()
-    return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
-
-
-def _release() -> dict[str, str]:
-    if not _OS_RELEASE.exists():
-        return {}
-    pairs = (line.partition("=") for line in _OS_RELEASE.read_text("utf-8").splitlines())
-    return {name: value.strip("\"'") for name, _, value in pairs}
-
-
 def _digest() -> str:
-    parts = [str(_FORMAT), _release().get("VERSION_CODENAME", ""), platform.machine()]
+    parts = [str(_FORMAT), read_release().get("VERSION_CODENAME", ""), platform.machine()]
     digest = hashlib.sha256("\n".join(parts).encode())
     for file in sorted(RECIPE.rglob("*")):
         if file.is_file():
@@ -238,23 +169,19 @@ def _digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _which(program: str, path: str = _PATH) -> str | None:
-    return shutil.which(program, path=path)
-
-
 @contextlib.contextmanager
-def _only_builder(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    with (folder / "lock").open("w") as lock:
+def _only_builder(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
+    with lock.open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say("Waiting for another process that makes the machine image.")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _sweep(current: Path) -> None:
-    """Remove images of other recipes that nobody has used for long."""
+    """Remove what nobody has asked for in a long time."""
     now = time.time()
     for other in current.parent.iterdir():
         if other.is_dir() and other != current and now - other.stat().st_mtime > _EXPIRY:

@@ -19,10 +19,12 @@ chroot "$root" systemctl --quiet enable docker.service machine-identity.service
 # Never of use here, or slow. Some would change the host: kernel settings, formats of programs and
 # the file systems of the kernel are not the machine's own.
 chroot "$root" systemctl --quiet mask \
-  apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer \
+  apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
+  e2scrub_reap.service fstrim.timer \
   console-getty.service getty.target getty-static.service getty@tty1.service \
   cloud-init-local.service cloud-init-hotplugd.socket \
-  podman-auto-update.timer podman-auto-update.service podman.service podman.socket \
+  podman-auto-update.timer podman-auto-update.service podman-restart.service podman.service \
+  podman.socket \
   proc-sys-fs-binfmt_misc.automount systemd-binfmt.service \
   sys-fs-fuse-connections.mount sys-kernel-config.mount sys-kernel-debug.mount \
   sys-kernel-tracing.mount dev-hugepages.mount kmod-static-nodes.service \
@@ -34,10 +36,6 @@ chroot "$root" systemctl --quiet mask \
   systemd-journald-audit.socket systemd-machine-id-commit.service systemd-tmpfiles-clean.timer \
   systemd-pcrphase.service systemd-pcrphase-sysinit.service
 chroot "$root" systemctl set-default --quiet multi-user.target
-
-# How the host reaches its package sources is the host's business, also once the image is made.
-rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
-rm -rf "$root/etc/apt/sources.list" "$root/etc/apt/sources.list.d"/*
 
 # The launcher writes these for each machine.
 : >"$root/etc/machine-id"
