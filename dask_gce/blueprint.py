@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from dask_gce import names, shares, startup
+from dask_gce.boot.versions import expectation
 from dask_gce.instance import InstanceSpec
 from dask_gce.placement import Location, MachineShape
 from dask_gce.settings import Settings
@@ -190,6 +191,7 @@ class Blueprint:
             tls=self.tls.get("scheduler"),
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
             local=self._local(location.shape),
+            versions=self._versions,
         )
         return self._instance(name, location, payload)
 
@@ -249,9 +251,18 @@ class Blueprint:
             env_vars=settings.env_vars,
             tls=self.tls.get("worker"),
             scheduler={"host": host, "port": int(port), "timeout": settings.worker_start_timeout},
+            versions=self._versions,
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
         )
         return self._instance("", location, payload)
+
+    @property
+    def _versions(self) -> str | None:
+        """What machines compare their versions with."""
+        settings = self.settings
+        if not settings.version_check:
+            return None
+        return expectation(settings.runtime, settings.container_image)
 
     def _instance(self, name: str, location: Location, payload: startup.Payload) -> InstanceSpec:
         settings = self.settings

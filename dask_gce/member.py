@@ -180,6 +180,8 @@ class Member:
 
     def _next_step(self, cls: type[InstanceError]) -> str:
         phase = self.phase
+        if phase.startswith("failed: versions"):
+            return "change what it says above, or start all the same with version_check=False."
         if phase.startswith("failed: docker"):
             return "check container_image, and that the instance may reach and read its registry."
         if phase.startswith("failed"):

@@ -102,6 +102,9 @@ class Payload:
         How many Dask processes of that specification the machine runs.
     endpoint : str
         Root URL of the Compute API.
+    versions : str or None
+        What the machine compares its versions with, as `boot.versions.expectation` writes it; None
+        to compare nothing.
     linger : float
         Seconds to stay after a failure.
     local : LocalWorkers or None
@@ -120,6 +123,7 @@ class Payload:
     endpoint: str = PUBLIC_ENDPOINT
     linger: float = LINGER
     local: LocalWorkers | None = None
+    versions: str | None = None
 
 
 def scheduler_spec(
@@ -247,6 +251,8 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         if payload.local.tls is not None:
             items["dask-gce-local-tls-cert"] = payload.local.tls.certificate
             items["dask-gce-local-tls-key"] = payload.local.tls.key
+    if payload.versions is not None:
+        items["dask-gce-versions"] = payload.versions
     items.update(_programs(payload))
     _check_size(items)
     return items
@@ -257,6 +263,8 @@ def _programs(payload: Payload) -> dict[str, str]:
     programs = ["start.py"]
     if payload.local is not None:
         programs.append("keep_local.py")
+    if payload.versions is not None:
+        programs.append("versions.py")
     # A key of the metadata holds letters, digits, hyphens and underscores only.
     keys = {program.removesuffix(".py").replace("_", "-"): program for program in programs}
     texts = {f"dask-gce-program-{key}": guest_file(name) for key, name in keys.items()}

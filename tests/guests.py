@@ -53,7 +53,12 @@ class Guest:
 
         While it runs, `during` is awaited with its process.
         """
-        items = [{"key": k, "value": v} for k, v in build_metadata(payload).items()]
+        metadata = build_metadata(payload)
+        for name in metadata["dask-gce-programs"].split():
+            program = self.folder / "guest" / f"{name.replace('-', '_')}.py"
+            if not program.exists():
+                program.write_text(metadata[f"dask-gce-program-{name}"])
+        items = [{"key": k, "value": v} for k, v in metadata.items()]
         resource = {
             "name": "dask-1-worker-2",
             "id": "1",

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import queue
+import runpy
 import signal
 import socket
 import subprocess
@@ -91,6 +92,13 @@ def wait_for_scheduler(host: str, port: int, deadline: float) -> None:
             phase(f"failed: no scheduler at {host}:{port}")
             sys.exit(PHASE_IS_TOLD)
         time.sleep(0.1)
+
+
+def refuse(reason: str) -> None:
+    """End with the reason why Dask cannot start, if there is one."""
+    if reason:
+        phase(f"failed: {reason}")
+        sys.exit(PHASE_IS_TOLD)
 
 
 def write_private(path: Path, text: str) -> None:
@@ -187,8 +195,14 @@ class Supervisor:
         threading.Thread(target=wait, daemon=True).start()
         return process
 
-    def announce(self, role: str, host: str, port: int) -> None:
+    def announce(self, role: str, host: str, port: int, verdict: Path | None) -> None:
         """Publish the phase `running` once Dask runs; for the scheduler, once its port answers."""
+        while verdict is not None and not verdict.exists():
+            if self._dask.poll() is not None:
+                return
+            time.sleep(0.02)
+        if verdict is not None and verdict.read_text():
+            return  # versions.py ends without Dask
         if role == "scheduler":
             while not reachable(host, port):
                 if self._dask.poll() is not None:
@@ -277,22 +291,34 @@ def main() -> None:
     entrypoint = json.loads((HERE / "entrypoint.json").read_text() or "null") or []
 
     phase("starting")
+    dask = [*entrypoint, "dask"]
+    start, verdict = dask, None
+    client = metadata("attributes/dask-gce-versions", default="")
+    if client and entrypoint:
+        # What it installs counts too.
+        write_private(folder / "versions.json", client)
+        verdict = folder / "verdict"
+        start = [*entrypoint, "python3", str(HERE / "versions.py"), str(folder), "dask"]
+    elif client:
+        refuse(runpy.run_path(str(HERE / "versions.py"))["check"](client))
     if role == "worker":
         scheduler = json.loads(metadata("attributes/dask-gce-scheduler"))
         deadline = time.monotonic() + scheduler["timeout"]
         wait_for_scheduler(scheduler["host"], scheduler["port"], deadline)
 
-    dask = [*entrypoint, "dask"]
     supervisor = Supervisor(
-        [*dask, "spec", *arguments, "--spec-file", str(folder / "spec.json")],
+        [*start, "spec", *arguments, "--spec-file", str(folder / "spec.json")],
         [*dask, *local] if local else [],
         environment,
     )
     announcing = threading.Thread(
-        target=supervisor.announce, args=(role, address, port), daemon=True
+        target=supervisor.announce, args=(role, address, port, verdict), daemon=True
     )
     announcing.start()
-    sys.exit(supervisor.run())
+    status = supervisor.run()
+    if verdict is not None and verdict.exists():
+        refuse(verdict.read_text())
+    sys.exit(status)
 
 
 if __name__ == "__main__":
