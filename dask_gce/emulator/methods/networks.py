@@ -32,9 +32,11 @@ def _found(call: Call, resources: dict[str, Resource], name: str) -> Resource:
 def _add(call: Call, collection: str, into: dict[str, Resource], resource: Resource) -> Operation:
     """Add a resource now; its operation takes the time that Compute Engine would take."""
     into[resource["name"]] = resource
+    call.cloud.kind.network_changed(call.cloud)
 
     async def work(operation: Operation) -> None:
         await asyncio.sleep(call.cloud.timings.creating)
+        await call.cloud.kind.network_settled()
 
     target = f"{collection}/{resource['name']}"
     return call.begin("insert", target, work, target_id=resource["id"])
@@ -47,6 +49,8 @@ def _remove(
         await asyncio.sleep(call.cloud.timings.creating)
         if out_of.get(resource["name"]) is resource:
             del out_of[resource["name"]]
+            call.cloud.kind.network_changed(call.cloud)
+            await call.cloud.kind.network_settled()
 
     target = f"{collection}/{resource['name']}"
     return call.begin("delete", target, work, target_id=resource["id"])
