@@ -1,6 +1,7 @@
 """Firewall rules: what they look like, what they may say, which ones every project begins with.
 
-Nothing here moves packets: a rule is checked, kept and shown. Machines of kind ``namespace`` obey it.
+Nothing here moves packets: a rule is checked, kept and shown. Machines of kind ``namespace``, and
+no others, obey it.
 """
 
 from __future__ import annotations

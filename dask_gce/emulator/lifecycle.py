@@ -112,7 +112,7 @@ class Instance:
         self._limit = RunLimit(lambda: deaths.time_is_up(self))
         self._loop = asyncio.get_running_loop()
         project.instances.setdefault(zone, {})[name] = self
-        cloud.kind.network_changed(cloud)
+        cloud.kind.network.changed(cloud)
 
     @property
     def status(self) -> str:
@@ -347,7 +347,7 @@ class Instance:
         if kept is not None:
             await self.cloud.shelf.put(kept["id"], contents)
         del self.project.instances[self.zone][self.name]
-        self.cloud.kind.network_changed(self.cloud)
+        self.cloud.kind.network.changed(self.cloud)
         self._gone.set()
         self.record.touch()
 

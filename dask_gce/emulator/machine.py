@@ -8,21 +8,14 @@ elsewhere.
 
 from __future__ import annotations
 
-import socket
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
 
+from dask_gce.emulator.network import Network
 from dask_gce.emulator.record import InstanceRecord
-
-if TYPE_CHECKING:
-    from dask_gce.emulator.cloud import Cloud
 
 #: Called by a machine when its guest ends by itself: "poweroff" or "reboot".
 GuestExit = Callable[[str], None]
-
-#: Answers the Compute API on one more listener; what it returns ends that.
-ServeAPI = Callable[[socket.socket], Awaitable[Callable[[], Awaitable[None]]]]
 
 
 class Contents(ABC):
@@ -102,6 +95,9 @@ class MachineKind(ABC):
     #: The name users type: ``--machines NAME``.
     name: str
 
+    #: The network between the machines: the host's, unless a kind has one of its own.
+    network: Network = Network()
+
     @property
     def users(self) -> Collection[int]:
         """The users of the host that its guests are at the moment, beside the emulator's own."""
@@ -114,49 +110,6 @@ class MachineKind(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Discard every machine and everything shared. May be called twice."""
-
-    async def offer_api(self, port: int, serve: ServeAPI) -> None:
-        """Let guests reach the Compute API at 127.0.0.1, where that is not the host's.
-
-        Called once, after :meth:`start`. Kinds whose guests share the host's network do nothing.
-
-        Parameters
-        ----------
-        port : int
-            The API's port.
-        serve : callable
-            Answers on one more listener. Whoever comes through it is taken for a guest.
-        """
-
-    def network_changed(self, cloud: Cloud) -> None:
-        """Learn that instances, networks or firewall rules came or went.
-
-        Called often, and before the machines of new instances boot. Kinds without a network of
-        their own do nothing.
-
-        Parameters
-        ----------
-        cloud : Cloud
-            The emulator's state, to be read later and not now.
-        """
-
-    async def network_settled(self) -> None:
-        """Wait until packets go where the last change says."""
-
-    def client_command(self, command: Sequence[str]) -> list[str]:
-        """Return the command line that runs a program where clients reach the machines.
-
-        Parameters
-        ----------
-        command : sequence of str
-            The program and its arguments.
-
-        Returns
-        -------
-        list of str
-            The command line, to be run on the host.
-        """
-        return list(command)
 
     @abstractmethod
     def allocate(self, record: InstanceRecord, requested: str | None = None) -> str:

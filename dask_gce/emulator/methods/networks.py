@@ -32,11 +32,12 @@ def _found(call: Call, resources: dict[str, Resource], name: str) -> Resource:
 def _add(call: Call, collection: str, into: dict[str, Resource], resource: Resource) -> Operation:
     """Add a resource now; its operation takes the time that Compute Engine would take."""
     into[resource["name"]] = resource
-    call.cloud.kind.network_changed(call.cloud)
+    network = call.cloud.kind.network
+    network.changed(call.cloud)
 
     async def work(operation: Operation) -> None:
         await asyncio.sleep(call.cloud.timings.creating)
-        await call.cloud.kind.network_settled()
+        await network.settled()
 
     target = f"{collection}/{resource['name']}"
     return call.begin("insert", target, work, target_id=resource["id"])
@@ -45,12 +46,14 @@ def _add(call: Call, collection: str, into: dict[str, Resource], resource: Resou
 def _remove(
     call: Call, collection: str, out_of: dict[str, Resource], resource: Resource
 ) -> Operation:
+    network = call.cloud.kind.network
+
     async def work(operation: Operation) -> None:
         await asyncio.sleep(call.cloud.timings.creating)
         if out_of.get(resource["name"]) is resource:
             del out_of[resource["name"]]
-            call.cloud.kind.network_changed(call.cloud)
-            await call.cloud.kind.network_settled()
+            network.changed(call.cloud)
+            await network.settled()
 
     target = f"{collection}/{resource['name']}"
     return call.begin("delete", target, work, target_id=resource["id"])
