@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-__all__ = ["Cgroups", "Group", "controllers", "remove_groups", "unified_only"]
+__all__ = ["Cgroups", "Group", "group_folders", "remove_groups", "unified_only"]
 
 ROOT = "/sys/fs/cgroup"
 
@@ -52,7 +52,7 @@ def unified_only() -> bool:
     return os.path.exists(f"{ROOT}/cgroup.controllers")
 
 
-def controllers() -> dict[str, str]:
+def _controllers() -> dict[str, str]:
     """Return where this host's hierarchies are.
 
     Returns
@@ -101,7 +101,7 @@ class Cgroups:
     """
 
     def __init__(self, name: str) -> None:
-        self._roots = controllers()
+        self._roots = _controllers()
         self._name = name
         if "memory" not in self._roots and not unified_only():
             raise OSError(errno.ENOENT, f"no control groups for memory are mounted on {ROOT}")
@@ -154,6 +154,22 @@ class Cgroups:
             _remove(f"{root}/{self._name}/{slot}")
 
 
+def group_folders(name: str) -> list[str]:
+    """Return where the groups of an emulator are, whether they exist or not.
+
+    Parameters
+    ----------
+    name : str
+        The emulator's claim.
+
+    Returns
+    -------
+    list of str
+        A folder for each hierarchy.
+    """
+    return [f"{root}/{name}" for root in _controllers().values()]
+
+
 def remove_groups(name: str) -> None:
     """Remove all groups of an emulator, and kill whoever is in them.
 
@@ -162,8 +178,8 @@ def remove_groups(name: str) -> None:
     name : str
         The emulator's claim.
     """
-    for root in controllers().values():
-        _remove(f"{root}/{name}")
+    for folder in group_folders(name):
+        _remove(folder)
 
 
 def _limits(memory: int, cpus: int) -> Iterator[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ Owns the requests of the emulator, the machines' first processes, and what becom
 when the emulator dies. A request is a length and JSON, as is its answer; sockets and other
 descriptors travel beside them. `_VERBS` says which requests there are::
 
-    {"do": "boot", ...} with a control socket  ->  {"pid": PID} with the console
+    {"do": "boot", ...} with a control socket  ->  {} with the console
     {"do": "listen", "kind": "tcp", "address": ..., "port": ...}  ->  {} with the socket
     anything that fails                        ->  {"error": TEXT}
 
@@ -146,7 +146,7 @@ class VPC:
         self._boots[boot.pid] = boot
         try:
             self._network.attach(boot.pid, plan.slot, plan.address)
-            return {"pid": boot.pid}, [boot.switch_on()]
+            return {}, [boot.switch_on()]
         except BaseException:
             os.kill(boot.pid, signal.SIGKILL)
             raise

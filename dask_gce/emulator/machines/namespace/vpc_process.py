@@ -1,0 +1,350 @@
+"""The emulator's side of the VPC process.
+
+Owns starting that process, asking it, and making sure that it ends. What it does is described in
+:mod:`vpc.main`; what a machine is made of in :mod:`vpc.boot`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from dask_gce.emulator.machines.namespace.vpc.cgroups import group_folders
+from dask_gce.emulator.machines.namespace.vpc.leftovers import Claim, sweep
+from dask_gce.emulator.machines.supervision import isolated_python
+
+__all__ = ["VPCProcess", "VPCProcessGone", "find_obstacle"]
+
+#: Where the files of machines are: on a disk, and kept by nobody's cleaning while they are used.
+BASE = "/var/lib/dask-gce"
+
+#: Seconds in which a VPC process whose emulator has hung up must be gone, files and all.
+END_LIMIT = 60.0
+
+#: Most descriptors that come with an answer.
+_DESCRIPTORS = 4
+
+_PROGRAM = """\
+import sys
+sys.path.insert(0, sys.argv[1])
+from vpc.main import main
+main()
+"""
+
+#: What is run in the namespaces, and the Debian package that brings it.
+_TOOLS = {"nft": "nftables"}
+
+
+class VPCProcessGone(RuntimeError):
+    """The process under the machines has ended, or could not do what it was asked."""
+
+
+def find_obstacle() -> str | None:
+    """Return why there can be no machines of kind ``namespace`` here.
+
+    Returns
+    -------
+    str or None
+        What is missing and what to do about it; None when nothing is known to be.
+    """
+    remedy = 'or take another kind of machines, for example ComputeEmulator("process").'
+    if sys.platform != "linux":
+        return f"Machines of kind namespace need Linux: run this on Linux, {remedy}"
+    if os.geteuid() != 0:
+        return f"Machines of kind namespace need root: run this as root, {remedy}"
+    for tool, package in _TOOLS.items():
+        if shutil.which(tool, path=_path()) is None:
+            return f"Machines of kind namespace need {tool}: apt-get install {package}, {remedy}"
+    return None
+
+
+class VPCProcess:
+    """Holds the process under an emulator's machines. Every method blocks; use a thread."""
+
+    def __init__(self) -> None:
+        self._claim: Claim | None = None
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the machines' disks are; there after :meth:`start`."""
+        if self._claim is None:
+            raise VPCProcessGone("the VPC process was not started")
+        return Path(self._claim.folder)
+
+    @property
+    def name(self) -> str:
+        """The name of the emulator's control groups; there after :meth:`start`."""
+        return self.folder.name
+
+    @property
+    def pid(self) -> int | None:
+        """The process ID of its keeper, None before the start and after the end."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> list[str]:
+        """Remove what dead emulators have left, and start the process.
+
+        Returns
+        -------
+        list of str
+            What was removed.
+
+        Raises
+        ------
+        RuntimeError
+            There can be no such machines here.
+        """
+        obstacle = find_obstacle()
+        if obstacle is not None:
+            raise RuntimeError(obstacle)
+        swept = sweep(BASE)
+        self._claim = Claim.make(BASE)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [
+                        *isolated_python(),
+                        "-c",
+                        _PROGRAM,
+                        str(Path(__file__).parent),
+                        str(theirs.fileno()),
+                        self._claim.folder,
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    cwd="/",
+                    env={"LANG": "C.UTF-8", "PATH": _path()},
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # a Ctrl-C is for the emulator, which then hangs up
+                )
+            except BaseException:
+                ours.close()
+                self._claim.clean_up()
+                raise
+        self._socket = ours
+        try:
+            with self._lock:
+                self._answer(ours)
+        except BaseException:
+            self.close()
+            raise
+        return swept
+
+    def boot(self, plan: dict[str, Any], control: socket.socket) -> int:
+        """Boot a machine.
+
+        Parameters
+        ----------
+        plan : dict
+            The fields of :class:`vpc.boot.Plan`.
+        control : socket
+            The machine's end of a connection on which its end will be told.
+
+        Returns
+        -------
+        int
+            A descriptor of its console, to be read.
+
+        Raises
+        ------
+        VPCProcessGone
+            The machine could not be made.
+        """
+        _, (console,) = self._ask({"do": "boot", **plan}, [control.fileno()])
+        return console
+
+    def signal(self, slot: int, number: int) -> None:
+        """Send a signal to a machine's first process; does nothing if the machine is off.
+
+        Parameters
+        ----------
+        slot : int
+            The machine's number.
+        number : int
+            The signal.
+        """
+        with contextlib.suppress(VPCProcessGone):  # then the machine is gone too
+            self._ask({"do": "signal", "slot": slot, "signal": number})
+
+    def apply(self, ruleset: str) -> None:
+        """Load rules into the network.
+
+        Parameters
+        ----------
+        ruleset : str
+            What ``nft -f`` reads.
+        """
+        self._ask({"do": "apply", "ruleset": ruleset})
+
+    def listen(self, kind: str, address: str, port: int) -> socket.socket:
+        """Open a listener in the network's fabric.
+
+        Parameters
+        ----------
+        kind : str
+            ``"tcp"`` or ``"udp"``.
+        address : str
+            The IPv4 address.
+        port : int
+            The port; 0 takes a free one.
+
+        Returns
+        -------
+        socket
+            The socket, which does not block.
+        """
+        return self._open({"do": "listen", "kind": kind, "address": address, "port": port})
+
+    def listen_client(self, port: int) -> socket.socket:
+        """Open a listener on the client's loopback address.
+
+        Parameters
+        ----------
+        port : int
+            The TCP port.
+
+        Returns
+        -------
+        socket
+            The socket, which does not block.
+        """
+        return self._open({"do": "listen_client", "port": port})
+
+    def listen_machine(self, slot: int, port: int) -> socket.socket:
+        """Open a listener on a machine's loopback address.
+
+        Parameters
+        ----------
+        slot : int
+            The machine's number.
+        port : int
+            The TCP port.
+
+        Returns
+        -------
+        socket
+            The socket, which does not block.
+        """
+        return self._open({"do": "listen_machine", "slot": slot, "port": port})
+
+    def connect(self, address: str, port: int) -> socket.socket:
+        """Begin a TCP connection from the client's namespace.
+
+        Parameters
+        ----------
+        address : str
+            The IPv4 address.
+        port : int
+            The port.
+
+        Returns
+        -------
+        socket
+            The socket, which does not block, and may not be connected yet.
+        """
+        return self._open({"do": "connect", "address": address, "port": port})
+
+    def client_namespace(self) -> int:
+        """Return the client's network namespace.
+
+        Returns
+        -------
+        int
+            A descriptor for ``setns``, which is the caller's.
+        """
+        _, (descriptor,) = self._ask({"do": "client_namespace"})
+        return descriptor
+
+    def close(self) -> None:
+        """Hang up and wait until the process has ended everything. May be called twice."""
+        with self._lock:
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                self._socket.close()
+                self._socket = None
+        if self._process is not None:
+            try:
+                self._process.wait(END_LIMIT)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._claim is not None:
+            # Nothing is left of it, unless its keeper was killed.
+            self._claim.clean_up()
+
+    def leftovers(self) -> list[str]:
+        """Describe whatever still exists, once it is closed.
+
+        Returns
+        -------
+        list of str
+            Sentences about the process, the folder and the control groups.
+        """
+        found = []
+        if self.pid is not None:
+            found.append(f"The keeper of the VPC process (process {self.pid}) still runs.")
+        if self._claim is not None:
+            places = [self._claim.folder, *group_folders(self._claim.name)]
+            found += [f"{place} still exists." for place in places if Path(place).exists()]
+        return found
+
+    def _open(self, request: dict[str, Any]) -> socket.socket:
+        _, (descriptor,) = self._ask(request)
+        return socket.socket(fileno=descriptor)
+
+    def _ask(
+        self, request: dict[str, Any], descriptors: list[int] | None = None
+    ) -> tuple[dict[str, Any], list[int]]:
+        data = json.dumps(request).encode()
+        with self._lock:
+            if self._socket is None:
+                raise VPCProcessGone("the VPC process is not running")
+            try:
+                socket.send_fds(self._socket, [struct.pack("!I", len(data))], descriptors or [])
+                self._socket.sendall(data)
+            except OSError as error:
+                raise VPCProcessGone(f"the VPC process is gone: {error}") from error
+            return self._answer(self._socket)
+
+    @staticmethod
+    def _answer(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+        try:
+            header, descriptors, _, _ = socket.recv_fds(connection, 4, _DESCRIPTORS)
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
+            (size,) = struct.unpack("!I", header + _receive(connection, 4 - len(header)))
+            answer: dict[str, Any] = json.loads(_receive(connection, size))
+        except OSError as error:
+            raise VPCProcessGone(f"the VPC process is gone: {error}") from error
+        if "error" in answer:
+            raise VPCProcessGone(answer["error"])
+        return answer, descriptors
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            raise VPCProcessGone("the VPC process died")
+        data += piece
+    return data
+
+
+def _path() -> str:
+    # nft lies where only root's path leads.
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
