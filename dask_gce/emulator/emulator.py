@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
@@ -52,6 +52,9 @@ class ComputeEmulator(Interventions):
         The projects that exist; None when every well-formed ID does.
     container_images : sequence of str
         Patterns of the container images that machines can pull.
+    client_inside : bool
+        Whether clients run in the machines' own network, by `client_command`, and not on the host.
+        Where machines share the host's network it makes no difference.
     observers : sequence of callable
         Called with an :class:`Exchange` for each request, in the emulator's thread.
 
@@ -80,6 +83,7 @@ class ComputeEmulator(Interventions):
         timings: Timings | None = None,
         projects: Collection[str] | None = None,
         container_images: Sequence[str] = ("*",),
+        client_inside: bool = False,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.timings = timings or Timings()
@@ -90,12 +94,14 @@ class ComputeEmulator(Interventions):
         self._token = token
         self._projects = projects
         self._container_images = tuple(container_images)
+        self._client_inside = client_inside
         self._observers = (*self.default_observers, *observers)
         self._requests: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._kind: MachineKind | None = None
         self._cloud: Cloud | None = None
         self._runner: web.AppRunner | None = None
+        self._inner: web.AppRunner | None = None
         self._opening: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -171,6 +177,29 @@ class ComputeEmulator(Interventions):
 
         return self._ask(look)
 
+    def client_command(self, command: Sequence[str]) -> list[str]:
+        """Return the command line that runs a program where clients reach the machines.
+
+        Parameters
+        ----------
+        command : sequence of str
+            The program and its arguments.
+
+        Returns
+        -------
+        list of str
+            The command line, to be run on the host while the emulator is open. Where machines share
+            the host's network it is the same.
+
+        Examples
+        --------
+        >>> with ComputeEmulator("paper") as emulator:
+        ...     emulator.client_command(["dask", "gce", "list"])
+        ['dask', 'gce', 'list']
+        """
+        self._open_cloud()
+        return self._kind.network.client_command(command) if self._kind else list(command)
+
     async def _open(self) -> None:
         self._opening = asyncio.current_task()
         try:
@@ -192,7 +221,10 @@ class ComputeEmulator(Interventions):
             from dask_gce.emulator.machines import make_kind
 
             kind = make_kind(
-                kind, access_token=access_token, container_images=self._container_images
+                kind,
+                access_token=access_token,
+                container_images=self._container_images,
+                client_inside=self._client_inside,
             )
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -219,10 +251,33 @@ class ComputeEmulator(Interventions):
             )
             await self._runner.setup()
             await web.SockSite(self._runner, listener, backlog=1024).start()
+            self._inner = web.AppRunner(
+                server.application(guests=True),
+                access_log=None,
+                handler_cancellation=True,
+                shutdown_timeout=0.05,
+            )
+            await self._inner.setup()
+            await kind.network.offer_api(port, self._serve_guests)
             self._cloud = cloud
         finally:
             if self._cloud is None:
                 listener.close()
+
+    async def _serve_guests(self, listener: socket.socket) -> Callable[[], Awaitable[None]]:
+        """Answer guests on a listener of their own; what is returned ends that."""
+        runner = self._inner
+        if runner is None:
+            listener.close()
+            raise RuntimeError("The ComputeEmulator is not open.")
+        site = web.SockSite(runner, listener, backlog=128)
+        await site.start()
+
+        async def end() -> None:
+            if site in runner.sites:
+                await site.stop()
+
+        return end
 
     async def _close(self) -> None:
         """Close to the end, cancelled or not: machines are being ended."""
@@ -247,9 +302,10 @@ class ComputeEmulator(Interventions):
 
     async def _tear_down(self) -> None:
         cloud, self._cloud = self._cloud, None
-        runner, self._runner = self._runner, None
+        runners = [one for one in (self._runner, self._inner) if one is not None]
+        self._runner = self._inner = None
         try:
-            if runner is not None:
+            for runner in runners:
                 await runner.cleanup()
             if cloud is not None:
                 await cloud.close()

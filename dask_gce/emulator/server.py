@@ -31,6 +31,8 @@ _LARGEST_BODY = 8 * 1024 * 1024
 #: https://cloud.google.com/compute/docs/api/how-tos/batch
 _MOST_PARTS = 1000
 
+_GUESTS = web.AppKey("guests", bool)
+
 _REQUEST_LINE = re.compile(rb"([A-Z]+) (\S+)(?: HTTP/[\d.]+)?\r?\n")
 
 
@@ -63,8 +65,14 @@ class Server:
         self._hosts = hosts
         self._tokens = [token.encode() for token in tokens]
 
-    def application(self) -> web.Application:
+    def application(self, *, guests: bool = False) -> web.Application:
         """Make the application that aiohttp runs.
+
+        Parameters
+        ----------
+        guests : bool
+            Whether nobody but guests and their clients can reach its listeners, so that there is no
+            need to ask the system who they are.
 
         Returns
         -------
@@ -72,6 +80,7 @@ class Server:
             The application.
         """
         application = web.Application(client_max_size=_LARGEST_BODY)
+        application[_GUESTS] = guests
         application.router.add_route("*", "/{path:.*}", self._answer)
         return application
 
@@ -115,7 +124,9 @@ class Server:
             matches = [hmac.compare_digest(given, one) for one in self._tokens]
             if scheme.lower() != "bearer" or not any(matches):
                 return APIError(401, "authError", "Invalid Credentials")
-        elif not await self._peers.admit(request.transport, {os.geteuid(), *self._kind.users}):
+        elif not request.app[_GUESTS] and not await self._peers.admit(
+            request.transport, {os.geteuid(), *self._kind.users}
+        ):
             return APIError(
                 403,
                 "forbidden",

@@ -25,7 +25,11 @@ KINDS = ("process", "paper", "light", "paper-workers")
 
 
 def make_kind(
-    name: str, *, access_token: str, container_images: Sequence[str] = ("*",)
+    name: str,
+    *,
+    access_token: str,
+    container_images: Sequence[str] = ("*",),
+    client_inside: bool = False,
 ) -> MachineKind:
     """Make the kind of machine of that name.
 
@@ -37,6 +41,8 @@ def make_kind(
         The OAuth access token that the machines' metadata servers hand out.
     container_images : sequence of str
         Shell patterns (as of :mod:`fnmatch`) of the container images that exist.
+    client_inside : bool
+        Whether clients run in the machines' network, where a kind has one of its own.
 
     Returns
     -------

@@ -1,8 +1,9 @@
 """The metadata server of one machine, as its guest sees it.
 
 Owns the HTTP side: which requests are answered, waiting for changes, tokens, guest attributes. The
-tree that is shown comes from :mod:`metadata_tree`. Every machine has a listener of its own on its
-own address, because the listener is what tells one machine from another.
+tree that is shown comes from :mod:`metadata_tree`. Where machines share the host's network each has
+a listener of its own on its own address, because the listener is what tells one from another; where
+they do not, whoever has told them apart hands over the requests (:meth:`MetadataServer.handle`).
 
 Source: https://docs.cloud.google.com/compute/docs/metadata/querying-metadata
 """
@@ -51,12 +52,17 @@ class MetadataServer:
         The internal address of its machine, on which the server listens.
     access_token : str
         The token that its service account gets.
-    users : collection of int
-        The users of the host who are answered, where the system tells who asks.
+    users : collection of int or None
+        The users of the host who are answered, where the system tells who asks; None for requests
+        that nobody but the guest can make.
     """
 
     def __init__(
-        self, record: InstanceRecord, address: str, access_token: str, users: Collection[int]
+        self,
+        record: InstanceRecord,
+        address: str,
+        access_token: str,
+        users: Collection[int] | None,
     ) -> None:
         self._record = record
         self._address = address
@@ -73,7 +79,7 @@ class MetadataServer:
         # Requests that wait for a change would hold the end for the default of a minute; the time
         # is not 0, which aiohttp takes for "without limit".
         runner = web.ServerRunner(
-            web.Server(self._handle, access_log=None, handler_cancellation=True),
+            web.Server(self.handle, access_log=None, handler_cancellation=True),
             shutdown_timeout=0.01,
         )
         await runner.setup()
@@ -94,7 +100,19 @@ class MetadataServer:
         if runner is not None:
             await runner.cleanup()
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request of the machine's guest.
+
+        Parameters
+        ----------
+        request : aiohttp.web.BaseRequest
+            The request.
+
+        Returns
+        -------
+        aiohttp.web.StreamResponse
+            The answer.
+        """
         response = await self._answer(request)
         response.headers["Metadata-Flavor"] = "Google"
         response.headers["Server"] = "Metadata Server for VM"
@@ -135,7 +153,8 @@ class MetadataServer:
             return "This Host is not served here."
         if "Origin" in request.headers:
             return "Requests of web pages are refused."
-        if not await self._peers.admit(request.transport, self._users):
+        strangers = self._users is not None
+        if strangers and not await self._peers.admit(request.transport, self._users or ()):
             return "Only this machine's guest is answered here."
         if "X-Forwarded-For" in request.headers:
             return "Requests with an X-Forwarded-For header are refused."
