@@ -34,9 +34,9 @@ def load_images(root: Path, store: Path, archives: Sequence[Path] = ()) -> None:
     store.mkdir(parents=True, exist_ok=True)
     folders = {str(store): "/opt/store", str(_RECIPE): "/srv/recipe"}
     inside = []
-    for number, archive in enumerate(archives):
-        folders[str(archive.parent)] = f"/srv/{number}"
-        inside.append(f"/srv/{number}/{archive.name}")
+    for archive in archives:
+        parent = folders.setdefault(str(archive.parent), f"/srv/{len(folders)}")
+        inside.append(f"{parent}/{archive.name}")
     run_in_image(root, ["sh", "/srv/recipe/load.sh", *inside], folders)
 
 
