@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import secrets
 import signal
@@ -161,9 +162,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except ValueError as error:
         parser.error(f"argument --timing: {error}")
+    # What takes long at a start, as the making of a machine image, says so.
+    logging.basicConfig(format=f"{parser.prog}: %(message)s")
+    logging.getLogger("dask_gce.emulator.machines").setLevel(logging.INFO)
     try:
         asyncio.run(_serve(emulator, files, options.address_file))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     leftovers = emulator.leftovers()

@@ -4,12 +4,15 @@ This package owns whatever stands in for hardware and guest: addresses, processe
 server and the sandbox. The life cycle of instances, and everything the Compute API answers, belongs
 to :mod:`dask_gce.emulator`; the two meet in :mod:`dask_gce.emulator.machine`.
 
-================= ====================================================================
-``process``       a supervised tree of real processes on its own loopback address (default)
-``paper``         states only, for tests of scale: no process, no file, no socket
-``light``         process machines, but Dask workers share two processes
-``paper-workers`` process machines, but Dask workers are paper
-================= ====================================================================
+=================== ====================================================================
+``process``         a supervised tree of real processes on its own loopback address (default)
+``paper``           states only, for tests of scale: no process, no file, no socket
+``light``           process machines, but Dask workers share two processes
+``paper-workers``   process machines, but Dask workers are paper
+``namespace``       real operating systems with a network of their own: Debian with systemd,
+                    Google's guest agent, cloud-init and containers; needs root on Linux
+``namespace-quick`` as ``namespace``, but of this host's own files, and without systemd
+=================== ====================================================================
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from dask_gce.emulator.machine import MachineKind
 __all__ = ["KINDS", "make_kind"]
 
 #: The kinds of machine there are, the default first.
-KINDS = ("process", "paper", "light", "paper-workers")
+KINDS = ("process", "paper", "light", "paper-workers", "namespace", "namespace-quick")
 
 
 def make_kind(
@@ -68,6 +71,10 @@ def make_kind(
 
     if name == "paper":
         return PaperKind()
+    if name in ("namespace", "namespace-quick"):
+        from dask_gce.emulator.machines.namespace.kind import NamespaceKind
+
+        return NamespaceKind(access_token=access_token, quick=name == "namespace-quick")
     processes = ProcessKind(access_token=access_token, container_images=container_images)
     if name == "light":
         return ByRole(name, others=processes, workers=LightKind(processes))

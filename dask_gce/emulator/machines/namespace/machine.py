@@ -66,6 +66,7 @@ class _Boot:
         self._look_again()
 
     def _look_again(self) -> None:
+        self._again = None
         self._loop.add_reader(self._console, self._read_console)
 
     def _read_console(self) -> bool:
@@ -77,7 +78,8 @@ class _Boot:
         except OSError:
             # Nobody has it open at the moment, as between two programs; or nobody will again.
             self._loop.remove_reader(self._console)
-            self._again = self._loop.call_later(_PAUSE, self._look_again)
+            if self._again is None:
+                self._again = self._loop.call_later(_PAUSE, self._look_again)
             return False
         data = self._carry + data
         self._carry = data[-1:] if data.endswith(b"\r") else b""

@@ -40,6 +40,9 @@ from vpc.main import main
 main()
 """
 
+#: The whole environment of the process, which its machines' first processes show as theirs.
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 #: What is run in the namespaces, and the Debian package that brings it.
 _TOOLS = {"nft": "nftables"}
 
@@ -62,7 +65,7 @@ def find_obstacle() -> str | None:
     if os.geteuid() != 0:
         return f"Machines of kind namespace need root: run this as root, {remedy}"
     for tool, package in _TOOLS.items():
-        if shutil.which(tool, path=_path()) is None:
+        if shutil.which(tool, path=_PATH) is None:
             return f"Machines of kind namespace need {tool}: apt-get install {package}, {remedy}"
     return None
 
@@ -125,7 +128,7 @@ class VPCProcess:
                     ],
                     stdin=subprocess.DEVNULL,
                     cwd="/",
-                    env={"LANG": "C.UTF-8", "PATH": _path()},
+                    env={"PATH": _PATH},
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # a Ctrl-C is for the emulator, which then hangs up
                 )
@@ -239,6 +242,17 @@ class VPCProcess:
         """
         return self._open({"do": "listen_machine", "slot": slot, "port": port})
 
+    def listening(self) -> dict[str, list[int]]:
+        """Return on which TCP ports the machines listen.
+
+        Returns
+        -------
+        dict
+            The ports that are open to others, by the machine's address.
+        """
+        ports: dict[str, list[int]] = self._ask({"do": "listening"})[0]["ports"]
+        return ports
+
     def connect(self, address: str, port: int) -> socket.socket:
         """Begin a TCP connection from the client's namespace.
 
@@ -343,8 +357,3 @@ def _receive(connection: socket.socket, size: int) -> bytes:
             raise VPCProcessGone("the VPC process died")
         data += piece
     return data
-
-
-def _path() -> str:
-    # nft lies where only root's path leads.
-    return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
