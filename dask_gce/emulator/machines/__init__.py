@@ -74,7 +74,11 @@ def make_kind(
     if name in ("namespace", "namespace-quick"):
         from dask_gce.emulator.machines.namespace.kind import NamespaceKind
 
-        return NamespaceKind(access_token=access_token, quick=name == "namespace-quick")
+        return NamespaceKind(
+            access_token=access_token,
+            quick=name == "namespace-quick",
+            client_inside=client_inside,
+        )
     processes = ProcessKind(access_token=access_token, container_images=container_images)
     if name == "light":
         return ByRole(name, others=processes, workers=LightKind(processes))

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from dask_gce.emulator.catalog import machine_types
 from dask_gce.emulator.machine import GuestExit, MachineKind
 from dask_gce.emulator.machines.addresses import Leases, PrivateAddresses
+from dask_gce.emulator.machines.namespace.fabric import Fabric
 from dask_gce.emulator.machines.namespace.images import ensure_image
 from dask_gce.emulator.machines.namespace.machine import NamespaceMachine
 from dask_gce.emulator.machines.namespace.vpc_process import BASE, VPCProcess
@@ -48,7 +49,11 @@ class NamespaceKind(MachineKind):
         missing.
     shared_folders : mapping of str to Path
         Folders and files of this host that the machines can read, by their own absolute paths.
+    client_inside : bool
+        Whether clients run in the machines' network, and not on the host.
     """
+
+    network: Fabric
 
     def __init__(
         self,
@@ -57,11 +62,13 @@ class NamespaceKind(MachineKind):
         quick: bool = False,
         image: Path | None = None,
         shared_folders: Mapping[str, Path] | None = None,
+        client_inside: bool = False,
     ) -> None:
         self.name = "namespace-quick" if quick else "namespace"
         self.access_token = access_token
         self.shared_folders = dict(shared_folders or {})
         self.vpc = VPCProcess()
+        self.network = Fabric(self.vpc, access_token=access_token, client_inside=client_inside)
         self._quick = quick
         self._image = image
         self._pool = PrivateAddresses()
@@ -89,6 +96,7 @@ class NamespaceKind(MachineKind):
         try:
             # Who waits can be interrupted, the thread cannot: close() waits for it again.
             await asyncio.wrap_future(self._preparing)
+            await self.network.open()
         except BaseException:
             await self.close()
             raise
@@ -116,6 +124,7 @@ class NamespaceKind(MachineKind):
             if self._preparing is not None:
                 await self.in_thread(wait, [self._preparing])
             await asyncio.gather(*(machine.discard() for machine in tuple(self._machines)))
+            await self.network.close()
         finally:
             await self.in_thread(self.vpc.close)
             self._executor = None
@@ -162,7 +171,7 @@ class NamespaceKind(MachineKind):
         return self._leases.allocate(record, requested)
 
     def external_address(self, internal: str) -> str:
-        """Return the external address that is translated to an internal one.
+        """Return the external address through which an internal one is reached.
 
         Parameters
         ----------
@@ -172,9 +181,9 @@ class NamespaceKind(MachineKind):
         Returns
         -------
         str
-            Its external partner.
+            A loopback address of the host, or one of the network's when clients are inside.
         """
-        return self._pool.external(internal)
+        return self.network.external_address(internal)
 
     def create(self, record: InstanceRecord, address: str, on_exit: GuestExit) -> NamespaceMachine:
         """Make a machine, powered off.

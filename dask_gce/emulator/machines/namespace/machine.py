@@ -168,6 +168,7 @@ class NamespaceMachine(Machine):
                 return
             if self._watch is not None:
                 await self._watch
+            await self._kind.network.settled()
             plan = self._kind.plan(self)
             if not self._installed:
                 image = self.contents.folder if isinstance(self.contents, DiskCopy) else None
@@ -190,6 +191,7 @@ class NamespaceMachine(Machine):
             await boot.ended.wait()
         else:
             boot.watch(console)
+            await self._kind.network.attached(self.slot, self.address)
             if boot.asked:
                 await self._kind.in_thread(self._kind.vpc.signal, self.slot, signal.SIGKILL)
             await boot.ended.wait()
@@ -199,6 +201,7 @@ class NamespaceMachine(Machine):
             if not boot.asked:
                 self.on_exit("reboot" if boot.reason == "reboot" else "poweroff")
         finally:
+            await self._kind.network.detached(self.slot)
             self._boot = None
 
     async def stop(self, grace: float) -> None:
