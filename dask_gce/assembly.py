@@ -20,6 +20,7 @@ from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 
 from dask_gce import names
+from dask_gce.boot.shipping import ship
 from dask_gce.connections import (
     Connection,
     connection_path,
@@ -121,7 +122,9 @@ class AssembledCluster(ScalingCluster):
                 stays = not (self._ends_by_default or self.shutdown_on_close)
                 # What others may use is not over when this process is.
                 detached = stays or self._mode != "create"
-                prepared = await prepare(compute, self.settings, self.name, detached=detached)
+                prepared = await prepare(
+                    compute, self.settings, self.name, detached=detached, tell=self._log
+                )
                 if self._ends_by_default:
                     self.shutdown_on_close = True
                 if detached:
@@ -227,6 +230,18 @@ class AssembledCluster(ScalingCluster):
             self.new_spec["group"] = list(blueprint.suffixes)
         return fleet
 
+    async def _ship_packages(self) -> None:
+        """Send the scheduler the packages that no index has; workers get them from there."""
+        prepared = self._prepared
+        environment = None if prepared is None else prepared.blueprint.environment
+        if environment is not None:
+            await ship(
+                self.scheduler_comm,
+                environment.wheels,
+                timeout=self.settings.start_timeout,
+                tell=self._log,
+            )
+
     async def _await_local_workers(self) -> None:
         """Wait for the workers on the scheduler's own machine: it is no use without them."""
         fleet, timeout = self._fleet, self.settings.worker_start_timeout
@@ -290,6 +305,7 @@ class AssembledCluster(ScalingCluster):
             client_tls=prepared.client_tls,
             worker_tls=blueprint.tls.get("worker"),
             settings=self.settings.dump(),
+            environment=blueprint.environment,
         )
         await self._share()
         self._untold = True

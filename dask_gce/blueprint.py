@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from dask_gce import names, shares, startup
+from dask_gce.boot.environment import Environment
 from dask_gce.boot.versions import expectation
 from dask_gce.instance import InstanceSpec
 from dask_gce.placement import Location, MachineShape
@@ -38,6 +39,8 @@ class Blueprint:
         When it is past its use, in seconds since 1970 UTC; None if it says nothing about that.
     tls : mapping of str to Tls
         Certificates by role; empty for plain TCP.
+    environment : Environment or None
+        What is installed on the machines; None for what the container image has.
     """
 
     settings: Settings
@@ -48,6 +51,7 @@ class Blueprint:
     client: str = ""
     expires: int | None = None
     tls: Mapping[startup.Role, startup.Tls] = field(default_factory=dict, repr=False)
+    environment: Environment | None = field(default=None, repr=False)
     # Workers differ in their names only, so a thousand of them share one set of metadata.
     _workers: dict[tuple[Location, str], InstanceSpec] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -189,6 +193,7 @@ class Blueprint:
             ports=(settings.scheduler_port, settings.dashboard_port),
             env_vars=settings.env_vars,
             tls=self.tls.get("scheduler"),
+            environment=self.environment,
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
             local=self._local(location.shape),
             versions=self._versions,
@@ -250,6 +255,7 @@ class Blueprint:
             processes=self.processes,
             env_vars=settings.env_vars,
             tls=self.tls.get("worker"),
+            environment=self.environment,
             scheduler={"host": host, "port": int(port), "timeout": settings.worker_start_timeout},
             versions=self._versions,
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,

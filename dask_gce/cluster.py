@@ -254,6 +254,7 @@ class GCECluster(AttendedCluster):
                 # Whom it misses may have gone when nobody saw to it.
                 await self._replace()
             else:
+                await self._ship_packages()
                 await self._tell_plan()
                 await self._await_local_workers()
             self._complete = True

@@ -23,6 +23,7 @@ from cryptography import x509
 from platformdirs import user_data_path
 
 from dask_gce import names
+from dask_gce.boot.environment import Environment
 from dask_gce.errors import CredentialsError, SettingsError
 from dask_gce.private_files import delete_private, read_private, write_private
 from dask_gce.settings import Settings
@@ -69,6 +70,8 @@ class Connection:
         The workers' certificates; None for plain TCP.
     settings : mapping of str to object
         All settings of the cluster, as `Settings.dump` writes them.
+    environment : Environment or None
+        What is installed on the cluster's machines; None for what the container image has.
     """
 
     cluster: str
@@ -78,6 +81,7 @@ class Connection:
     client_tls: Tls | None = field(repr=False)
     worker_tls: Tls | None = field(repr=False)
     settings: Mapping[str, Any] = field(repr=False)
+    environment: Environment | None = field(default=None, repr=False)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("Connection holds private keys and is not pickled")
@@ -304,6 +308,7 @@ def _render(connection: Connection) -> bytes:
         "client_tls": _render_tls(connection.client_tls),
         "worker_tls": _render_tls(connection.worker_tls),
         "settings": dict(connection.settings),
+        "environment": None if connection.environment is None else connection.environment.dump(),
     }
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
@@ -332,12 +337,15 @@ def _parse(path: Path, text: bytes) -> Connection:
         "settings": content.get("settings") if isinstance(content.get("settings"), dict) else None,
     }
     tls = {key: _parse_tls(content.get(key)) for key in ("client_tls", "worker_tls")}
+    optional = {**tls, "environment": _parse_environment(content.get("environment"))}
     wrong = [key for key, value in read.items() if value is None]
-    wrong += [key for key, value in tls.items() if value is None and content.get(key) is not None]
+    wrong += [
+        key for key, value in optional.items() if value is None and content.get(key) is not None
+    ]
     if wrong:
         raise _useless(path, f"{', '.join(wrong)} is missing or not what dask_gce writes")
     # Checked above, one by one.
-    checked: dict[str, Any] = {**read, **tls}
+    checked: dict[str, Any] = {**read, **optional}
     connection = Connection(**checked)
     # Only the key is told, and no cause: the value may be anything, also a secret that was moved.
     fault = ""
@@ -367,6 +375,13 @@ def _parse_tls(content: Any) -> Tls | None:
     parts = [_parse_text(content.get(key)) for key in ("ca", "certificate", "key")]
     found = [part for part in parts if part is not None]
     return Tls(*found) if len(found) == len(parts) else None
+
+
+def _parse_environment(content: Any) -> Environment | None:
+    try:
+        return Environment.restore(content)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _parse_text(content: Any) -> str | None:

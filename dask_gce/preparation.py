@@ -8,14 +8,17 @@ wrong costs nothing. What is found out of a cluster that runs already is in `reu
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from distributed.security import Security
 
 from dask_gce import names
 from dask_gce.blueprint import Blueprint
+from dask_gce.boot.environment import Environment, resolve
 from dask_gce.client import client_mark, current_user
 from dask_gce.cluster_records import ClusterRecord
 from dask_gce.compute import Compute
@@ -27,6 +30,8 @@ from dask_gce.placement import Location, MachineShape, Placement
 from dask_gce.settings import Settings
 from dask_gce.startup import Tls
 from dask_gce.trust import client_tls, establish_trust
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that one call may take, with all its repeats.
 CALL_TIMEOUT = 180.0
@@ -95,7 +100,12 @@ async def open_compute(settings: Settings) -> Compute:
 
 
 async def prepare(
-    compute: Compute, settings: Settings, cluster: str, *, detached: bool = False
+    compute: Compute,
+    settings: Settings,
+    cluster: str,
+    *,
+    detached: bool = False,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> Preparation:
     """Find out all that a cluster needs.
 
@@ -109,6 +119,8 @@ async def prepare(
         The cluster's name.
     detached : bool
         Whether the cluster is to outlive this process.
+    tell : callable
+        Told of what takes time, in a sentence; in another thread too.
 
     Returns
     -------
@@ -118,8 +130,8 @@ async def prepare(
     Raises
     ------
     SettingsError
-        If no zone offers the machine types, if a cluster of that name exists, or if the user's own
-        certificates cannot be used.
+        If no zone offers the machine types, if a cluster of that name exists, if the user's own
+        certificates cannot be used, or if the environment cannot be made.
     GCEError
         If Compute Engine does not answer or refuses.
     """
@@ -131,6 +143,7 @@ async def prepare(
         await _check_that_name_is_free(compute, cluster)
     schedulers, workers = await find_locations(compute, settings)
     check_fit(settings, schedulers, workers)
+    environment = await _resolve_environment(settings, tell)
     blueprint = Blueprint(
         settings=settings,
         project=compute.project,
@@ -140,6 +153,7 @@ async def prepare(
         client=await asyncio.to_thread(client_mark, detached),
         expires=None if lifetime is None else int(time.time() + lifetime),
         tls=trust.machines,
+        environment=environment,
     )
     return Preparation(
         compute,
@@ -149,6 +163,20 @@ async def prepare(
         trust.client,
         await asyncio.to_thread(client_tls, trust.client),
     )
+
+
+async def _resolve_environment(
+    settings: Settings, tell: Callable[[str], object]
+) -> Environment | None:
+    environment = await asyncio.to_thread(
+        resolve, settings.environment, runtime=settings.runtime, tell=tell
+    )
+    if environment is not None and environment.left_out:
+        logger.warning(
+            "environment: these packages are left out of the machines: %s",
+            "; ".join(f"{name} ({reason})" for name, reason in environment.left_out.items()),
+        )
+    return environment
 
 
 async def _check_that_name_is_free(compute: Compute, cluster: str) -> None:

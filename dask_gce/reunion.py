@@ -91,6 +91,7 @@ async def rejoin(compute: Compute, settings: Settings, connection: Connection) -
         client=record.client,
         expires=None if expires is None else int(expires.timestamp()),
         tls={} if connection.worker_tls is None else {"worker": connection.worker_tls},
+        environment=connection.environment,
     )
     prepared = Preparation(
         compute,

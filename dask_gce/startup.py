@@ -16,9 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dask_gce.errors import SettingsError
+
+if TYPE_CHECKING:
+    from dask_gce.boot.environment import Environment
 
 Role = Literal["scheduler", "worker"]
 
@@ -107,6 +110,8 @@ class Payload:
         to compare nothing.
     linger : float
         Seconds to stay after a failure.
+    environment : Environment or None
+        What is installed before Dask starts; None for what the container image has.
     local : LocalWorkers or None
         Workers beside a scheduler.
     """
@@ -122,6 +127,7 @@ class Payload:
     processes: int = 1
     endpoint: str = PUBLIC_ENDPOINT
     linger: float = LINGER
+    environment: Environment | None = None
     local: LocalWorkers | None = None
     versions: str | None = None
 
@@ -239,6 +245,8 @@ def build_metadata(payload: Payload) -> dict[str, str]:
     }
     if payload.container_image is not None:
         items["dask-gce-image"] = payload.container_image
+    if payload.environment is not None:
+        items.update(payload.environment.items())
     if payload.scheduler is not None:
         items["dask-gce-scheduler"] = json.dumps(dict(payload.scheduler))
     if payload.tls is not None:
@@ -261,8 +269,16 @@ def build_metadata(payload: Payload) -> dict[str, str]:
 def _programs(payload: Payload) -> dict[str, str]:
     """Return the programs that the startup script writes beside each other, and their list."""
     programs = ["start.py"]
+    environment = payload.environment
+    wheels = environment is not None and bool(environment.wheels)
+    if environment is not None:
+        programs.append("install.py")
+    if wheels:
+        programs.append("wheelhouse.py")
     if payload.local is not None:
         programs.append("keep_local.py")
+    if payload.role == "scheduler" and (wheels or payload.local is not None):
+        programs.append("config_preloads.py")
     if payload.versions is not None:
         programs.append("versions.py")
     # A key of the metadata holds letters, digits, hyphens and underscores only.
@@ -281,7 +297,11 @@ def _ports(payload: Payload) -> str:
 
 
 _FIRST_FREE_PORT = 1024
-_SETTING_BEHIND = {"dask-gce-env": "env_vars", "dask-gce-local-spec": "worker_options"}
+_SETTING_BEHIND = {
+    "dask-gce-env": "env_vars",
+    "dask-gce-local-spec": "worker_options",
+    "dask-gce-requirements": "environment",
+}
 
 
 def _check_size(items: Mapping[str, str]) -> None:

@@ -133,6 +133,13 @@ class Environment:
         Environment
             The environment, its wheels without a place on this machine.
 
+        Raises
+        ------
+        KeyError
+            If something is missing.
+        TypeError
+            If something is of another type.
+
         Examples
         --------
         >>> environment = Environment("3.11", "requirements.txt", "dask", summary="dask")

@@ -141,18 +141,35 @@ def several(spec: dict[str, Any], name: str, count: int) -> dict[str, Any]:
     return workers
 
 
-def add_preload(options: dict[str, Any], path: Path) -> None:
-    """Add a preload to those that a user chose."""
+def add_preloads(options: dict[str, Any], programs: list[str]) -> None:
+    """Add preloads of ours to those that a user chose."""
     given = options.get("preload") or []
     chosen = [given] if isinstance(given, str) else list(given)
+    if programs and not chosen:
+        # Dask looks into its configuration only when no preload is given.
+        programs = ["config_preloads.py", *programs]
     arguments = options.get("preload_argv") or []
     if arguments and not isinstance(arguments[0], str):
         # A list for each preload; one list of texts would be for all of them.
-        options["preload_argv"] = [*arguments[: len(chosen)], []]
-    options["preload"] = [*chosen, str(path)]
+        options["preload_argv"] = [*arguments[: len(chosen)], *([] for _ in programs)]
+    if programs:
+        options["preload"] = [*chosen, *(str(HERE / program) for program in programs)]
 
 
-def prepare_local(folder: Path, address: str, scheduler: dict[str, Any]) -> list[str]:
+def prepare_packages() -> Any:
+    """Install what the user's environment names, if it names something."""
+    if not metadata("attributes/dask-gce-environment", default=""):
+        return None
+    # Sent only then.
+    found = runpy.run_path(str(HERE / "install.py"))
+    packages = found["Packages"](metadata, phase, refuse)
+    packages.build()
+    return packages
+
+
+def prepare_local(
+    folder: Path, address: str, scheduler: dict[str, Any], packages: Any
+) -> list[str]:
     """Prepare the workers beside a scheduler; return the arguments of `dask` that start them."""
     text = metadata("attributes/dask-gce-local-spec", default="")
     if not text:
@@ -164,8 +181,9 @@ def prepare_local(folder: Path, address: str, scheduler: dict[str, Any]) -> list
     spec["opts"]["security"] = security("worker", mine, "dask-gce-local-tls")
     count = int(metadata("attributes/dask-gce-local-processes"))
     write_private(mine / "spec.json", json.dumps(several(spec, metadata("name"), count)))
-    add_preload(scheduler, HERE / "keep_local.py")
     contact = "{}://{}:{}".format(scheduler["protocol"], address, scheduler["port"])
+    if packages is not None:
+        packages.await_here(mine, contact, spec["opts"]["security"])
     return ["spec", contact, "--spec-file", str(mine / "spec.json")]
 
 
@@ -195,7 +213,9 @@ class Supervisor:
         threading.Thread(target=wait, daemon=True).start()
         return process
 
-    def announce(self, role: str, host: str, port: int, verdict: Path | None) -> None:
+    def announce(
+        self, role: str, host: str, port: int, verdict: Path | None, packages: Any
+    ) -> None:
         """Publish the phase `running` once Dask runs; for the scheduler, once its port answers."""
         while verdict is not None and not verdict.exists():
             if self._dask.poll() is not None:
@@ -209,7 +229,8 @@ class Supervisor:
                     return
                 time.sleep(0.1)
         phase("running")
-        self._happened.put(("answers", 0))
+        if packages is None or packages.has_come():
+            self._happened.put(("answers", 0))
 
     def run(self) -> int:
         """Wait for the end of Dask and return its exit status."""
@@ -267,6 +288,7 @@ class Supervisor:
 def main() -> None:
     """Prepare what Dask needs, run it, and pass on its exit status."""
     role = metadata("attributes/dask-gce-role")
+    packages = prepare_packages()
     address = metadata("network-interfaces/0/ip")
     spec = json.loads(metadata("attributes/dask-gce-spec"))
     folder = Path(tempfile.mkdtemp(prefix="dask-gce-"))
@@ -278,7 +300,12 @@ def main() -> None:
     arguments = spec.pop("args", [])
     local: list[str] = []
     if role == "scheduler":
-        local = prepare_local(folder, address, options)
+        local = prepare_local(folder, address, options, packages)
+        programs = ["keep_local.py"] if local else []
+        if packages is not None and packages.wheels:
+            packages.serve(folder)
+            programs.append("wheelhouse.py")
+        add_preloads(options, programs)
     else:
         name = options["name"] = metadata("name")
         processes = int(metadata("attributes/dask-gce-processes"))
@@ -286,24 +313,32 @@ def main() -> None:
             spec = several(spec, name, processes)
     write_private(folder / "spec.json", json.dumps(spec))
 
-    environment = dict(os.environ)
+    environment = {**os.environ, **(packages.variables if packages is not None else {})}
     environment.update(json.loads(metadata("attributes/dask-gce-env", default="{}")))
     entrypoint = json.loads((HERE / "entrypoint.json").read_text() or "null") or []
 
-    phase("starting")
-    dask = [*entrypoint, "dask"]
-    start, verdict = dask, None
-    client = metadata("attributes/dask-gce-versions", default="")
-    if client and entrypoint:
-        # What it installs counts too.
-        write_private(folder / "versions.json", client)
-        verdict = folder / "verdict"
-        start = [*entrypoint, "python3", str(HERE / "versions.py"), str(folder), "dask"]
-    elif client:
-        refuse(runpy.run_path(str(HERE / "versions.py"))["check"](client))
+    python, dask = "python3", [*entrypoint, "dask"]
     if role == "worker":
         scheduler = json.loads(metadata("attributes/dask-gce-scheduler"))
         deadline = time.monotonic() + scheduler["timeout"]
+    if packages is not None:
+        if role == "worker" and packages.wheels:
+            wait_for_scheduler(scheduler["host"], scheduler["port"], deadline)
+            packages.fetch(folder, arguments[0], options["security"], scheduler["timeout"])
+        python, dask = packages.python, [*entrypoint, *packages.dask]
+
+    phase("starting")
+    start, verdict = dask, None
+    client = metadata("attributes/dask-gce-versions", default="")
+    if client and (entrypoint or python not in ("python3", sys.executable)):
+        # What an entry point installs counts too.
+        write_private(folder / "versions.json", client)
+        verdict = folder / "verdict"
+        command = dask[len(entrypoint) :]
+        start = [*entrypoint, python, str(HERE / "versions.py"), str(folder), *command]
+    elif client:
+        refuse(runpy.run_path(str(HERE / "versions.py"))["check"](client))
+    if role == "worker":
         wait_for_scheduler(scheduler["host"], scheduler["port"], deadline)
 
     supervisor = Supervisor(
@@ -312,7 +347,7 @@ def main() -> None:
         environment,
     )
     announcing = threading.Thread(
-        target=supervisor.announce, args=(role, address, port, verdict), daemon=True
+        target=supervisor.announce, args=(role, address, port, verdict, packages), daemon=True
     )
     announcing.start()
     status = supervisor.run()
