@@ -188,6 +188,7 @@ class NamespaceMachine(Machine):
             console = await begun
         except RuntimeError:
             # Whoever asked for the machine knows why there is none.
+            boot.asked = True
             await boot.ended.wait()
         else:
             boot.watch(console)
@@ -198,11 +199,12 @@ class NamespaceMachine(Machine):
             boot.finish()
             if boot.reason == "panic":
                 self.record.serial.write(b"Kernel panic - not syncing: Attempted to kill init!\n")
-            if not boot.asked:
-                self.on_exit("reboot" if boot.reason == "reboot" else "poweroff")
         finally:
             await self._kind.network.detached(self.slot)
             self._boot = None
+        if not boot.asked:
+            # Last, because a reboot boots it again at once.
+            self.on_exit("reboot" if boot.reason == "reboot" else "poweroff")
 
     async def stop(self, grace: float) -> None:
         """Press the power button and wait until the machine is off.

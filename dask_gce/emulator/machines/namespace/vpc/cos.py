@@ -42,9 +42,9 @@ COMMIT
 #: A stand-in for docker-credential-gcr: the two of its commands that a start of containers needs.
 _HELPER = r"""#!/bin/sh
 set -eu
-folder=${DOCKER_CONFIG:-${HOME:?}/.docker}
 case ${1:-} in
 configure-docker)
+    folder=${DOCKER_CONFIG:-${HOME:?}/.docker}
     registries='gcr.io us.gcr.io eu.gcr.io asia.gcr.io marketplace.gcr.io'
     for word in "$@"; do
         case $word in
