@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dask_gce import names, shares, startup
 from dask_gce.boot.environment import Environment
@@ -197,6 +198,7 @@ class Blueprint:
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
             local=self._local(location.shape),
             versions=self._versions,
+            **self._container(location.shape),
         )
         return self._instance(name, location, payload)
 
@@ -259,8 +261,19 @@ class Blueprint:
             scheduler={"host": host, "port": int(port), "timeout": settings.worker_start_timeout},
             versions=self._versions,
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
+            **self._container(location.shape),
         )
         return self._instance("", location, payload)
+
+    def _container(self, shape: MachineShape) -> dict[str, Any]:
+        """Return what both roles' containers are given, which no other runtime reads."""
+        settings = self.settings
+        return {
+            "docker_options": settings.docker_options,
+            # All that Dask is told of, and no more: else it would be the system that lacks memory.
+            "memory": shape.usable_memory,
+            "shm_size": settings.shm_size,
+        }
 
     @property
     def _versions(self) -> str | None:
@@ -288,6 +301,7 @@ class Blueprint:
             metadata=startup.build_metadata(payload),
             service_account=settings.service_account,
             scopes=settings.scopes,
+            local_ssds=settings.local_ssds if payload.role == "worker" else 0,
             expires=self.expires,
             overrides=settings.instance_overrides,
         )

@@ -23,6 +23,9 @@ INSTANCE_FIELDS = (
     "networkInterfaces(networkIP,accessConfigs(natIP))",
 )
 
+#: Metadata item that has the system's logs sent to Cloud Logging.
+LOGGING = "google-logging-enabled"
+
 #: States in which an instance no longer runs and will not run again by itself.
 #: https://docs.cloud.google.com/compute/docs/instances/instance-lifecycle
 ENDED = frozenset(
@@ -66,6 +69,8 @@ class InstanceSpec:
         Email or ``"default"``; None attaches none.
     scopes : tuple of str
         OAuth scopes of the service account.
+    local_ssds : int
+        How many local SSDs it has beside those that its machine type comes with.
     expires : int or None
         When Compute Engine deletes it, in seconds since 1970 UTC; None for never.
     overrides : mapping
@@ -87,6 +92,7 @@ class InstanceSpec:
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     service_account: str | None = None
     scopes: tuple[str, ...] = ()
+    local_ssds: int = 0
     expires: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -130,7 +136,10 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
         "name": spec.name,
         "machineType": f"zones/{spec.zone}/machineTypes/{spec.machine_type}",
         # The API's default for autoDelete is false: the disk would outlive the instance.
-        "disks": [{"boot": True, "autoDelete": True, "initializeParams": disk}],
+        "disks": [
+            {"boot": True, "autoDelete": True, "initializeParams": disk},
+            *(_local_ssd(spec.zone) for _ in range(spec.local_ssds)),
+        ],
         "networkInterfaces": [_network_interface(spec)],
         "labels": dict(spec.labels),
         "metadata": {"items": []},
@@ -155,14 +164,31 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
     metadata = _mapping(body, "metadata")
     theirs = {_key(item): item for item in _list(metadata, "metadata.items", "items")}
     ours = {key: {"key": key, "value": value} for key, value in spec.metadata.items()}
-    body["metadata"] = {**metadata, "items": [*({**theirs, **ours}).values()]}
+    defaults = {}
+    if spec.service_account is not None:
+        # Container-Optimized OS then sends the log to Cloud Logging, in that account's name:
+        # https://docs.cloud.google.com/container-optimized-os/docs/how-to/logging
+        defaults[LOGGING] = {"key": LOGGING, "value": "true"}
+    body["metadata"] = {**metadata, "items": [*({**defaults, **theirs, **ours}).values()]}
     for each in _list(body, "disks", "disks"):
         if isinstance(each, dict) and isinstance(each.get("initializeParams"), dict):
             # A disk made with the instance goes with it, unless somebody typed that it stays.
             each.setdefault("autoDelete", True)
+            if each.get("type") == "SCRATCH":
+                continue  # a part of its host, which carries no labels
             parameters = each["initializeParams"]
             parameters["labels"] = {**_mapping(parameters, "labels"), **spec.labels}
     return body
+
+
+def _local_ssd(zone: str) -> dict[str, Any]:
+    """Return a local SSD: https://docs.cloud.google.com/compute/docs/disks/add-local-ssd ."""
+    return {
+        "type": "SCRATCH",
+        "interface": "NVME",
+        "autoDelete": True,
+        "initializeParams": {"diskType": f"zones/{zone}/diskTypes/local-ssd"},
+    }
 
 
 def _mapping(body: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from dask.utils import parse_bytes, parse_timedelta
 
 from dask_gce import images, machine_types, mappings, names
+from dask_gce.boot.docker_options import check_docker_options
 from dask_gce.boot.requirements import check_environment
 from dask_gce.errors import SettingsError
 
@@ -199,6 +200,20 @@ def _memory_limit(key: str, value: Any) -> Any:
     return value
 
 
+def _bytes(key: str, value: Any) -> int:
+    """Check for an amount of memory."""
+    advice = "must be an amount of memory, such as '4GiB'"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _refuse(key, value, advice)
+    try:
+        amount = parse_bytes(_text(key, value)) if isinstance(value, str) else value
+    except ValueError as error:
+        raise _refuse(key, value, advice) from error
+    if not 1 <= amount < math.inf:
+        raise _refuse(key, value, advice)
+    return int(amount)
+
+
 def _import_path(key: str, value: Any) -> str:
     """Check for a class that workers can import, given as its path or itself."""
     found = f"{value.__module__}.{value.__qualname__}" if inspect.isclass(value) else value
@@ -356,6 +371,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "memory_limit": _memory_limit,
     "worker_accelerator_type": _each(names.check_name),
     "worker_accelerator_count": _whole_number(0),
+    "local_ssds": _whole_number(0),
     "min_cpu_platform": _text,
     "reservation": _resource("reservations"),
     "confidential": _flag,
@@ -366,6 +382,8 @@ CHECKS: Final[Mapping[str, Check]] = {
     "runtime": _choice("container", "vm"),
     "environment": check_environment,
     "container_image": _each(images.check_container_image),
+    "docker_options": check_docker_options,
+    "shm_size": _bytes,
     "version_check": _flag,
     "env_vars": mappings.check_env_vars,
     "worker_class": _import_path,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dask_gce import images, schema
+from dask_gce.boot.docker_options import option_names
 from dask_gce.contradictions import check_together
 from dask_gce.errors import SettingsError
 from dask_gce.sources import DEFAULTS, collect, environment, place
@@ -85,6 +86,8 @@ class Settings:
         Type of the GPUs added to each worker's machine; None for none.
     worker_accelerator_count : int
         How many are added; zero without a type.
+    local_ssds : int
+        Local SSDs of each worker's machine.
     min_cpu_platform : str or None
         The oldest CPU platform of the machines; None for whatever there is.
     reservation : str or None
@@ -106,6 +109,10 @@ class Settings:
         what the container image has, or with the runtime ``"vm"`` the client's versions of Dask.
     container_image : str or None
         The container image; None with the runtime ``"vm"``.
+    docker_options : tuple of str
+        Words added to ``docker run``.
+    shm_size : int or None
+        Shared memory of the container in bytes; None for half of its memory.
     version_check : bool
         Whether machines compare their versions with the client's before Dask starts.
     env_vars : mapping of str to str
@@ -170,6 +177,7 @@ class Settings:
     memory_limit: str | int | float | None
     worker_accelerator_type: str | None
     worker_accelerator_count: int
+    local_ssds: int
     min_cpu_platform: str | None
     reservation: str | None
     confidential: bool
@@ -180,6 +188,8 @@ class Settings:
     runtime: str
     environment: str | tuple[str, ...] | None
     container_image: str | None
+    docker_options: tuple[str, ...]
+    shm_size: int | None
     version_check: bool
     env_vars: Mapping[str, str]
     worker_class: str
@@ -324,6 +334,8 @@ class Settings:
                 continue
             if field.name in KEYS_ONLY:
                 yield field.name, "{" + ", ".join(f"{key!r}: ..." for key in value) + "}"
+            elif field.name == "docker_options":
+                yield field.name, repr(list(option_names(value)))
             elif field.name == "security" and not isinstance(value, bool):
                 yield field.name, "<Security>"
             else:

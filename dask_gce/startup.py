@@ -18,6 +18,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
+from dask_gce.boot.docker_options import render_docker_options
 from dask_gce.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -114,6 +115,12 @@ class Payload:
         What is installed before Dask starts; None for what the container image has.
     local : LocalWorkers or None
         Workers beside a scheduler.
+    docker_options : tuple of str
+        Words added to ``docker run``.
+    memory : int or None
+        What the container may use of the machine's memory, in bytes; None for all of it.
+    shm_size : int or None
+        The container's shared memory in bytes; None for half of its memory.
     """
 
     role: Role
@@ -130,6 +137,9 @@ class Payload:
     environment: Environment | None = None
     local: LocalWorkers | None = None
     versions: str | None = None
+    docker_options: tuple[str, ...] = field(default=(), repr=False)
+    memory: int | None = None
+    shm_size: int | None = None
 
 
 def scheduler_spec(
@@ -244,7 +254,7 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         "dask-gce-linger": f"{payload.linger:g}",
     }
     if payload.container_image is not None:
-        items["dask-gce-image"] = payload.container_image
+        items.update(_container(payload, payload.container_image))
     if payload.environment is not None:
         items.update(payload.environment.items())
     if payload.scheduler is not None:
@@ -263,6 +273,19 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         items["dask-gce-versions"] = payload.versions
     items.update(_programs(payload))
     _check_size(items)
+    return items
+
+
+def _container(payload: Payload, image: str) -> dict[str, str]:
+    """Return what the runtime container reads."""
+    items = {
+        "dask-gce-image": image,
+        "dask-gce-docker-options": render_docker_options(payload.docker_options),
+    }
+    if payload.memory is not None:
+        items["dask-gce-memory"] = str(payload.memory)
+    if payload.shm_size is not None:
+        items["dask-gce-shm-size"] = str(payload.shm_size)
     return items
 
 
@@ -299,6 +322,7 @@ def _ports(payload: Payload) -> str:
 _FIRST_FREE_PORT = 1024
 _SETTING_BEHIND = {
     "dask-gce-env": "env_vars",
+    "dask-gce-docker-options": "docker_options",
     "dask-gce-local-spec": "worker_options",
     "dask-gce-requirements": "environment",
 }

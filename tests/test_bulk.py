@@ -76,7 +76,12 @@ def test_body_is_complete():
                 }
             ],
             "labels": labels,
-            "metadata": {"items": [{"key": "startup-script", "value": "#!/bin/bash\n"}]},
+            "metadata": {
+                "items": [
+                    {"key": "google-logging-enabled", "value": "true"},
+                    {"key": "startup-script", "value": "#!/bin/bash\n"},
+                ]
+            },
             "scheduling": {"automaticRestart": False},
             "tags": {"items": ["dask"]},
             "serviceAccounts": [
@@ -95,6 +100,13 @@ def test_what_can_be_said_for_many_is_googles_list():
         schemas["InstanceProperties"]["properties"]
     )
     assert shared == INSTANCE_PROPERTIES
+
+
+def test_local_ssds_are_asked_for_in_bulk():
+    local = dataclasses.replace(SPEC, local_ssds=1)
+    built = build_bulk_insert(named(2, local))
+    assert [*check_value({"$ref": "BulkInsertInstanceResource"}, built, "body")] == []
+    assert built["instanceProperties"]["disks"][1]["initializeParams"] == {"diskType": "local-ssd"}
 
 
 def test_urls_become_names():

@@ -45,7 +45,10 @@ def test_missing_image():
             )
         assert_all_gone(emulator)
     error = caught.value
-    assert error.phase == "failed: docker pull of registry.example/missing:1 failed"
+    assert error.phase.startswith(
+        "failed: container_image registry.example/missing:1 cannot be pulled: "
+    )
+    assert "pull access denied" in error.phase
     assert "registry.example/missing:1" in error.serial_tail
     for part in (error.name, error.zone, error.phase, error.serial_tail, "container_image"):
         assert part in str(error)

@@ -283,12 +283,12 @@ async def test_a_failed_phase_is_a_failure(cloud, fleet, monkeypatch):
     await running(fleet, "vm")
 
     async def attributes(*_):
-        return {"phase": "failed: docker pull of x failed"}
+        return {"phase": "failed: container_image x cannot be pulled: no"}
 
     fleet.compute.get_guest_attributes = attributes
     (failure,) = await fleet.check(["vm"])
     assert type(failure) is InstanceError
-    assert failure.phase == "failed: docker pull of x failed"
+    assert failure.phase == "failed: container_image x cannot be pulled: no"
     assert "check container_image" in str(failure)
 
 

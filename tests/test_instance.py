@@ -57,7 +57,12 @@ def test_body_is_complete():
             }
         ],
         "labels": {"dask-gce-cluster": "dask-1"},
-        "metadata": {"items": [{"key": "startup-script", "value": "#!/bin/bash\n"}]},
+        "metadata": {
+            "items": [
+                {"key": "google-logging-enabled", "value": "true"},
+                {"key": "startup-script", "value": "#!/bin/bash\n"},
+            ]
+        },
         "scheduling": {"automaticRestart": False},
         "tags": {"items": ["dask"]},
         "serviceAccounts": [
@@ -78,6 +83,30 @@ def test_what_is_not_chosen_is_not_sent():
     assert "tags" not in body
     assert "serviceAccounts" not in body
     assert "diskType" not in body["disks"][0]["initializeParams"]
+
+
+def test_logs_go_to_cloud_logging_if_somebody_may_send_them_and_nobody_objects():
+    def logging(**changes):
+        body = build_insert(dataclasses.replace(SPEC, **changes))
+        items = {item["key"]: item["value"] for item in body["metadata"]["items"]}
+        return items.get("google-logging-enabled")
+
+    assert logging() == "true"
+    assert logging(service_account=None) is None
+    item = {"key": "google-logging-enabled", "value": "false"}
+    assert logging(overrides={"metadata": {"items": [item]}}) == "false"
+
+
+def test_local_ssds_are_scratch_disks_without_labels():
+    body = build_insert(dataclasses.replace(SPEC, local_ssds=2))
+    local_ssd = {
+        "type": "SCRATCH",
+        "interface": "NVME",
+        "autoDelete": True,
+        "initializeParams": {"diskType": "zones/europe-west4-b/diskTypes/local-ssd"},
+    }
+    assert body["disks"][1:] == [local_ssd, local_ssd]
+    assert body["disks"][0]["boot"] is True
 
 
 def test_disk_type_and_subnetwork_are_partial_urls():
@@ -126,7 +155,11 @@ def test_overrides_cannot_hide_the_instance_from_us():
     assert body["name"] == SPEC.name
     assert body["labels"] == dict(SPEC.labels)
     items = {item["key"]: item.get("value") for item in body["metadata"]["items"]}
-    assert items == {"k": "v", "startup-script": "#!/bin/bash\n"}
+    assert items == {
+        "k": "v",
+        "startup-script": "#!/bin/bash\n",
+        "google-logging-enabled": "true",
+    }
 
 
 def test_disks_of_ones_own_go_with_the_instance_and_carry_its_labels():

@@ -61,9 +61,12 @@ def config(project: str | None, as_json: bool) -> None:
 
 def _shown(settings: Settings) -> dict[str, Any]:
     """Return the settings as JSON data, without what may be secret."""
+    from dask_gce.boot.docker_options import option_names
     from dask_gce.settings import KEYS_ONLY
 
-    return {
+    shown = {
         key: dict.fromkeys(value, HIDDEN) if key in KEYS_ONLY else value
         for key, value in settings.dump().items()
     }
+    # Values of options can be environment variables.
+    return {**shown, "docker_options": list(option_names(settings.docker_options))}

@@ -1,7 +1,8 @@
 """Start Dask on this machine. Runs inside the container, with nothing but the standard library.
 
 Everything comes from the metadata server and is data: the environment, the Dask specification, the
-certificates. What Dask needs as files is written to a private temporary folder.
+certificates. What Dask needs as files is written to a private temporary folder, by the user that
+Dask runs as, whoever that is: nobody else can read it. In a container it is in memory.
 
 A scheduler's machine may have workers too. They are a second process, which starts when the
 scheduler answers, starts again when it fails, and ends when the scheduler does.
@@ -31,6 +32,8 @@ SERVER = "http://{}/computeMetadata/v1/instance/".format(
 )
 #: Where the startup script has put this program, and those that go with it.
 HERE = Path(__file__).parent
+#: Where files that only Dask may read do not reach a disk, if the startup script has made it.
+PRIVATE = HERE.parent / "private"
 #: Exit status after this program has itself published why it failed; startup.sh knows it too.
 PHASE_IS_TOLD = 113
 #: Seconds until workers beside a scheduler that failed are started again: at first, and at most.
@@ -122,6 +125,26 @@ def security(role: str, folder: Path, leaf: str) -> dict[str, object] | None:
         f"tls_{role}_cert": str(folder / "cert.pem"),
         f"tls_{role}_key": str(folder / "key.pem"),
     }
+
+
+def become_init() -> None:
+    """Go on as a child, if this is the first process of its container.
+
+    Processes whose parents have ended become the first one's children, and stay as zombies unless
+    it waits for them. This does what ``docker run --init`` would do, which not every system has.
+    """
+    if os.getpid() != 1:
+        return
+    child = os.fork()
+    if child == 0:
+        return
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: os.kill(child, number))
+    while True:
+        ended, status = os.wait()
+        if ended == child:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(128 - code if code < 0 else code)
 
 
 def settle(options: dict[str, Any], address: str) -> None:
@@ -287,11 +310,13 @@ class Supervisor:
 
 def main() -> None:
     """Prepare what Dask needs, run it, and pass on its exit status."""
+    become_init()
     role = metadata("attributes/dask-gce-role")
     packages = prepare_packages()
     address = metadata("network-interfaces/0/ip")
     spec = json.loads(metadata("attributes/dask-gce-spec"))
-    folder = Path(tempfile.mkdtemp(prefix="dask-gce-"))
+    private = PRIVATE if PRIVATE.is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix="dask-gce-", dir=private))
 
     options = spec["opts"]
     settle(options, address)
@@ -314,6 +339,10 @@ def main() -> None:
     write_private(folder / "spec.json", json.dumps(spec))
 
     environment = {**os.environ, **(packages.variables if packages is not None else {})}
+    # Most images begin with tini, which complains where it is not the first process.
+    environment.setdefault("TINI_SUBREAPER", "1")
+    with contextlib.suppress(FileNotFoundError):
+        environment.setdefault("DASK_TEMPORARY_DIRECTORY", (HERE / "scratch").read_text())
     environment.update(json.loads(metadata("attributes/dask-gce-env", default="{}")))
     entrypoint = json.loads((HERE / "entrypoint.json").read_text() or "null") or []
 

@@ -53,6 +53,46 @@ fetch_programs() { # FOLDER: write the programs that start.py and its like consi
   done
 }
 
+prepare_disks() { # make local SSDs Dask's scratch space: its folder, if there is one, is then $scratch
+  local disk device holder disks=() mount=/mnt/disks/dask-gce
+  scratch=
+  if grep --quiet --no-messages " $mount " /proc/mounts; then
+    scratch=$mount
+    return
+  fi
+  # https://docs.cloud.google.com/compute/docs/disks/format-mount-local-ssd
+  for disk in /dev/disk/by-id/google-local-nvme-ssd-* /dev/disk/by-id/google-local-ssd-*; do
+    case $disk in *-part[0-9]*) continue ;; esac
+    [ -e "$disk" ] || continue # no disk is called like that
+    device=$(readlink -f "$disk")
+    # One that is in use already is somebody else's.
+    grep --quiet "^$device" /proc/mounts || disks+=("$device")
+  done
+  [ ${#disks[@]} -gt 0 ] || return 0
+  device=${disks[0]}
+  if [ ${#disks[@]} -gt 1 ] && command -v mdadm >/dev/null; then
+    for disk in "${disks[@]}"; do
+      for holder in "/sys/class/block/${disk##*/}/holders/"*; do
+        # What the boot before a reset left, which the system has put together again.
+        [ ! -e "$holder" ] || mdadm --quiet --stop "/dev/${holder##*/}"
+      done
+    done
+    device=/dev/md0
+    mdadm --create "$device" --run --force --level=0 "--raid-devices=${#disks[@]}" "${disks[@]}" ||
+      device=${disks[0]}
+  fi
+  if [ "$device" = "${disks[0]}" ] && [ ${#disks[@]} -gt 1 ]; then
+    echo "dask-gce: the system has no working mdadm, so only the first of ${#disks[@]} local SSDs is used"
+  fi
+  # What is spilled there is of no use after a crash, so nothing is kept for one: no journal.
+  if mkdir -p "$mount" && mkfs.ext4 -q -F -m 0 -O ^has_journal "$device" &&
+    mount -o discard,noatime "$device" "$mount" && chmod 1777 "$mount"; then
+    scratch=$mount
+  else
+    echo "dask-gce: the local SSD $device cannot be used; Dask's scratch space is the boot disk"
+  fi
+}
+
 phase booted
 folder=$(mktemp -d)
 role=$(metadata attributes/dask-gce-role)

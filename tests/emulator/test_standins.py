@@ -392,7 +392,7 @@ def test_detached_containers_can_be_killed_without_a_parent(host):
         time.sleep(0.005)
     family = [keeper, *keeper.children(recursive=True)]
     bystander = subprocess.Popen(["/bin/sleep", "1000"])
-    stale = host.disk / "run" / "docker" / "stale"
+    stale = host.disk / "docker" / "stale"
     stale.mkdir()
     (stale / "keeper").write_text(str(bystander.pid))
     kill_detached(str(host.disk))

@@ -329,7 +329,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
             *("addgroup", "adduser", "groupadd", "useradd", "usermod", "userdel", "chpasswd"),
             *("chgrp", "chown", "cos-extensions", "crontab", "firewall-cmd", "loginctl", "losetup"),
             *("iptables-restore", "ip6tables-restore", "nft", "ufw", "modprobe", "umount"),
-            *("mkfs", "mkfs.ext3", "mkfs.ext4", "mkfs.xfs", "mkswap", "swapon", "swapoff"),
+            *("mdadm", "mkfs", "mkfs.ext3", "mkfs.ext4", "mkfs.xfs", "mkswap", "swapon", "swapoff"),
             *("passwd", "timedatectl", "hostnamectl", "update-alternatives", "ldconfig"),
         ),
         _obey,

@@ -1,7 +1,7 @@
 """The containers of one machine: what is known of each, and what can be asked of it.
 
-Owns their files below ``run/docker`` and the clean environment they get. Running them is
-:mod:`container_runs`, the command line that makes them is :mod:`docker`.
+Owns their files below ``docker`` on the machine's disk, which outlive a boot. They are made in
+:mod:`new_containers` and run by :mod:`container_runs`; the command line is :mod:`docker`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from . import machine_files as machine
@@ -21,8 +21,8 @@ from . import machine_files as machine
 __all__ = [
     "Container",
     "ContainerError",
-    "create",
     "digest",
+    "end_all",
     "everything",
     "find",
     "keepers",
@@ -224,6 +224,7 @@ class Container:
                 "Status": "running" if running else "exited",
                 "Running": running,
                 "ExitCode": self.status(),
+                "OOMKilled": False,
                 "Pid": self.pid() or 0,
             },
             "RestartCount": int(self._read("restarts") or 0),
@@ -231,7 +232,7 @@ class Container:
 
 
 def _root() -> str:
-    return f"{machine.disk()}/run/docker"
+    return f"{machine.disk()}/docker"
 
 
 def everything() -> list[Container]:
@@ -262,7 +263,7 @@ def keepers(disk: str) -> list[int]:
     """
     found = []
     with contextlib.suppress(FileNotFoundError):
-        for entry in os.scandir(f"{disk}/run/docker"):
+        for entry in os.scandir(f"{disk}/docker"):
             with (
                 contextlib.suppress(FileNotFoundError),
                 open(f"{entry.path}/keeper", encoding="ascii") as file,
@@ -270,6 +271,21 @@ def keepers(disk: str) -> list[int]:
                 if not os.path.exists(f"{entry.path}/status"):  # it has not ended
                     found.append(int(file.read()))
     return found
+
+
+def end_all(disk: str) -> None:
+    """Note of a machine's containers, when it boots, that whatever still ran was killed.
+
+    Parameters
+    ----------
+    disk : str
+        The machine's disk.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(f"{disk}/docker"):
+            if not os.path.exists(f"{entry.path}/status"):
+                with open(f"{entry.path}/status", "w", encoding="ascii") as file:
+                    file.write(str(128 + signal.SIGKILL))
 
 
 def find(name: str) -> Container | None:
@@ -289,100 +305,3 @@ def find(name: str) -> Container | None:
         if container.name == name.removeprefix("/") or container.id.startswith(name):
             return container
     return None
-
-
-def create(
-    *,
-    image: str,
-    command: list[str],
-    name: str,
-    environment: dict[str, str],
-    folder: str,
-    restart: str,
-    transient: bool,
-    volumes: list[str],
-) -> Container:
-    """Make a container that does not run yet.
-
-    Parameters
-    ----------
-    image : str
-        The image's reference.
-    command : list of str
-        What to run.
-    name : str
-        Its name; empty takes one of its own.
-    environment : dict of str
-        The variables that were given.
-    folder : str
-        Working directory; empty takes the home.
-    restart : str
-        The restart policy.
-    transient : bool
-        Whether to remove it when it ends.
-    volumes : list of str
-        ``SOURCE:TARGET[:OPTIONS]`` each.
-
-    Returns
-    -------
-    Container
-        The container.
-
-    Raises
-    ------
-    ContainerError
-        The name is in use, or a volume cannot be had here.
-    """
-    for volume in volumes:
-        _check_volume(volume)
-    identity = os.urandom(32).hex()
-    name = name or f"local_{identity[:8]}"
-    taken = find(name)
-    if taken is not None:
-        raise ContainerError(
-            f'Conflict. The container name "/{name}" is already in use by container '
-            f'"{taken.id}". You have to remove (or rename) that container to be able to reuse '
-            "that name."
-        )
-    home = f"{machine.disk()}/home"
-    clean = {name: os.environ[name] for name in machine.VARIABLES if name in os.environ}
-    clean |= {
-        "PATH": os.environ["LOCAL_GCE_PATH"],
-        "LOCAL_GCE_PATH": os.environ["LOCAL_GCE_PATH"],
-        "PYTHONPATH": os.environ["LOCAL_GCE_SITE"],
-        "LOCAL_GCE_SITE": os.environ["LOCAL_GCE_SITE"],
-        # A real container is a file system of its own: nothing here may compile beside its sources.
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "HOME": home,
-        "TMPDIR": f"{machine.disk()}/tmp",  # noqa: S108 # the machine's own
-        "HOSTNAME": machine.hostname().partition(".")[0],
-        "LANG": "C.UTF-8",
-    }
-    clean |= environment
-    if "PYTHONPATH" in environment:
-        clean["PYTHONPATH"] = f"{os.environ['LOCAL_GCE_SITE']}:{environment['PYTHONPATH']}"
-    container = Container(identity, name, image, command, clean, folder or home, restart, transient)
-    os.makedirs(container.path, mode=0o700)
-    container.write("config", json.dumps(asdict(container)))
-    return container
-
-
-def _check_volume(volume: str) -> None:
-    source, _, rest = volume.partition(":")
-    target = rest.partition(":")[0] or source
-    if not source.startswith("/"):
-        raise ContainerError(
-            f"volume {volume}: the local Compute Engine has no named volumes; mount a folder"
-        )
-    if source != target and not (os.path.exists(target) and os.path.samefile(source, target)):
-        raise ContainerError(
-            f"volume {volume}: the local Compute Engine runs containers without a file system of "
-            "their own, so that a path in the container must be the same as on the machine"
-        )
-    if not os.path.lexists(source):
-        try:
-            os.makedirs(source)
-        except OSError as error:
-            raise ContainerError(
-                f"error while creating mount source path '{source}': {error.strerror}"
-            ) from error

@@ -1,68 +1,43 @@
 """A stand-in for ``docker``: the verbs, and what it answers.
 
-Owns images and messages; the options of ``docker run`` are :mod:`docker_options`, and running a
-command as a container is :mod:`container_runs`. There is no image and no container engine behind
-it: an image exists when its name matches one of the emulator's patterns, and a container is the
-command itself, in an environment as clean as a container's.
+Owns the verbs and messages; their options are :mod:`docker_options`, images :mod:`docker_images`,
+and running a command as a container is :mod:`container_runs`. There is no container engine behind
+it: a container is the command itself, in an environment as clean as a container's.
 
 Source of options and words: https://docs.docker.com/reference/cli/docker/
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from . import containers
+from . import containers, docker_images
 from .container_runs import run_attached, run_detached
-from .docker_options import DockerError, RunOptions, parse_run
+from .docker_options import DockerError, RunOptions, parse_run, parse_verb
+from .new_containers import create
 
 __all__ = ["docker"]
 
 
-def image_error(image: str) -> str | None:
-    """Say, in docker's words, that an image does not exist.
-
-    Parameters
-    ----------
-    image : str
-        The reference as it was typed.
-
-    Returns
-    -------
-    str or None
-        The sentence; None for an image that exists.
-    """
-    with open(f"{os.environ['LOCAL_GCE_BIN']}/.images", encoding="utf-8") as file:
-        patterns = json.load(file)
-    tagged = image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
-    if any(fnmatch.fnmatchcase(name, one) for one in patterns for name in (image, tagged)):
-        return None
-    repository = tagged.partition("@")[0].rpartition(":")[0]
-    if any(fnmatch.fnmatchcase(repository, one.rpartition(":")[0]) for one in patterns):
-        return f"manifest for {tagged} not found: manifest unknown: manifest unknown"
-    return (
-        f"pull access denied for {repository}, repository does not exist or may require "
-        "'docker login': denied: requested access to the resource is denied"
-    )
-
-
 def _run(words: list[str], *, start: bool = True) -> int:
     parsed = parse_run(words, "run" if start else "create")
-    error = image_error(parsed.image)
-    if error is not None:
+    if not docker_images.is_here(parsed.image):
         print(f"Unable to find image '{parsed.image}' locally", file=sys.stderr)
-        raise DockerError(f"Error response from daemon: {error}.", 125)
+        error = docker_images.image_error(parsed.image)
+        if error is not None:
+            raise DockerError(f"Error response from daemon: {error}.", 125)
+        docker_images.pull(parsed.image, lambda line: print(line, file=sys.stderr))
     entrypoint = parsed.last("--entrypoint")
     command = ([entrypoint] if entrypoint else []) + parsed.command
     if not command:
         raise DockerError("Error response from daemon: no command specified", 125)
     try:
-        container = containers.create(
+        container = create(
             image=parsed.image,
             command=command,
             name=parsed.last("--name"),
@@ -71,6 +46,7 @@ def _run(words: list[str], *, start: bool = True) -> int:
             restart=parsed.last("--restart", "no"),
             transient="--rm" in parsed.flags,
             volumes=parsed.options.get("--volume", []) + _mounts(parsed),
+            scratch=parsed.options.get("--tmpfs", []),
         )
     except containers.ContainerError as refusal:
         raise DockerError(f"Error response from daemon: {refusal}", 125) from refusal
@@ -114,31 +90,17 @@ def _mounts(parsed: RunOptions) -> list[str]:
 
 
 def _pull(words: list[str]) -> int:
-    images = [word for word in words if not word.startswith("-")]
-    if len(images) != 1:
+    parsed = parse_verb("pull", words)
+    if len(parsed.plain) != 1:
         raise DockerError("'docker pull' requires exactly 1 argument")
-    error = image_error(images[0])
+    (image,) = parsed.plain
+    error = docker_images.image_error(image)
     if error is not None:
         raise DockerError(f"Error response from daemon: {error}")
-    if "-q" in words or "--quiet" in words:
-        print(images[0])
-    else:
-        print(f"Status: Downloaded newer image for {images[0]}\n{images[0]}")
+    quiet = "--quiet" in parsed.flags
+    docker_images.pull(image, (lambda line: None) if quiet else print)
+    print(image)
     return 0
-
-
-def _format(words: list[str]) -> tuple[str | None, list[str]]:
-    template, rest, plain = None, list(words), []
-    while rest:
-        word = rest.pop(0)
-        if word in ("-f", "--format", "--type") and rest:
-            value = rest.pop(0)
-            template = value if word != "--type" else template
-        elif word.startswith("--format="):
-            template = word.partition("=")[2]
-        elif not word.startswith("-"):
-            plain.append(word)
-    return template, plain
 
 
 def _fill(template: str, thing: dict[str, Any]) -> str:
@@ -161,29 +123,18 @@ def _fill(template: str, thing: dict[str, Any]) -> str:
     return filled
 
 
-def _image_details(image: str) -> dict[str, Any] | None:
-    if image_error(image) is not None:
-        return None
-    return {
-        "Id": f"sha256:{containers.digest(image)}",
-        "RepoTags": [image],
-        "Architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, ""),
-        "Os": "linux",
-        "Config": {"Entrypoint": None, "Cmd": None, "Env": None, "WorkingDir": "", "User": ""},
-    }
-
-
-def _inspect(words: list[str], *, images_only: bool = False) -> int:
-    template, names = _format(words)
+def _inspect(words: list[str], kind: str = "object") -> int:
+    parsed = parse_verb("inspect", words)
     shown = []
-    for name in names:
-        container = None if images_only else containers.find(name)
-        details = container.details() if container else _image_details(name)
+    for name in parsed.plain:
+        container = None if kind == "image" else containers.find(name)
+        image = None if container or kind == "container" else docker_images.details(name)
+        details = container.details() if container else image
         if details is None:
-            kind = "image" if images_only else "object"
             raise DockerError(f"Error: No such {kind}: {name}")
         shown.append(details)
-    if template is None:
+    template = parsed.last("--format", "")
+    if not template:
         print(json.dumps(shown, indent=4))
     else:
         print("\n".join(_fill(template, details) for details in shown))
@@ -192,7 +143,7 @@ def _inspect(words: list[str], *, images_only: bool = False) -> int:
 
 def _image(words: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], int]] = {
-        "inspect": lambda rest: _inspect(rest, images_only=True),
+        "inspect": lambda rest: _inspect(rest, "image"),
         "pull": _pull,
     }
     if words and words[0] in verbs:
@@ -201,51 +152,44 @@ def _image(words: list[str]) -> int:
 
 
 def _container(words: list[str]) -> int:
+    if words[:1] == ["inspect"]:
+        return _inspect(words[1:], "container")
     if words and words[0] in _VERBS:
         return _VERBS[words[0]](words[1:])
     return _unknown(" ".join(["container", *words[:1]]))
 
 
-def _named(words: list[str], valued: tuple[str, ...] = ()) -> list[containers.Container]:
-    rest, found = list(words), []
-    while rest:
-        word = rest.pop(0)
-        if word in valued:
-            del rest[:1]
-        elif not word.startswith("-"):
-            container = containers.find(word)
-            if container is None:
-                raise DockerError(f"Error response from daemon: No such container: {word}")
-            found.append(container)
+def _named(names: list[str]) -> list[containers.Container]:
+    found = []
+    for name in names:
+        container = containers.find(name)
+        if container is None:
+            raise DockerError(f"Error response from daemon: No such container: {name}")
+        found.append(container)
     return found
 
 
 def _stop(words: list[str]) -> int:
-    grace = 10.0
-    for flag in ("-t", "--time", "--timeout"):
-        if flag in words[:-1]:
-            grace = float(words[words.index(flag) + 1])
-    for container in _named(words, ("-t", "--time", "--timeout", "-s", "--signal")):
-        container.stop(grace)
+    parsed = parse_verb("stop", words)
+    for container in _named(parsed.plain):
+        container.stop(float(parsed.last("--timeout", "10")))
         print(container.name)
     return 0
 
 
 def _kill(words: list[str]) -> int:
-    name = "KILL"
-    for flag in ("-s", "--signal"):
-        if flag in words[:-1]:
-            name = words[words.index(flag) + 1]
-    for container in _named(words, ("-s", "--signal")):
-        container.send(name)
+    parsed = parse_verb("kill", words)
+    for container in _named(parsed.plain):
+        container.send(parsed.last("--signal", "KILL"))
         print(container.name)
     return 0
 
 
 def _rm(words: list[str]) -> int:
-    force = bool({"-f", "--force", "-fv", "-vf"} & set(words))
+    parsed = parse_verb("rm", words)
+    force = "--force" in parsed.flags
     try:
-        for container in _named(words):
+        for container in _named(parsed.plain):
             container.remove(force=force)
             print(container.name)
     except DockerError:
@@ -257,33 +201,46 @@ def _rm(words: list[str]) -> int:
 
 
 def _logs(words: list[str]) -> int:
-    for container in _named(words, ("-n", "--tail", "--since", "--until")):
-        log = container.log()
-        if log is None:
-            raise DockerError(
-                "Error response from daemon: configured logging driver does not support reading "
-                "(the container is attached: its output went to whoever started it)"
-            )
+    parsed = parse_verb("logs", words)
+    if len(parsed.plain) != 1:
+        raise DockerError("'docker logs' requires exactly 1 argument")
+    (container,) = _named(parsed.plain)
+    if container.log() is None:
+        raise DockerError(
+            "Error response from daemon: configured logging driver does not support reading "
+            "(the container is attached: its output went to whoever started it)"
+        )
+    tail, shown, first = parsed.last("--tail", "all"), 0, True
+    while True:
+        running = container.running()
+        log = container.log() or b""
+        if first and tail.isdecimal():
+            kept = log.splitlines(keepends=True)
+            shown = len(log) - sum(map(len, kept[max(0, len(kept) - int(tail)) :]))
         sys.stdout.flush()
-        sys.stdout.buffer.write(log)
-    return 0
+        sys.stdout.buffer.write(log[shown:])
+        sys.stdout.buffer.flush()
+        shown, first = len(log), False
+        if not running or "--follow" not in parsed.flags:
+            return 0
+        time.sleep(0.05)
 
 
 def _wait(words: list[str]) -> int:
-    for container in _named(words):
+    for container in _named(parse_verb("wait", words).plain):
         print(container.wait())
     return 0
 
 
 def _ps(words: list[str]) -> int:
-    template, _ = _format(words)
-    everything = any(word in ("-a", "--all", "-aq", "-qa") for word in words)
-    quiet = any(word in ("-q", "--quiet", "-aq", "-qa") for word in words)
+    parsed = parse_verb("ps", words)
+    everything = "--all" in parsed.flags
     shown = [one for one in containers.everything() if everything or one.running()]
-    if quiet:
+    if "--quiet" in parsed.flags:
         print("".join(f"{one.id[:12]}\n" for one in shown), end="")
         return 0
-    if template is None:
+    template = parsed.last("--format", "")
+    if not template:
         template = "{{.ID}}   {{.Image}}   {{.Status}}   {{.Names}}"
         print("CONTAINER ID   IMAGE   STATUS   NAMES")
     for one in shown:
@@ -295,8 +252,8 @@ def _ps(words: list[str]) -> int:
 
 def _version(words: list[str]) -> int:
     details = {"Client": {"Version": "27.5.1"}, "Server": {"Version": "27.5.1"}}
-    template, _ = _format(words)
-    if template is None:
+    template = parse_verb("version", words).last("--format", "")
+    if not template:
         print("Client:\n Version: 27.5.1\n\nServer:\n Engine:\n  Version: 27.5.1")
     else:
         print(_fill(template, details))
@@ -304,12 +261,13 @@ def _version(words: list[str]) -> int:
 
 
 def _info(words: list[str]) -> int:
+    parse_verb("info", words)
     print("Server:\n Server Version: 27.5.1\n Storage Driver: none (local Compute Engine)")
     return 0
 
 
 def _login(words: list[str]) -> int:
-    if "--password-stdin" in words:
+    if "--password-stdin" in parse_verb("login", words).flags:
         sys.stdin.read()
     print("Login Succeeded")
     return 0

@@ -1,15 +1,15 @@
-"""The options of ``docker run`` and what they look like.
+"""The options of docker's verbs and what they look like.
 
 Pure: words in, options out. What they mean is :mod:`docker` and :mod:`containers`.
 
-Source: https://docs.docker.com/reference/cli/docker/container/run/
+Source: https://docs.docker.com/reference/cli/docker/
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["DockerError", "RunOptions", "parse_run"]
+__all__ = ["DockerError", "Options", "RunOptions", "parse_run", "parse_verb"]
 
 #: Options of ``docker run`` that take a value, as words of a table.
 _VALUED = """
@@ -55,6 +55,75 @@ FLAGS = {
 }
 
 
+#: The options of the other verbs that take a value, and those without one, each with its long form.
+_OF_VERBS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "pull": (
+        {"--platform": "--platform"},
+        {
+            **dict.fromkeys(("-a", "--all-tags"), "--all-tags"),
+            **dict.fromkeys(("-q", "--quiet"), "--quiet"),
+            "--disable-content-trust": "--disable-content-trust",
+        },
+    ),
+    "inspect": (
+        {**dict.fromkeys(("-f", "--format"), "--format"), "--type": "--type"},
+        dict.fromkeys(("-s", "--size"), "--size"),
+    ),
+    "rm": (
+        {},
+        {
+            **dict.fromkeys(("-f", "--force"), "--force"),
+            **dict.fromkeys(("-l", "--link"), "--link"),
+            **dict.fromkeys(("-v", "--volumes"), "--volumes"),
+        },
+    ),
+    "stop": (
+        {
+            **dict.fromkeys(("-t", "--time", "--timeout"), "--timeout"),
+            **dict.fromkeys(("-s", "--signal"), "--signal"),
+        },
+        {},
+    ),
+    "kill": (dict.fromkeys(("-s", "--signal"), "--signal"), {}),
+    "logs": (
+        {
+            **dict.fromkeys(("-n", "--tail"), "--tail"),
+            "--since": "--since",
+            "--until": "--until",
+        },
+        {
+            **dict.fromkeys(("-f", "--follow"), "--follow"),
+            **dict.fromkeys(("-t", "--timestamps"), "--timestamps"),
+            "--details": "--details",
+        },
+    ),
+    "wait": ({}, {}),
+    "ps": (
+        {
+            **dict.fromkeys(("-f", "--filter"), "--filter"),
+            **dict.fromkeys(("-n", "--last"), "--last"),
+            "--format": "--format",
+        },
+        {
+            **dict.fromkeys(("-a", "--all"), "--all"),
+            **dict.fromkeys(("-l", "--latest"), "--latest"),
+            **dict.fromkeys(("-q", "--quiet"), "--quiet"),
+            **dict.fromkeys(("-s", "--size"), "--size"),
+            "--no-trunc": "--no-trunc",
+        },
+    ),
+    "version": (dict.fromkeys(("-f", "--format"), "--format"), {}),
+    "info": (dict.fromkeys(("-f", "--format"), "--format"), {}),
+    "login": (
+        {
+            **dict.fromkeys(("-u", "--username"), "--username"),
+            **dict.fromkeys(("-p", "--password"), "--password"),
+        },
+        {"--password-stdin": "--password-stdin"},
+    ),
+}
+
+
 class DockerError(Exception):
     """What docker would say on stderr before it exits.
 
@@ -72,8 +141,8 @@ class DockerError(Exception):
 
 
 @dataclass
-class RunOptions:
-    """What ``docker run`` was told.
+class Options:
+    """What a verb was told.
 
     Parameters
     ----------
@@ -81,16 +150,13 @@ class RunOptions:
         The values of each option, in its long form.
     flags : set of str
         The options without a value that are on, in their long form.
-    image : str
-        The image.
-    command : list of str
-        The command and its arguments, byte for byte.
+    plain : list of str
+        The other words, byte for byte.
     """
 
     options: dict[str, list[str]] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
-    image: str = ""
-    command: list[str] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
 
     def last(self, name: str, default: str = "") -> str:
         """Return the value of an option that counts once.
@@ -108,6 +174,22 @@ class RunOptions:
             The last value given.
         """
         return self.options.get(name, [default])[-1]
+
+
+@dataclass
+class RunOptions(Options):
+    """What ``docker run`` was told.
+
+    Parameters
+    ----------
+    image : str
+        The image.
+    command : list of str
+        The command and its arguments, byte for byte.
+    """
+
+    image: str = ""
+    command: list[str] = field(default_factory=list)
 
 
 def parse_run(words: list[str], verb: str = "run") -> RunOptions:
@@ -135,40 +217,84 @@ def parse_run(words: list[str], verb: str = "run") -> RunOptions:
     >>> parse_run(["--rm", "-it", "-e", "A=1 2", "--net=host", "img", "sh", "-c", "x"]).command
     ['sh', '-c', 'x']
     """
-    parsed = RunOptions()
+    parsed = _parse(words, VALUED, FLAGS, ordered=True)
+    if not parsed.plain:
+        raise DockerError(f"'docker {verb}' requires at least 1 argument", 125)
+    image, *command = parsed.plain
+    return RunOptions(parsed.options, parsed.flags, parsed.plain, image, command)
+
+
+def parse_verb(verb: str, words: list[str]) -> Options:
+    """Read the command line of another verb.
+
+    Parameters
+    ----------
+    verb : str
+        The verb, such as ``"pull"``.
+    words : list of str
+        The words after it.
+
+    Returns
+    -------
+    Options
+        What they say.
+
+    Raises
+    ------
+    DockerError
+        An option does not exist, or lacks its value.
+
+    Examples
+    --------
+    >>> parsed = parse_verb("ps", ["-aq", "--filter=name=dask"])
+    >>> sorted(parsed.flags), parsed.options
+    (['--all', '--quiet'], {'--filter': ['name=dask']})
+    """
+    return _parse(words, *_OF_VERBS[verb], ordered=False)
+
+
+def _parse(
+    words: list[str], valued: dict[str, str], flags: dict[str, str], *, ordered: bool
+) -> Options:
+    """Read options and other words; where they are ordered, no option follows those."""
+    parsed = Options()
     rest = list(words)
-    while rest and rest[0].startswith("-") and rest[0] != "-":
+    while rest:
         word = rest.pop(0)
         if word == "--":
+            parsed.plain += rest
             break
+        if not word.startswith("-") or word == "-":
+            parsed.plain.append(word)
+            if ordered:
+                parsed.plain += rest
+                break
+            continue
         if word.startswith("--"):
             name, assigned, value = word.partition("=")
-            if name in VALUED:
+            if name in valued:
                 if not assigned:
                     if not rest:
                         raise DockerError(f"flag needs an argument: {name}", 125)
                     value = rest.pop(0)
-                parsed.options.setdefault(VALUED[name], []).append(value)
-            elif name in FLAGS:
+                parsed.options.setdefault(valued[name], []).append(value)
+            elif name in flags:
                 if value.lower() not in ("false", "0", "f"):
-                    parsed.flags.add(FLAGS[name])
+                    parsed.flags.add(flags[name])
             else:
                 raise DockerError(f"unknown flag: {name}", 125)
             continue
         letters = word[1:]
         while letters:
             name, letters = f"-{letters[0]}", letters[1:]
-            if name in FLAGS:
-                parsed.flags.add(FLAGS[name])
-            elif name in VALUED:
+            if name in flags:
+                parsed.flags.add(flags[name])
+            elif name in valued:
                 if not letters and not rest:
                     raise DockerError(f"flag needs an argument: '{name[1]}' in {word}", 125)
                 value = letters.removeprefix("=") if letters else rest.pop(0)
-                parsed.options.setdefault(VALUED[name], []).append(value)
+                parsed.options.setdefault(valued[name], []).append(value)
                 letters = ""
             else:
                 raise DockerError(f"unknown shorthand flag: '{name[1]}' in {word}", 125)
-    if not rest:
-        raise DockerError(f"'docker {verb}' requires at least 1 argument", 125)
-    parsed.image, *parsed.command = rest
     return parsed

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from .container_runs import kill_detached
-from .containers import keepers
+from .containers import end_all, keepers
 from .files import remove_tree
 from .processes import become_subreaper, descendants, kill_all, let_trackers_finish, reap
 from .scripts import run_script
@@ -136,6 +136,7 @@ class Init:
         self._control.setblocking(False)
         run = f"{self._plan.disk}/run"
         remove_tree(run)  # /run does not outlive a boot
+        end_all(self._plan.disk)
         os.mkdir(run, 0o755)
         os.mkfifo(f"{run}/power", 0o600)
         os.mkfifo(f"{run}/log", 0o600)
