@@ -182,8 +182,10 @@ class Member:
         phase = self.phase
         if phase.startswith("failed: versions"):
             return "change what it says above, or start all the same with version_check=False."
-        if phase.startswith("failed: docker"):
+        if phase.startswith("failed: container_image"):
             return "check container_image, and that the instance may reach and read its registry."
+        if phase.startswith("failed: docker run"):
+            return "read the end of the serial console below for what docker said of the options."
         if phase.startswith("failed"):
             return "read the end of the serial console below for what Dask said."
         if cls is InstanceLost:
