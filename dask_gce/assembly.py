@@ -125,6 +125,9 @@ class AssembledCluster(ScalingCluster):
                 prepared = await prepare(
                     compute, self.settings, self.name, detached=detached, tell=self._log
                 )
+                # With what follows from the machines that were found, as the number of their GPUs.
+                self.settings = prepared.blueprint.settings
+                self._wanted = max(self._wanted, self._local_count)
                 if self._ends_by_default:
                     self.shutdown_on_close = True
                 if detached:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dask_gce import names, shares, startup
+from dask_gce import families, images, names, shares, startup
 from dask_gce.boot.environment import Environment
 from dask_gce.boot.versions import expectation
-from dask_gce.instance import InstanceSpec
+from dask_gce.instance import Hardware, InstanceSpec
 from dask_gce.placement import Location, MachineShape
 from dask_gce.settings import Settings
 
@@ -197,6 +197,7 @@ class Blueprint:
             environment=self.environment,
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
             local=self._local(location.shape),
+            gpus=self._gpus(location.shape, workers=settings.single_node),
             versions=self._versions,
             **self._container(location.shape),
         )
@@ -259,6 +260,7 @@ class Blueprint:
             tls=self.tls.get("worker"),
             environment=self.environment,
             scheduler={"host": host, "port": int(port), "timeout": settings.worker_start_timeout},
+            gpus=self._gpus(location.shape, workers=True),
             versions=self._versions,
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
             **self._container(location.shape),
@@ -283,14 +285,34 @@ class Blueprint:
             return None
         return expectation(settings.runtime, settings.container_image)
 
-    def _instance(self, name: str, location: Location, payload: startup.Payload) -> InstanceSpec:
+    def _gpus(self, shape: MachineShape, *, workers: bool) -> int:
+        return shape.gpus + (self.settings.worker_accelerator_count if workers else 0)
+
+    def _hardware(self, shape: MachineShape, payload: startup.Payload) -> Hardware:
         settings = self.settings
+        confidential = families.confidential_type(shape.name) if settings.confidential else None
+        # With a single node the scheduler's machine is the workers'.
+        workers = payload.role == "worker" or settings.single_node
+        return Hardware(
+            accelerator_type=settings.worker_accelerator_type if workers else None,
+            accelerator_count=settings.worker_accelerator_count if workers else 0,
+            # Neither GPUs nor memory that nobody else can read move to another host:
+            # https://docs.cloud.google.com/compute/docs/instances/live-migration-process
+            migrates=not (payload.gpus or settings.confidential),
+            min_cpu_platform=settings.min_cpu_platform,
+            reservation=settings.reservation if workers else None,
+            confidential_type=confidential,
+            secure_boot=settings.secure_boot,
+        )
+
+    def _instance(self, name: str, location: Location, payload: startup.Payload) -> InstanceSpec:
+        settings, shape = self.settings, location.shape
         return InstanceSpec(
             name=name,
             project=self.project,
             zone=location.zone,
             machine_type=location.machine_type,
-            source_image=settings.source_image,
+            source_image=images.for_architecture(settings.source_image, shape.architecture),
             boot_disk_size=settings.boot_disk_size,
             boot_disk_type=settings.boot_disk_type,
             network=settings.network,
@@ -302,6 +324,7 @@ class Blueprint:
             service_account=settings.service_account,
             scopes=settings.scopes,
             local_ssds=settings.local_ssds if payload.role == "worker" else 0,
+            hardware=self._hardware(location.shape, payload),
             expires=self.expires,
             overrides=settings.instance_overrides,
         )

@@ -19,7 +19,9 @@ from dask_gce.errors import SettingsError
 __all__ = [
     "OFFICIAL_IMAGE",
     "VM_IMAGE",
+    "architecture_of",
     "check_container_image",
+    "for_architecture",
     "official_image",
     "parse_source_image",
 ]
@@ -99,6 +101,71 @@ def _advice(image: str) -> str:
         "write it as 'PROJECT/FAMILY', such as 'cos-cloud/cos-stable', "
         "or as 'projects/PROJECT/global/images/IMAGE'"
     )
+
+
+#: Boot images that this package chooses itself, and the same for Arm.
+_FOR_ARM: Final = {
+    "projects/cos-cloud/global/images/family/cos-stable": (
+        "projects/cos-cloud/global/images/family/cos-arm64-stable"
+    ),
+    "projects/debian-cloud/global/images/family/debian-12": (
+        "projects/debian-cloud/global/images/family/debian-12-arm64"
+    ),
+}
+#: Projects in whose images' names Google writes the architecture, if it is Arm.
+_TELLING: Final = (
+    *_PUBLIC_PROJECTS.values(),
+    "deeplearning-platform-release",
+    "ubuntu-os-accelerator-images",
+)
+
+
+def for_architecture(image: str, architecture: str) -> str:
+    """Return the boot image for machines of an architecture.
+
+    Parameters
+    ----------
+    image : str
+        A boot image as a partial URL.
+    architecture : str
+        ``"ARM64"`` or ``"X86_64"``.
+
+    Returns
+    -------
+    str
+        The same image, or its like for Arm where that is one which this package chooses itself.
+
+    Examples
+    --------
+    >>> for_architecture(parse_source_image("cos-cloud/cos-stable"), "ARM64")
+    'projects/cos-cloud/global/images/family/cos-arm64-stable'
+    """
+    return _FOR_ARM.get(image, image) if architecture == "ARM64" else image
+
+
+def architecture_of(image: str) -> str | None:
+    """Return the architecture that a boot image is for, as far as its name tells.
+
+    Parameters
+    ----------
+    image : str
+        A boot image as a partial URL.
+
+    Returns
+    -------
+    str or None
+        ``"ARM64"`` or ``"X86_64"`` for Google's public images; None for others.
+
+    Examples
+    --------
+    >>> architecture_of("projects/debian-cloud/global/images/family/debian-12-arm64")
+    'ARM64'
+    >>> architecture_of("global/images/family/ours") is None
+    True
+    """
+    if not image.startswith(tuple(f"projects/{project}/" for project in _TELLING)):
+        return None
+    return "ARM64" if "arm64" in image else "X86_64"
 
 
 def check_container_image(image: str, *, key: str = "container_image") -> str:

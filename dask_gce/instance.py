@@ -34,6 +34,37 @@ ENDED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Hardware:
+    """What is asked of an instance's host, beside its machine type.
+
+    Parameters
+    ----------
+    accelerator_type : str or None
+        Type of the GPUs that are added to it; None for none.
+    accelerator_count : int
+        How many are added.
+    migrates : bool
+        Whether it can be moved to another host while it runs.
+    min_cpu_platform : str or None
+        The oldest CPU platform it may be on.
+    reservation : str or None
+        Reservation that it is taken from, a name or ``projects/P/reservations/NAME``.
+    confidential_type : str or None
+        Technology that makes it a Confidential VM; None for none.
+    secure_boot : bool
+        Whether it boots signed software only.
+    """
+
+    accelerator_type: str | None = None
+    accelerator_count: int = 0
+    migrates: bool = True
+    min_cpu_platform: str | None = None
+    reservation: str | None = None
+    confidential_type: str | None = None
+    secure_boot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceSpec:
     """Everything that makes one instance.
 
@@ -71,6 +102,8 @@ class InstanceSpec:
         OAuth scopes of the service account.
     local_ssds : int
         How many local SSDs it has beside those that its machine type comes with.
+    hardware : Hardware
+        What is asked of its host, beside the machine type.
     expires : int or None
         When Compute Engine deletes it, in seconds since 1970 UTC; None for never.
     overrides : mapping
@@ -93,6 +126,7 @@ class InstanceSpec:
     service_account: str | None = None
     scopes: tuple[str, ...] = ()
     local_ssds: int = 0
+    hardware: Hardware = Hardware()
     expires: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -153,6 +187,9 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
         end = datetime.fromtimestamp(spec.expires, timezone.utc)
         body["scheduling"]["terminationTime"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
         body["scheduling"]["instanceTerminationAction"] = "DELETE"
+    body.update(_hardware(spec.hardware, spec.zone))
+    if not spec.hardware.migrates:
+        body["scheduling"]["onHostMaintenance"] = "TERMINATE"
     if spec.tags:
         body["tags"] = {"items": list(spec.tags)}
     if spec.service_account is not None:
@@ -189,6 +226,35 @@ def _local_ssd(zone: str) -> dict[str, Any]:
         "autoDelete": True,
         "initializeParams": {"diskType": f"zones/{zone}/diskTypes/local-ssd"},
     }
+
+
+def _hardware(asked: Hardware, zone: str) -> dict[str, Any]:
+    """Return what is asked of the machine's host; an empty mapping for an ordinary one."""
+    fields: dict[str, Any] = {}
+    if asked.accelerator_type is not None and asked.accelerator_count:
+        kind = f"zones/{zone}/acceleratorTypes/{asked.accelerator_type}"
+        fields["guestAccelerators"] = [
+            {"acceleratorType": kind, "acceleratorCount": asked.accelerator_count}
+        ]
+    if asked.min_cpu_platform is not None:
+        fields["minCpuPlatform"] = asked.min_cpu_platform
+    if asked.reservation is not None:
+        # https://docs.cloud.google.com/compute/docs/instances/reservations-consume
+        fields["reservationAffinity"] = {
+            "consumeReservationType": "SPECIFIC_RESERVATION",
+            "key": "compute.googleapis.com/reservation-name",
+            "values": [asked.reservation],
+        }
+    if asked.confidential_type is not None:
+        fields["confidentialInstanceConfig"] = {"confidentialInstanceType": asked.confidential_type}
+    if asked.secure_boot:
+        # https://docs.cloud.google.com/compute/shielded-vm/docs/modifying-shielded-vm
+        fields["shieldedInstanceConfig"] = {
+            "enableSecureBoot": True,
+            "enableVtpm": True,
+            "enableIntegrityMonitoring": True,
+        }
+    return fields
 
 
 def _mapping(body: Mapping[str, Any], name: str) -> dict[str, Any]:

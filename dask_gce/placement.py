@@ -36,11 +36,23 @@ class MachineShape:
         Its vCPUs.
     memory : int
         Its memory in bytes.
+    architecture : str
+        ``"X86_64"`` or ``"ARM64"``.
+    gpus : int
+        How many GPUs it comes with.
+    gpu_type : str
+        Their type; empty when it comes with none.
+    local_ssds : int
+        How many local SSDs it comes with.
     """
 
     name: str
     cpus: int
     memory: int
+    architecture: str = "X86_64"
+    gpus: int = 0
+    gpu_type: str = ""
+    local_ssds: int = 0
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> MachineShape:
@@ -56,7 +68,16 @@ class MachineShape:
         MachineShape
             Its shape.
         """
-        return cls(str(data["name"]), int(data["guestCpus"]), int(data["memoryMb"]) * 2**20)
+        accelerators = data.get("accelerators") or [{}]
+        return cls(
+            str(data["name"]),
+            int(data["guestCpus"]),
+            int(data["memoryMb"]) * 2**20,
+            str(data.get("architecture") or "X86_64"),
+            int(accelerators[0].get("guestAcceleratorCount", 0)),
+            str(accelerators[0].get("guestAcceleratorType", "")),
+            int((data.get("bundledLocalSsds") or {}).get("partitionCount", 0)),
+        )
 
     @property
     def usable_memory(self) -> int:

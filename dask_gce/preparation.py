@@ -8,11 +8,13 @@ wrong costs nothing. What is found out of a cluster that runs already is in `reu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from distributed.security import Security
 
@@ -23,8 +25,15 @@ from dask_gce.client import client_mark, current_user
 from dask_gce.cluster_records import ClusterRecord
 from dask_gce.compute import Compute
 from dask_gce.credentials import discover_project, load_credentials
-from dask_gce.errors import APIError, SettingsError
+from dask_gce.errors import APIError, NotFound, PermissionDenied, SettingsError
 from dask_gce.fit import check_fit
+from dask_gce.hardware import (
+    check_hardware,
+    check_image,
+    complete_for_gpus,
+    warn_of_architecture,
+)
+from dask_gce.images import architecture_of
 from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location, MachineShape, Placement
 from dask_gce.settings import Settings
@@ -141,8 +150,14 @@ async def prepare(
     )
     if settings.name is not None:
         await _check_that_name_is_free(compute, cluster)
-    schedulers, workers = await find_locations(compute, settings)
+    (schedulers, workers), image = await asyncio.gather(
+        find_locations(compute, settings), _look_up_image(compute, settings)
+    )
+    check_hardware(settings, schedulers, workers)
+    settings = complete_for_gpus(settings, schedulers, workers)
     check_fit(settings, schedulers, workers)
+    check_image(settings, image, [*schedulers, *workers])
+    warn_of_architecture(settings, [*schedulers, *workers])
     environment = await _resolve_environment(settings, tell)
     blueprint = Blueprint(
         settings=settings,
@@ -177,6 +192,27 @@ async def _resolve_environment(
             "; ".join(f"{name} ({reason})" for name, reason in environment.left_out.items()),
         )
     return environment
+
+
+async def _look_up_image(compute: Compute, settings: Settings) -> dict[str, Any]:
+    """Return a family's newest image, unless it is Google's own; empty where it is not told."""
+    image = settings.source_image
+    if architecture_of(image) is not None or "/family/" not in image:
+        return {}
+    owner, _, family = image.rpartition("/global/images/family/")
+    project = owner.rpartition("/")[2] or compute.project
+    with contextlib.suppress(PermissionDenied):
+        # Who may use an image need not be allowed to look at it.
+        try:
+            return await compute.get_image_from_family(project, family.rpartition("/")[2])
+        except NotFound as error:
+            raise SettingsError(
+                f"source_image = {image!r}: project {project} has no images of this family. See "
+                "those it has: gcloud compute images list --no-standard-images --project "
+                f"{project}",
+                key="source_image",
+            ) from error
+    return {}
 
 
 async def _check_that_name_is_free(compute: Compute, cluster: str) -> None:

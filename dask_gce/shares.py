@@ -13,9 +13,20 @@ from dask.utils import parse_bytes
 from dask_gce.placement import MachineShape
 from dask_gce.settings import Settings
 
-__all__ = ["MemoryLimit", "Share", "limit_in_bytes", "local_share", "memory_for_local", "share"]
+__all__ = [
+    "CUDA_WORKERS",
+    "MemoryLimit",
+    "Share",
+    "limit_in_bytes",
+    "local_share",
+    "memory_for_local",
+    "share",
+]
 
 MemoryLimit = int | float | str | None
+
+#: Import paths of dask-cuda's class, which makes a worker for each GPU of its machine.
+CUDA_WORKERS = ("dask_cuda.CUDAWorker", "dask_cuda.cuda_worker.CUDAWorker")
 
 #: What a scheduler keeps for itself beside workers on its machine: at least this much memory, in
 #: bytes, or this share of a large machine.
@@ -130,7 +141,9 @@ def limit_in_bytes(limit: MemoryLimit, shape: MachineShape) -> int | None:
 def _share(settings: Settings, shape: MachineShape, workers: int, memory: int) -> Share:
     options = settings.worker_options
     threads = options.get("nthreads") or settings.nthreads
-    nthreads = int(threads) if threads else max(1, shape.cpus // workers)
+    # One thread is dask-cuda's own choice: what a GPU computes is begun by one at a time.
+    own = 1 if settings.worker_class in CUDA_WORKERS else max(1, shape.cpus // workers)
+    nthreads = int(threads) if threads else own
     chosen = options.get("memory_limit", settings.memory_limit)
     limit = memory // workers if chosen is None else chosen
     amount = limit_in_bytes(limit, shape)

@@ -106,6 +106,8 @@ class Payload:
         How many Dask processes of that specification the machine runs.
     endpoint : str
         Root URL of the Compute API.
+    gpus : int
+        How many GPUs the machine has.
     versions : str or None
         What the machine compares its versions with, as `boot.versions.expectation` writes it; None
         to compare nothing.
@@ -136,6 +138,7 @@ class Payload:
     linger: float = LINGER
     environment: Environment | None = None
     local: LocalWorkers | None = None
+    gpus: int = 0
     versions: str | None = None
     docker_options: tuple[str, ...] = field(default=(), repr=False)
     memory: int | None = None
@@ -269,6 +272,11 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         if payload.local.tls is not None:
             items["dask-gce-local-tls-cert"] = payload.local.tls.certificate
             items["dask-gce-local-tls-key"] = payload.local.tls.key
+    if payload.gpus:
+        items["dask-gce-gpus"] = str(payload.gpus)
+        # Deep Learning images then install NVIDIA's driver at their first boot:
+        # https://docs.cloud.google.com/deep-learning-vm/docs/create-vm-instance-gpu
+        items["install-nvidia-driver"] = "True"
     if payload.versions is not None:
         items["dask-gce-versions"] = payload.versions
     items.update(_programs(payload))
