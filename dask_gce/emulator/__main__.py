@@ -1,6 +1,7 @@
 """``python -m dask_gce.emulator``: the local Compute Engine as a program of its own.
 
-Owns: the command line, the address and token files, the ending on SIGINT and SIGTERM.
+Owns: the command line, the address and token files, the program that is run as a client, the ending
+on SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from dask_gce.emulator.timings import read_timings
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dask_gce.emulator",
-        description="Run a local Compute Engine on 127.0.0.1 until it is interrupted.",
+        usage="%(prog)s [options] [-- COMMAND ...]",
+        description="Run a local Compute Engine on 127.0.0.1 until it is interrupted, or as long as"
+        " COMMAND runs: where clients reach the machines, with DASK_GCE__API_ENDPOINT set.",
     )
     parser.add_argument("--port", type=int, default=0, help="the port; 0 takes a free one")
     parser.add_argument(
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="demand the bearer token in this file, which only you may read",
     )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 
@@ -109,7 +113,9 @@ def _published(files: Sequence[tuple[Path, str]]) -> Iterator[None]:
                 path.unlink()
 
 
-async def _serve(emulator: ComputeEmulator, files: list[tuple[Path, str]], to: Path | None) -> None:
+async def _serve(
+    emulator: ComputeEmulator, files: list[tuple[Path, str]], to: Path | None, command: list[str]
+) -> int:
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -119,8 +125,32 @@ async def _serve(emulator: ComputeEmulator, files: list[tuple[Path, str]], to: P
             # Last, so that whoever finds the address finds the token as well.
             files.append((to, f"{emulator.endpoint}\n"))
         with _published(files):
+            if command:
+                return await _run(command, emulator, ending)
             print(emulator.endpoint, flush=True)
             await ending.wait()
+    return 0
+
+
+async def _run(command: list[str], emulator: ComputeEmulator, ending: asyncio.Event) -> int:
+    """Run a program as a client and return its exit status, as a shell would say it."""
+    if ending.is_set():
+        return 128 + signal.SIGTERM
+    process = await asyncio.create_subprocess_exec(
+        *emulator.client_command(command),
+        env={**os.environ, "DASK_GCE__API_ENDPOINT": emulator.endpoint},
+    )
+    loop = asyncio.get_running_loop()
+    # A terminal sends Ctrl-C to the program as well, which knows best what it means.
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    loop.add_signal_handler(signal.SIGTERM, _terminate, process)
+    status = await process.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _terminate(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.terminate()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,10 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 when it ended on request and left nothing.
+        The exit status: 0 when it ended on request and left nothing; with a command its own.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
     token = None
     files: list[tuple[Path, str]] = []
     if options.token:
@@ -159,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             timings=read_timings(options.timing),
             projects=options.project,
             container_images=options.container_image or ("*",),
+            client_inside=bool(command),
         )
     except ValueError as error:
         parser.error(f"argument --timing: {error}")
@@ -166,14 +198,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format=f"{parser.prog}: %(message)s")
     logging.getLogger("dask_gce.emulator.machines").setLevel(logging.INFO)
     try:
-        asyncio.run(_serve(emulator, files, options.address_file))
+        status = asyncio.run(_serve(emulator, files, options.address_file, command))
     except (OSError, RuntimeError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     leftovers = emulator.leftovers()
     for one in leftovers:
         print(f"{parser.prog}: left behind: {one}", file=sys.stderr)
-    return 1 if leftovers else 0
+    return status or (1 if leftovers else 0)
 
 
 if __name__ == "__main__":
