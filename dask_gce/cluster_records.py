@@ -16,7 +16,7 @@ from dask_gce.prices import hourly_price
 
 __all__ = ["RECORD_FIELDS", "ClusterRecord", "ClusterState", "Machine", "read_records"]
 
-ClusterState = Literal["running", "starting", "no-scheduler", "stopping", "stopped"]
+ClusterState = Literal["running", "starting", "building", "no-scheduler", "stopping", "stopped"]
 
 #: What is asked of each instance. Metadata, which may be 512 KiB each, stays where it is.
 RECORD_FIELDS: Final = (
@@ -49,7 +49,7 @@ class Machine:
     zone : str
         Its zone.
     role : str
-        ``"scheduler"`` or ``"worker"``; empty if its label says neither.
+        ``"scheduler"``, ``"worker"`` or ``"builder"``; empty if its label says none of them.
     status : str
         What Compute Engine says of it, for example ``"RUNNING"``.
     machine_type : str
@@ -168,10 +168,13 @@ class ClusterRecord:
         """What its machines amount to, in a word.
 
         ``"running"``: the scheduler's machine is on. ``"starting"``: it is being made or repaired.
+        ``"building"``: a disk image is being made, in the end of a machine that is off.
         ``"no-scheduler"``: machines are on, but no scheduler's; the cluster is half made, or lost
         its scheduler. ``"stopping"``: all are on their way out. ``"stopped"``: all are off but
         still there, and their disks cost money.
         """
+        if any(each.role == "builder" and each.status not in _GOING for each in self.machines):
+            return "building"
         if any(each.on for each in self.machines):
             scheduler = self.scheduler
             if scheduler is None or not scheduler.on:
@@ -276,7 +279,7 @@ def _first(labels: Iterable[Mapping[str, str]], key: str) -> str:
 
 def _role(data: Mapping[str, Any]) -> str:
     role = str(data["labels"].get(names.ROLE_LABEL, ""))
-    return role if role in ("scheduler", "worker") else ""
+    return role if role in ("scheduler", "worker", "builder") else ""
 
 
 def _expiry(text: str) -> datetime | None:

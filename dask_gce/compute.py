@@ -1,8 +1,9 @@
 """The Compute API of one project, as the rest of the package sees it.
 
 It owns the construction of everything below it, its life, and the verbs that look things up. The
-other verbs are in `instances`, `instances_now` and `operations`; threads, repeats and what
-cancelling a call means are the business of `calls`, google-cloud-compute that of `library`.
+other verbs are in `instances`, `instances_now`, `image_verbs` and `operations`; threads, repeats
+and what cancelling a call means are the business of `calls`, google-cloud-compute that of
+`library`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dask_gce.calls import Caller
 from dask_gce.clock import SYSTEM_CLOCK, Clock
 from dask_gce.failures import Place
+from dask_gce.image_verbs import ImageVerbs
 from dask_gce.instances import InstanceVerbs
 from dask_gce.instances_now import InstanceVerbsNow
 from dask_gce.library import Call, Library
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Clock", "Compute", "Operation"]
 
 
-class Compute(InstanceVerbs, InstanceVerbsNow, OperationVerbs):
+class Compute(InstanceVerbs, InstanceVerbsNow, ImageVerbs, OperationVerbs):
     """The Compute API of one project.
 
     The async verbs belong to one event loop. Each raises the errors of `dask_gce.errors`: APIError
@@ -142,29 +144,5 @@ class Compute(InstanceVerbs, InstanceVerbsNow, OperationVerbs):
             "GetMachineTypeRequest",
             Place(f"get machine type {name}", self.project, zone, name),
             {"project": self.project, "zone": zone, "machine_type": name},
-        )
-        return await self._caller.answer(call)
-
-    async def get_image_from_family(self, project: str, family: str) -> dict[str, Any]:
-        """Return the newest image of a family that is not deprecated.
-
-        Parameters
-        ----------
-        project : str
-            The project that owns the image, for example ``"cos-cloud"``.
-        family : str
-            For example ``"cos-stable"``.
-
-        Returns
-        -------
-        dict
-            A ``compute#image`` resource.
-        """
-        call = Call(
-            "Images",
-            "get_from_family",
-            "GetFromFamilyImageRequest",
-            Place(f"get the image of family {family}", project, name=family),
-            {"project": project, "family": family},
         )
         return await self._caller.answer(call)

@@ -27,6 +27,7 @@ __all__ = [
     "CLUSTER_LABEL",
     "EXPIRES_LABEL",
     "ID_LABEL",
+    "IMAGE_LABEL",
     "MAX_CLUSTER_NAME",
     "MAX_LABEL",
     "MAX_NAME",
@@ -60,8 +61,10 @@ ID_LABEL: Final = "dask-gce-id"
 CLIENT_LABEL: Final = "dask-gce-client"
 #: When the cluster is past its use, in seconds since 1970 UTC.
 EXPIRES_LABEL: Final = "dask-gce-expires"
+#: On disk images: which runtime they were made for.
+IMAGE_LABEL: Final = "dask-gce-image"
 RESERVED_LABELS: Final = frozenset(
-    {CLUSTER_LABEL, ROLE_LABEL, OWNER_LABEL, ID_LABEL, CLIENT_LABEL, EXPIRES_LABEL}
+    {CLUSTER_LABEL, ROLE_LABEL, OWNER_LABEL, ID_LABEL, CLIENT_LABEL, EXPIRES_LABEL, IMAGE_LABEL}
 )
 
 MAX_NAME: Final = 63

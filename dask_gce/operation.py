@@ -57,20 +57,20 @@ SYSTEM_USERS = frozenset({"", "system", "system@google.com"})
 
 @dataclass(frozen=True)
 class Operation:
-    """A zonal operation, as Compute Engine last showed it.
+    """An operation, as Compute Engine last showed it.
 
     Parameters
     ----------
     name : str
         Its name, for example ``"operation-1700000000000-60a..."``.
     zone : str
-        The zone it runs in.
+        The zone it runs in; empty for a global one, such as on images.
     type : str
         What it does: ``"insert"``, ``"bulkInsert"``, ``"delete"``, ...
     status : str
         ``"PENDING"``, ``"RUNNING"`` or ``"DONE"``; done does not mean that it succeeded.
     target : str
-        The name of the instance it works on; empty for a bulk insert.
+        The name of the instance or image it works on; empty for a bulk insert.
     group : str
         ``operationGroupId``, which a bulk insert shares with the operations of its instances; else
         empty.
@@ -107,9 +107,8 @@ class Operation:
     @property
     def what(self) -> str:
         """What it does to what, in words."""
-        if self.target:
-            return f"{self.type} instance {self.target}"
-        return f"{self.type} instances"
+        kind = "instance" if self.zone else "image"
+        return f"{self.type} {kind} {self.target}" if self.target else f"{self.type} {kind}s"
 
     @property
     def done(self) -> bool:
@@ -155,7 +154,9 @@ def parse_operation(data: Mapping[str, Any]) -> Operation:
         type=kind,
         status=str(data.get("status", "")),
         # A bulk insert's target link names no instance.
-        target=name if collection.endswith("/instances") and kind != "bulkInsert" else "",
+        target=name
+        if collection.endswith(("/instances", "/images")) and kind != "bulkInsert"
+        else "",
         group=str(data.get("operationGroupId", "")),
         errors=tuple(dict(error) for error in data.get("error", {}).get("errors", ())),
         http_status=int(data.get("httpErrorStatusCode", 0)),

@@ -39,7 +39,7 @@ _LIST_MASK = f"items({','.join(OPERATION_FIELDS)}),nextPageToken"
 
 
 class OperationVerbs(Verbs):
-    """The verbs of `Compute` for zonal operations.
+    """The verbs of `Compute` for operations; those on images are global, all others zonal.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ class OperationVerbs(Verbs):
         OperationError
             It has failed for another reason.
         """
-        call = self._operation_call("get", "GetZoneOperationRequest", operation)
+        call = self._operation_call("get", operation)
         found = parse_operation(await self._caller.answer(call))
         if found.failed:
             raise await self._operation_error(found)
@@ -226,7 +226,7 @@ class OperationVerbs(Verbs):
             began = self._caller.clock.monotonic()
             if self._wait_slots.locked():
                 # All threads for waiting are taken: look, rather than queue behind long waits.
-                call = self._operation_call("get", "GetZoneOperationRequest", operation)
+                call = self._operation_call("get", operation)
                 answer = await self._caller.answer(call, deadline=deadline)
                 shortest = LOOK_INTERVAL
             else:
@@ -289,10 +289,12 @@ class OperationVerbs(Verbs):
         return operation
 
     def _unfinished(self, operation: Operation, timeout: float) -> TransportError:
-        path = f"projects/{self.project}/zones/{operation.zone}/operations/{operation.name}"
+        scope = f"zones/{operation.zone}" if operation.zone else "global"
+        path = f"projects/{self.project}/{scope}/operations/{operation.name}"
+        zone = f" in zone {operation.zone}" if operation.zone else ""
         return TransportError(
-            f"Operation {operation.name} ({operation.what}) in zone {operation.zone} of project "
-            f"{self.project} is still {operation.status} after {timeout:g} s.",
+            f"Operation {operation.name} ({operation.what}){zone} of project {self.project} is "
+            f"still {operation.status} after {timeout:g} s.",
             method="POST",
             url=f"{path}/wait",
         )
@@ -312,15 +314,19 @@ class OperationVerbs(Verbs):
         )
 
     def _wait_call(self, operation: Operation) -> Call:
-        call = self._operation_call("wait", "WaitZoneOperationRequest", operation)
+        call = self._operation_call("wait", operation)
         return replace(call, long_poll=True, group="heavy")
 
-    def _operation_call(self, verb: str, request: str, operation: Operation) -> Call:
+    def _operation_call(self, verb: str, operation: Operation) -> Call:
+        scope = "Zone" if operation.zone else "Global"
         place = Place(
             f"look at operation {operation.name} ({operation.what})", self.project, operation.zone
         )
-        fields = {"project": self.project, "zone": operation.zone, "operation": operation.name}
-        return Call("ZoneOperations", verb, request, place, fields, group="operation")
+        fields = {"project": self.project, "operation": operation.name}
+        if operation.zone:
+            fields["zone"] = operation.zone
+        request = f"{verb.title()}{scope}OperationRequest"
+        return Call(f"{scope}Operations", verb, request, place, fields, group="operation")
 
     async def _operation_error(self, operation: Operation) -> OperationError:
         errors = list(operation.errors)

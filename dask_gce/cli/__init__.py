@@ -32,6 +32,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "ssh": "access.ssh",
     "delete": "removal.delete",
     "sweep": "removal.sweep",
+    "image": "image.image",
     "config": "configuration.config",
     "demo": "local.demo",
     "emulator": "local.emulator",

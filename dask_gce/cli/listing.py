@@ -40,6 +40,7 @@ def list_all(project: str | None, as_json: bool) -> None:
     STATE is one of
       running       the scheduler's machine is on
       starting      the scheduler's machine is being made
+      building      a disk image is being made
       no-scheduler  machines are on, but no scheduler's
       stopping      all machines are on their way out
       stopped       all machines are off, but their disks still cost money

@@ -23,6 +23,7 @@ __all__ = [
     "render_age",
     "render_expiry",
     "render_price",
+    "render_size",
     "render_table",
 ]
 
@@ -164,3 +165,24 @@ def render_price(price: float | None) -> str:
     if price is None:
         return "unknown"
     return f"${price:,.2f}" if price >= 0.1 or price == 0 else f"${price:.4f}"
+
+
+def render_size(size: int) -> str:
+    """Say how large something is.
+
+    Parameters
+    ----------
+    size : int
+        Bytes.
+
+    Returns
+    -------
+    str
+        In GB of 1024 cubed bytes, as Compute Engine counts them, with one digit behind the point.
+
+    Examples
+    --------
+    >>> render_size(3 * 2**30 // 2)
+    '1.5 GB'
+    """
+    return f"{size / 2**30:.1f} GB"

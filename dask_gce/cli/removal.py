@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dask_gce.errors import GCEError
     from dask_gce.sweeping import Orphan
 
-__all__ = ["delete", "sweep"]
+__all__ = ["ask_whether_to_delete", "delete", "sweep"]
 
 
 @click.command()
@@ -96,6 +96,22 @@ def _ask(records: Sequence[ClusterRecord]) -> None:
         + ")"
         for record in records
     )
+    ask_whether_to_delete(question)
+
+
+def ask_whether_to_delete(question: str) -> None:
+    """Return if the user wants things to be deleted.
+
+    Parameters
+    ----------
+    question : str
+        Which things.
+
+    Raises
+    ------
+    click.ClickException
+        If the user does not, or cannot be asked.
+    """
     if not _is_asked():
         raise click.UsageError(f"There is nobody to ask whether to delete {question}: add --yes.")
     with interruptible():

@@ -86,13 +86,17 @@ def _read_settings() -> Iterator[SettingOption]:
             yield SettingOption(found["key"], found["default"], found["comment"], section)
 
 
-def setting_options(*, without: Sequence[str]) -> Callable[[F], F]:
+def setting_options(
+    *, without: Sequence[str] = (), only: Sequence[str] | None = None
+) -> Callable[[F], F]:
     """Return a decorator that adds an option for each setting.
 
     Parameters
     ----------
     without : sequence of str
         Settings to leave out.
+    only : sequence of str or None
+        The settings to take; None for all.
 
     Returns
     -------
@@ -101,7 +105,11 @@ def setting_options(*, without: Sequence[str]) -> Callable[[F], F]:
     """
 
     def add(function: F) -> F:
-        options = [each for each in _read_settings() if each.name not in without]
+        options = [
+            each
+            for each in _read_settings()
+            if each.name not in without and (only is None or each.name in only)
+        ]
         # As click's own decorators do: they are applied from the last to the first.
         found = function.__dict__.setdefault("__click_params__", [])
         found.extend(reversed(options))
