@@ -11,14 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from dask_gce import names, startup
 from dask_gce.blueprint import Blueprint
-from dask_gce.client import client_mark, current_user
 from dask_gce.compute import Compute
 from dask_gce.disk_images import DELETE_TIMEOUT, DiskImage, delete_image, read_image
 from dask_gce.errors import (
@@ -26,15 +24,15 @@ from dask_gce.errors import (
     InstanceError,
     InstanceLost,
     NotFound,
-    OutOfCapacity,
     SettingsError,
     StartTimeout,
 )
 from dask_gce.exit import at_exit, not_at_exit
+from dask_gce.failures import Cause, cause_of
 from dask_gce.instance import InstanceSpec, build_insert, parse_instance
 from dask_gce.member import Member
-from dask_gce.placement import Location
-from dask_gce.preparation import find_locations
+from dask_gce.placement import Location, Placement
+from dask_gce.preparation import prepare
 from dask_gce.removal import OFF, Removal
 from dask_gce.settings import Settings
 
@@ -117,7 +115,8 @@ async def build_image(
     Raises
     ------
     SettingsError
-        If a name is wrong or taken, or no zone offers the machine type.
+        If a name is wrong or taken, no zone offers the machine type, or the settings contradict
+        each other.
     InstanceError
         If what was to be on the image could not be built; with the machine's serial console.
     GCEError
@@ -134,22 +133,15 @@ async def build_image(
     name = image_name(family) if name is None else names.check_name(name)
     names.check_name(family, key="family")
     await _check_that_name_is_free(compute, name)
-    locations, _ = await find_locations(compute, settings)
-    identity = uuid.uuid4().hex
-    blueprint = Blueprint(
-        settings=settings,
-        project=compute.project,
-        cluster=names.new_cluster_name("dask-image"),
-        identity=identity,
-        owner=names.label_value(await asyncio.to_thread(current_user)),
-        client=await asyncio.to_thread(client_mark),
-        expires=int(time.time() + timeout + IMAGE_TIMEOUT),
-    )
-    build = _Build(compute, blueprint, name, family, timeout=timeout, tell=tell)
+    # Nobody connects to the builder, so it gets no certificates; and it has an end in any case.
+    settings = replace(settings, name=None, security=False, max_lifetime=timeout + IMAGE_TIMEOUT)
+    cluster = names.new_cluster_name("dask-image")
+    prepared = await prepare(compute, settings, cluster, tell=tell)
+    build = _Build(compute, prepared.blueprint, name, family, timeout=timeout, tell=tell)
     # From here on something may be there to be deleted, whatever becomes of this process.
     at_exit(build, build.delete_now)
     try:
-        image = await build.run(locations)
+        image = await build.run(prepared.schedulers)
     except BaseException as error:
         try:
             await _to_the_end(build.undo())
@@ -230,26 +222,29 @@ class _Build:
         )
         self._removal = Removal(compute, blueprint.cluster, label, lambda: self._zones)
 
-    async def run(self, locations: list[Location]) -> DiskImage:
-        member = await self._boot(locations)
+    async def run(self, places: Placement) -> DiskImage:
+        member = await self._boot(places)
         disk = await self._wait_until_sealed(member)
         return await self._make_image(disk)
 
-    async def _boot(self, locations: list[Location]) -> Member:
+    async def _boot(self, places: Placement) -> Member:
         """Start the builder where there is a machine to give."""
-        refusal: GCEError | None = None
-        for location in locations:
+        refusal = GCEError("There is no place to build in.")
+        while (location := places.choose()) is not None:
             spec = builder_spec(self._blueprint, location)
             self._zones.add(location.zone)
             self._tell(f"starting {spec.name} in {location.zone}")
             try:
                 operation = await self._compute.insert_instance(location.zone, build_insert(spec))
                 await self._compute.wait_operation(operation, self._timeout)
-            except OutOfCapacity as error:
+            except GCEError as error:
+                if cause_of(error) not in (Cause.CAPACITY, Cause.QUOTA):
+                    raise
+                places.block(location, error)
                 refusal = error
             else:
                 return Member(spec, self._timeout)
-        raise refusal or GCEError("There is no place to build in.")
+        raise refusal
 
     async def _wait_until_sealed(self, member: Member) -> str:
         """Wait until the builder has done its work and is off; return the link of its disk."""

@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from clusters import PATIENCE, until
 from command_line import read, run, run_process, succeed
-from google.auth.credentials import AnonymousCredentials
 from records import compute_of
 
-from dask_gce import image_build, names, removal, sweeping
+from dask_gce import exit, image_build, names, removal, sweeping
 from dask_gce.cli import removal as asking
-from dask_gce.compute import Compute
 from dask_gce.disk_images import list_images
 from dask_gce.emulator import ComputeEmulator, Fault, Timings
 from dask_gce.emulator.machines.paper import PaperKind, PaperMachine
@@ -277,32 +275,16 @@ async def test_a_builder_without_a_client_is_an_orphan(cloud):
     await until(lambda: not emulator.leftovers())
 
 
-def test_at_the_interpreters_exit_the_builder_is_deleted(cloud):
+async def test_at_the_interpreters_exit_the_builder_is_deleted(cloud):
     emulator = cloud(phases=("booted",), ends=False)
-    compute = Compute(
-        "local-project", endpoint=emulator.endpoint, credentials=AnonymousCredentials()
-    )
-    blueprints = []
-
-    async def begin() -> None:
-        run = image_build._Build.run
-
-        async def held(self, locations):
-            blueprints.append(self)
-            await self._boot(locations)
-
-        image_build._Build.run = held
-        try:
-            task = asyncio.ensure_future(build_image(compute, settings_of()))
-            await until(lambda: [e for e in emulator.instances() if e["status"] == "RUNNING"])
-            blueprints[0].delete_now()
-            await asyncio.gather(task, return_exceptions=True)
-        finally:
-            image_build._Build.run = run
-        await compute.close()
-
-    asyncio.run(begin())
-    asyncio.run(until(lambda: not emulator.leftovers()))
+    task = asyncio.ensure_future(build(emulator))
+    await until(lambda: emulator.requests["compute.instances.getGuestAttributes"])
+    (duty,) = exit._duties.values()
+    await asyncio.to_thread(duty.action)
+    with pytest.raises(InstanceError, match="no longer exists"):
+        await asyncio.wait_for(task, PATIENCE)
+    assert not exit._duties
+    await until(lambda: not emulator.leftovers())
 
 
 # -- names ----------------------------------------------------------------------------------------
