@@ -236,8 +236,8 @@ async def test_an_image_of_somebody_else_is_left_alone(cloud):
     ["compute.instances.insert", "compute.instances.getGuestAttributes", INSERT],
 )
 async def test_cancelled_it_leaves_nothing(cloud, moment):
-    # An image is being made for a moment at least, so that there is one to be deleted half made.
-    emulator = cloud(Timings(imaging=0.3), ends=moment == INSERT)
+    # An image is done before its disk is gone, so that it stays if nobody deletes it.
+    emulator = cloud(Timings(imaging=0.3, deleting=2), ends=moment == INSERT)
     task = asyncio.ensure_future(build(emulator))
     await until(lambda: emulator.requests[moment])
     task.cancel()
