@@ -321,7 +321,11 @@ async def test_a_preload_joins_those_of_the_user(tmp_path, given, preload, argum
     await run(machine, payload(**given), then)
     (scheduler,) = machine.log("scheduler", "started")
     options = scheduler["spec"]["opts"]
-    assert options["preload"][:-1] == preload
+    if preload:
+        assert options["preload"][:-1] == preload
+    else:
+        # Dask looks into its configuration only when no preload is given.
+        assert options["preload"][0].endswith("/config_preloads.py")
     assert options["preload"][-1].endswith("/keep_local.py")
     assert options.get("preload_argv") == arguments
 
@@ -347,7 +351,7 @@ def test_scaling_down_asks_for_none_of_them():
     scope: dict[str, object] = {}
     exec(compile(guest_file("keep_local.py"), "keep_local.py", "exec"), scope)  # noqa: S102 # ours
     assert "dask_gce" not in guest_file("keep_local.py")
-    plugin = scope["KeepLocal"](None)
+    plugin = scope["KeepLocal"]()
     here, there = SimpleNamespace(host="10.0.0.2"), SimpleNamespace(host="10.0.0.20")
     scheduler = SimpleNamespace(address="tls://10.0.0.2:8786")
     assert plugin.valid_workers_downscaling(scheduler, [here, there]) == [there]

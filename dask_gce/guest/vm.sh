@@ -3,8 +3,11 @@
 # Dask in it as a user of its own, and end the machine when Dask has ended.
 umask 022
 chmod 711 "$folder" # for that user to get at the programs
-home=/var/lib/dask-gce
-mkdir -p "$home" 2>/dev/null || home=${HOME:-$folder}/dask-gce
+home=/var/lib/dask
+if ! mkdir -p "$home/environments" "$home/work" 2>/dev/null || [ ! -w "$home/work" ]; then
+  home=${HOME:-$folder}/dask # a machine on which nothing else can be written to
+  mkdir -p "$home/environments" "$home/work"
+fi
 digest=$(metadata attributes/dask-gce-environment) || fail "no environment in the metadata"
 environment=$home/environments/$digest
 # Puts a command line under that user.
@@ -21,7 +24,6 @@ make_user() {
   if ! getent passwd dask >/dev/null; then
     useradd --system --user-group --no-create-home --home-dir "$home" --shell /usr/sbin/nologin dask
   fi
-  mkdir -p "$home/environments" "$home/work"
   if setpriv --reuid dask --regid dask --init-groups true 2>/dev/null; then
     user=(setpriv --reuid dask --regid dask --init-groups)
     chown dask:dask "$home" "$home/environments" "$home/work"
@@ -99,6 +101,7 @@ run_dask() {
 }
 
 prepare_disks
+install_gpu_driver
 make_user
 find_uv
 build_environment
