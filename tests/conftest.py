@@ -1,12 +1,13 @@
 """What every test has: Google's discovery document as a witness, and a clean place to leave.
 
 Owns: the validator over every exchange of every emulator, the check that a test leaves nothing, the
-fixtures `emulator`, `process_emulator`, `light` and `paper_workers`. The work is
-done by `discovery` and `leftovers`.
+fixtures `emulator`, `process_emulator`, `namespace_emulator`, `light` and `paper_workers`. The work
+is done by `discovery`, `leftovers` and `machines`.
 """
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import signal
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import distributed
+import machines
 import pytest
 from clusters import wait_until
 from discovery import VALIDATOR, Validator
@@ -105,6 +107,22 @@ def emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
 def process_emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
     """Return a local Compute Engine whose machines are processes."""
     with ComputeEmulator("process") as running:
+        yield running
+    assert not running.leftovers()
+
+
+@pytest.fixture
+def namespace_emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
+    """Return a local Compute Engine with real machines; a test that asks `needs_namespaces`."""
+    from dask_gce.emulator.machines.namespace import images
+    from dask_gce.emulator.machines.namespace.kind import NamespaceKind
+
+    kind = NamespaceKind(
+        access_token=secrets.token_urlsafe(),
+        image=images.image_folder(),
+        shared_folders=machines.shared_folders(),
+    )
+    with ComputeEmulator(kind) as running:
         yield running
     assert not running.leftovers()
 

@@ -15,6 +15,7 @@ import json
 import platform
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -53,6 +55,15 @@ def find_obstacle() -> str | None:
     if not store_folder().exists():
         return "the container images are not made; run ci/machines.sh"
     return None
+
+
+def _same_python() -> bool:
+    python = images.image_folder() / "root/usr/bin/python3"
+    return python.is_symlink() and python.readlink().name == "python{}.{}".format(*sys.version_info)
+
+
+def _is_root() -> bool:
+    return Path("/proc/self").stat().st_uid == 0
 
 
 def shared_folders() -> dict[str, Path]:
@@ -163,7 +174,9 @@ def _names() -> list[str]:
 def _installed() -> dict[str, importlib.metadata.Distribution]:
     """Return the installed distributions that others can install too."""
     found = {}
-    for each in importlib.metadata.distributions():
+    # Not the path of modules: it has checkouts, and under pytest others than elsewhere.
+    folders = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    for each in importlib.metadata.distributions(path=folders):
         local = each.read_text("direct_url.json") is not None
         if not local and each.metadata["Name"]:
             found[canonicalize_name(each.metadata["Name"])] = each
@@ -191,15 +204,6 @@ def _pins(distributions: dict[str, importlib.metadata.Distribution]) -> list[str
     return sorted(f"{name}=={each.version}" for name, each in distributions.items())
 
 
-def _same_python() -> bool:
-    python = images.image_folder() / "root/usr/bin/python3"
-    return python.is_symlink() and python.readlink().name == "python{}.{}".format(*sys.version_info)
-
-
-def _is_root() -> bool:
-    return Path("/proc/self").stat().st_uid == 0
-
-
 def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = "root"
@@ -220,6 +224,10 @@ def _digest(*parts: str) -> str:
 
 def _cache() -> Path:
     return Path(platformdirs.user_cache_dir("dask-gce", appauthor=False)) / "tests"
+
+
+#: Of what a test needs that boots real machines.
+needs_namespaces = pytest.mark.skipif(find_obstacle() is not None, reason=str(find_obstacle()))
 
 
 def main() -> str | None:

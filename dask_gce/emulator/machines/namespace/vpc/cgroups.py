@@ -35,6 +35,7 @@ _DEVICES = (
     *("c *:* m", "b *:* m"),
     *(f"c 1:{minor} rwm" for minor in (3, 5, 7, 8, 9)),
     *("c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm", "c 10:229 rwm", "c 10:200 rwm"),
+    "c 5:1 rwm",  # container runtimes insist on passing on the console
 )
 
 #: Seconds until the last process of a group that was killed must be gone.
