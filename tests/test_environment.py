@@ -1,4 +1,4 @@
-"""The setting `environment` becomes what a machine installs, and nothing of it means only this one."""
+"""The setting `environment` becomes what a machine installs; none of it means this one only."""
 
 from __future__ import annotations
 
