@@ -124,11 +124,13 @@ class NamespaceKind(MachineKind):
             if self._preparing is not None:
                 await self.in_thread(wait, [self._preparing])
             await asyncio.gather(*(machine.discard() for machine in tuple(self._machines)))
-            await self.network.close()
         finally:
-            await self.in_thread(self.vpc.close)
-            self._executor = None
-            executor.shutdown()
+            try:
+                await self.network.close()
+            finally:
+                await self.in_thread(self.vpc.close)
+                self._executor = None
+                executor.shutdown()
 
     async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run something that blocks, in a thread of this kind's own.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from dask_gce.emulator.machines.namespace.kind import NamespaceKind
 
 __all__ = ["NamespaceMachine"]
+
+logger = logging.getLogger(__name__)
 
 #: The signal of the power button, to systemd and to :mod:`vpc.init`; Linux' number, on which the
 #: C library's first real-time signal is the 34th everywhere.
@@ -192,7 +195,11 @@ class NamespaceMachine(Machine):
             await boot.ended.wait()
         else:
             boot.watch(console)
-            await self._kind.network.attached(self.slot, self.address)
+            try:
+                await self._kind.network.attached(self.slot, self.address)
+            except RuntimeError as error:
+                # The emulator is closing, or the machine is off again.
+                logger.debug("Machine %s is not served: %s", self.record.name, error)
             if boot.asked:
                 await self._kind.in_thread(self._kind.vpc.signal, self.slot, signal.SIGKILL)
             await boot.ended.wait()

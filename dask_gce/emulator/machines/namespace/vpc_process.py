@@ -43,6 +43,9 @@ main()
 #: The whole environment of the process, which its machines' first processes show as theirs.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+#: CAP_NET_ADMIN, CAP_SYS_CHROOT, CAP_SYS_ADMIN and CAP_MKNOD; see capabilities(7).
+_CAPABILITIES = {12, 18, 21, 27}
+
 #: What is run in the namespaces, and the Debian package that brings it.
 _TOOLS = {"nft": "nftables"}
 
@@ -64,10 +67,40 @@ def find_obstacle() -> str | None:
         return f"Machines of kind namespace need Linux: run this on Linux, {remedy}"
     if os.geteuid() != 0:
         return f"Machines of kind namespace need root: run this as root, {remedy}"
+    if not _own_capabilities() >= _CAPABILITIES:
+        return (
+            "Machines of kind namespace need all of root's capabilities, which a container has not:"
+            f" run it with docker run --privileged, {remedy}"
+        )
     for tool, package in _TOOLS.items():
         if shutil.which(tool, path=_PATH) is None:
             return f"Machines of kind namespace need {tool}: apt-get install {package}, {remedy}"
+    if _file_system(BASE) == "overlay":
+        return (
+            f"The disks of machines of kind namespace cannot lie on the overlay on which {BASE} is:"
+            f" mount a volume there, in a container with docker run --volume {BASE}, {remedy}"
+        )
     return None
+
+
+def _own_capabilities() -> set[int]:
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
+        if line.startswith("CapEff:"):
+            mask = int(line.split()[1], 16)
+            return {number for number in range(mask.bit_length()) if mask >> number & 1}
+    return set()
+
+
+def _file_system(path: str) -> str:
+    """Return what kind of file system a path is, or would be, on."""
+    found = "", ""
+    for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines():
+        # proc(5): the fifth field is the place, the first after the dash the kind.
+        place, kind = line.split()[4], line.partition(" - ")[2].split()[0]
+        above = place.rstrip("/")
+        if (path == place or path.startswith(f"{above}/")) and len(place) >= len(found[0]):
+            found = place, kind
+    return found[1]
 
 
 class VPCProcess:

@@ -113,10 +113,12 @@ def sweep(base: str) -> list[str]:
 
 
 def _start_time(pid: int) -> str:
-    """Return when a process started, in the kernel's ticks; empty when there is none."""
+    """Return when a process started, in the kernel's ticks; empty when it does not run."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             # The name in brackets may hold anything, also brackets; proc(5) counts from there.
-            return file.read().rpartition(")")[2].split()[19]
+            state, *fields = file.read().rpartition(")")[2].split()
+            # A dead one may wait for a parent that never asks for it.
+            return "" if state in "ZX" else fields[18]
     except (FileNotFoundError, ProcessLookupError):
         return ""
