@@ -198,7 +198,7 @@ class Blueprint:
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
             local=self._local(location.shape),
             gpus=self._gpus(location.shape, workers=settings.single_node),
-            versions=self._versions,
+            versions=self._versions(workers=self.local_workers > 0),
             **self._container(location.shape),
         )
         return self._instance(name, location, payload)
@@ -261,7 +261,7 @@ class Blueprint:
             environment=self.environment,
             scheduler={"host": host, "port": int(port), "timeout": settings.worker_start_timeout},
             gpus=self._gpus(location.shape, workers=True),
-            versions=self._versions,
+            versions=self._versions(workers=True),
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
             **self._container(location.shape),
         )
@@ -277,13 +277,15 @@ class Blueprint:
             "shm_size": settings.shm_size,
         }
 
-    @property
-    def _versions(self) -> str | None:
+    def _versions(self, *, workers: bool) -> str | None:
         """What machines compare their versions with."""
         settings = self.settings
         if not settings.version_check:
             return None
-        return expectation(settings.runtime, settings.container_image)
+        cuda = workers and settings.worker_class in shares.CUDA_WORKERS
+        return expectation(
+            settings.runtime, settings.container_image, needed=("dask-cuda",) if cuda else ()
+        )
 
     def _gpus(self, shape: MachineShape, *, workers: bool) -> int:
         return shape.gpus + (self.settings.worker_accelerator_count if workers else 0)

@@ -129,6 +129,17 @@ def complete_for_gpus(
 
 
 def _check_cuda_options(settings: Settings) -> None:
+    where = "container_image" if settings.runtime == "container" else "environment"
+    official = (settings.container_image or "").startswith(images.OFFICIAL_IMAGE)
+    extra = {"EXTRA_PIP_PACKAGES", "EXTRA_CONDA_PACKAGES"} & settings.env_vars.keys()
+    if settings.environment is None and (where == "environment" or (official and not extra)):
+        raise _refuse(
+            settings,
+            where,
+            "workers with GPUs are of dask-cuda's class, which is not in it; choose one with "
+            "dask-cuda (such as the images of RAPIDS), name 'dask-cuda' in environment, or set "
+            "worker_class, for example to 'distributed.Nanny'",
+        )
     resources = settings.worker_options.get("resources")
     if resources is not None and not isinstance(resources, str):
         raise _refuse(
@@ -140,8 +151,8 @@ def _check_cuda_options(settings: Settings) -> None:
 
 def _is_chosen(settings: Settings, key: str) -> bool:
     """Tell whether a user chose a setting, rather than that it follows from others."""
-    source = settings.sources[key]
-    return source != "default" and not source.endswith("(default)")
+    # As in "workers_on_scheduler (processes (default))".
+    return not settings.sources[key].rstrip(")").endswith("default")
 
 
 def check_hardware(

@@ -106,17 +106,17 @@ class Payload:
         How many Dask processes of that specification the machine runs.
     endpoint : str
         Root URL of the Compute API.
-    gpus : int
-        How many GPUs the machine has.
-    versions : str or None
-        What the machine compares its versions with, as `boot.versions.expectation` writes it; None
-        to compare nothing.
     linger : float
         Seconds to stay after a failure.
     environment : Environment or None
         What is installed before Dask starts; None for what the container image has.
     local : LocalWorkers or None
         Workers beside a scheduler.
+    gpus : int
+        How many GPUs the machine has.
+    versions : str or None
+        What the machine compares its versions with, as `boot.versions.expectation` writes it; None
+        to compare nothing.
     docker_options : tuple of str
         Words added to ``docker run``.
     memory : int or None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -54,7 +55,7 @@ def client_versions() -> dict[str, str | None]:
     return found
 
 
-def expectation(runtime: str, container_image: str | None) -> str:
+def expectation(runtime: str, container_image: str | None, needed: Sequence[str] = ()) -> str:
     """Write down what a machine compares itself with.
 
     Parameters
@@ -63,11 +64,14 @@ def expectation(runtime: str, container_image: str | None) -> str:
         Where Dask runs on the machine, ``"container"`` or ``"vm"``.
     container_image : str or None
         The container image, to be named when it does not fit.
+    needed : sequence of str
+        Packages that must be there, whatever their version.
 
     Returns
     -------
     str
-        JSON with the client's ``versions`` and, for advice, the ``setting`` to change.
+        JSON with the client's ``versions``, what is ``needed`` and, for advice, the ``setting`` to
+        change.
 
     Examples
     --------
@@ -79,4 +83,5 @@ def expectation(runtime: str, container_image: str | None) -> str:
         if runtime == "container"
         else "an environment"
     )
-    return json.dumps({"setting": setting, "versions": client_versions()})
+    told = {"setting": setting, "versions": client_versions(), "needed": list(needed)}
+    return json.dumps(told)

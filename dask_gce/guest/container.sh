@@ -155,6 +155,7 @@ run_dask() {
     --volume "$folder/guest:$folder/guest:ro" --tmpfs "$folder/private:mode=1777,size=16m")
   [ -z "$scratch" ] || options+=(--volume "$scratch:$scratch")
   [ -z "${GCE_METADATA_HOST:-}" ] || options+=(--env GCE_METADATA_HOST)
+  [ ${#gpu_options[@]} -eq 0 ] || options+=("${gpu_options[@]}")
   limit_memory
   add_options
   run
@@ -180,6 +181,7 @@ run_dask() {
 open_firewall
 log_in
 prepare_disks
+install_gpu_driver
 fetch_image
 [ "$role" != builder ] || seal # where this is to become a disk image, see seal.sh
 run_dask

@@ -43,6 +43,11 @@ STEADY = 60.0
 #: Seconds that they may take to end.
 GRACE = 5.0
 
+#: Worker classes that make all workers of a machine.
+ONE_FOR_ALL = ("dask_cuda.CUDAWorker", "dask_cuda.cuda_worker.CUDAWorker")
+#: Where Container-Optimized OS's driver of GPUs is, in a container.
+DRIVER = Path("/usr/local/nvidia")
+
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -157,6 +162,9 @@ def settle(options: dict[str, Any], address: str) -> None:
 
 def several(spec: dict[str, Any], name: str, count: int) -> dict[str, Any]:
     """Return a specification of many workers as `dask spec` reads it, named after the machine."""
+    if spec["cls"] in ONE_FOR_ALL and count > 1:
+        # It makes a worker for each GPU itself, and gives them the names below.
+        return {name: {"cls": spec["cls"], "opts": {**spec["opts"], "name": name}}}
     workers = {}
     for number in range(count):
         worker = f"{name}-{number}"
@@ -344,6 +352,11 @@ def main() -> None:
     with contextlib.suppress(FileNotFoundError):
         environment.setdefault("DASK_TEMPORARY_DIRECTORY", (HERE / "scratch").read_text())
     environment.update(json.loads(metadata("attributes/dask-gce-env", default="{}")))
+    if DRIVER.is_dir():
+        # An image need not look there by itself, and what it does look for stays in front.
+        for variable, part in (("PATH", "bin"), ("LD_LIBRARY_PATH", "lib64")):
+            known = [each for each in environment.get(variable, "").split(":") if each]
+            environment[variable] = ":".join([*known, str(DRIVER / part)])
     entrypoint = json.loads((HERE / "entrypoint.json").read_text() or "null") or []
 
     python, dask = "python3", [*entrypoint, "dask"]

@@ -93,6 +93,43 @@ prepare_disks() { # make local SSDs Dask's scratch space: its folder, if there i
   fi
 }
 
+install_gpu_driver() { # see to the driver of this machine's GPUs; containers get them by $gpu_options
+  local count number found give_up=30
+  gpu_options=()
+  count=$(metadata attributes/dask-gce-gpus) || return 0
+  phase driver-installing
+  if command -v cos-extensions >/dev/null; then
+    # https://docs.cloud.google.com/container-optimized-os/docs/how-to/run-gpus
+    cos-extensions install gpu -- --version=default ||
+      fail "cos-extensions could not install the driver of the GPUs"
+    # It is on a file system from which nothing may be executed.
+    { mount --bind /var/lib/nvidia /var/lib/nvidia && mount -o remount,exec /var/lib/nvidia; } ||
+      fail "the driver of the GPUs, in /var/lib/nvidia, could not be mounted"
+    PATH=$PATH:/var/lib/nvidia/bin
+    # Docker has no hook for GPUs there, so that devices and libraries are named one by one.
+    gpu_options=(--volume /var/lib/nvidia/lib64:/usr/local/nvidia/lib64:ro
+      --volume /var/lib/nvidia/bin:/usr/local/nvidia/bin:ro
+      --device /dev/nvidiactl --device /dev/nvidia-uvm)
+    for ((number = 0; number < count; number++)); do
+      gpu_options+=(--device "/dev/nvidia$number")
+    done
+  else
+    # Deep Learning images install it at their first boot, while this runs:
+    # https://docs.cloud.google.com/deep-learning-vm/docs/create-vm-instance-gpu
+    [ ! -d /opt/deeplearning ] || give_up=900
+    until nvidia-smi >/dev/null 2>&1; do
+      [ "$give_up" -eq 30 ] && ! command -v nvidia-smi >/dev/null &&
+        fail "source_image has no driver for the GPUs"
+      [ "$give_up" -gt 0 ] || fail "the driver of the GPUs did not come up"
+      give_up=$((give_up - 1))
+      sleep 1
+    done
+    gpu_options=(--gpus all)
+  fi
+  found=$(LD_LIBRARY_PATH=/var/lib/nvidia/lib64 nvidia-smi --list-gpus | grep --count '^GPU ')
+  [ "$found" -ge "$count" ] || fail "the driver finds $found of this machine's $count GPUs"
+}
+
 phase booted
 folder=$(mktemp -d)
 role=$(metadata attributes/dask-gce-role)

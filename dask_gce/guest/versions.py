@@ -114,6 +114,13 @@ def check(text: str) -> str:
     client = expected["versions"]
     here = installed(client)
     breaking, others = compare(client, here)
+    missing = [name for name, version in installed(expected["needed"]).items() if version is None]
+    if missing:
+        names = " and ".join(missing)
+        return (
+            f"versions differ: this machine has no {names}, which worker_class needs; choose "
+            f"{expected['setting']} with {names}, or another worker_class"
+        )
     if others:
         print("dask-gce: warning: this machine has", listed(others, client, here), flush=True)
     return explain(breaking, client, here, expected["setting"]) if breaking else ""
