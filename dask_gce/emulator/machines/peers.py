@@ -20,8 +20,12 @@ __all__ = ["Peers", "socket_owner"]
 
 _TABLE = Path("/proc/net/tcp")
 
-#: Sockets that belong to a process. Of others, whose owner has left, the kernel may say user 0.
-_ESTABLISHED, _CLOSE_WAIT = "01", "08"
+#: States of connections whose other end may still be read from: ESTABLISHED, FIN_WAIT1, FIN_WAIT2 (it
+#: has said all that it has to say) and CLOSE_WAIT.
+_OPEN = frozenset({"01", "04", "05", "08"})
+
+#: The inode of a socket whose process has closed it. The kernel says that it is user 0's.
+_NOBODYS = "0"
 
 
 class Peers:
@@ -84,8 +88,9 @@ def socket_owner(peer: tuple[str, int], own: tuple[str, int]) -> int | None:
                 continue
             for line in lines:
                 # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid ...
-                fields = line.split(maxsplit=8)
-                if fields[1:3] == wanted and fields[3] in (_ESTABLISHED, _CLOSE_WAIT):
+                # and then timeout inode ...
+                fields = line.split(maxsplit=10)
+                if fields[1:3] == wanted and fields[3] in _OPEN and fields[9] != _NOBODYS:
                     return int(fields[7])
     return None
 
