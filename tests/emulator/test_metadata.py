@@ -131,6 +131,21 @@ async def test_other_users_of_the_host_get_no_answer(family, monkeypatch):
 
 
 @only_linux_tells
+async def test_who_has_said_all_is_still_there_until_they_close():
+    accepted: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), "127.0.0.1")
+    with socket.create_connection(server.sockets[0].getsockname()) as client:
+        ends = client.getsockname(), client.getpeername()
+        transport = (await accepted).transport
+        client.shutdown(socket.SHUT_WR)
+        assert socket_owner(*ends) == os.geteuid()
+    assert socket_owner(*ends) is None
+    transport.close()
+    server.close()
+    await server.wait_closed()
+
+
+@only_linux_tells
 @pytest.mark.parametrize("lingers", [False, True])
 async def test_nobody_holds_the_other_end_of_a_closed_connection(lingers):
     accepted: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()

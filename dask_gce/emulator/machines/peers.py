@@ -20,8 +20,8 @@ __all__ = ["Peers", "socket_owner"]
 
 _TABLE = Path("/proc/net/tcp")
 
-#: States of connections whose other end may still be read from: ESTABLISHED, FIN_WAIT1, FIN_WAIT2 (it
-#: has said all that it has to say) and CLOSE_WAIT.
+#: States of connections whose other end may still read: ESTABLISHED, FIN_WAIT1 and FIN_WAIT2, when it
+#: has said all that it has to say, and CLOSE_WAIT.
 _OPEN = frozenset({"01", "04", "05", "08"})
 
 #: The inode of a socket whose process has closed it. The kernel says that it is user 0's.
@@ -87,8 +87,8 @@ def socket_owner(peer: tuple[str, int], own: tuple[str, int]) -> int | None:
             except OSError:
                 continue
             for line in lines:
-                # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid ...
-                # and then timeout inode ...
+                # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid
+                # timeout inode ...
                 fields = line.split(maxsplit=10)
                 if fields[1:3] == wanted and fields[3] in _OPEN and fields[9] != _NOBODYS:
                     return int(fields[7])
