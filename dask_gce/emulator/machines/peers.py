@@ -20,8 +20,8 @@ __all__ = ["Peers", "socket_owner"]
 
 _TABLE = Path("/proc/net/tcp")
 
-#: States of connections whose other end may still read: ESTABLISHED, FIN_WAIT1 and FIN_WAIT2, when it
-#: has said all that it has to say, and CLOSE_WAIT.
+#: States of connections whose other end may still read: ESTABLISHED; FIN_WAIT1 and FIN_WAIT2, when
+#: it has said all that it has to say; CLOSE_WAIT.
 _OPEN = frozenset({"01", "04", "05", "08"})
 
 #: The inode of a socket whose process has closed it. The kernel says that it is user 0's.
