@@ -21,7 +21,8 @@ from distributed.objects import SchedulerInfo
 from dask_gce import shared_plan
 from dask_gce.assembly import AssembledCluster
 from dask_gce.errors import GCEError, StartTimeout
-from dask_gce.scheduler import answers_at
+from dask_gce.probing import answers_at
+from dask_gce.terminal import harmless
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ SHOWN_WORKERS = 20
 class AttendedCluster(AssembledCluster):
     """A cluster that stays in touch with its scheduler."""
 
+    #: The phase of the scheduler's boot that was told last.
+    _phase = ""
     #: Whether the scheduler left the last question unanswered which workers there are.
     _unanswered = False
 
@@ -57,6 +60,15 @@ class AttendedCluster(AssembledCluster):
             self.events.note(name, "lost", str(failure).partition("\n")[0])
             self._log(str(failure))
             self._lose(failure)
+
+    def _note_steady(self) -> None:
+        super()._note_steady()
+        # How far the scheduler's machine is, which tells only if it takes its time.
+        if self.status == Status.starting and self._fleet is not None:
+            member = self._fleet.members.get(self._scheduler.name)
+            if member is not None and member.phase != self._phase:
+                self._phase = member.phase
+                self._log(f"The scheduler's machine: {harmless(self._phase)}")
 
     @property
     def _is_deaf(self) -> bool:

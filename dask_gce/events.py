@@ -30,11 +30,11 @@ class Event:
     instance : str
         The instance, or the cluster's name for what concerns all of it.
     what : str
-        What happened, in a word or two: ``"requested"``, ``"running"``, ``"ready"``, ``"failed"``,
-        ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``, ``"moved"``,
-        ``"gave up"``, ``"unknown"``, ``"disconnected"`` or ``"reconnected"``.
+        What happened, in a word or two: ``"requested"``, ``"running"``, ``"booting"``, ``"ready"``,
+        ``"failed"``, ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``,
+        ``"moved"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or ``"reconnected"``.
     why : str
-        The reason, where there is one to tell.
+        The reason, where there is one to tell; for ``"booting"`` the phase of the boot.
     time : datetime.datetime
         When it was noticed, in UTC.
 

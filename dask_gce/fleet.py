@@ -314,6 +314,7 @@ class Fleet:
         # Those first that were asked least, a few at a time.
         silent.sort(key=lambda member: (member.asked, member.inserted))
         asked = silent[:PHASES_PER_LOOK]
+        told = [member.phase for member in asked]
         unknown = sorted(missing, key=lambda batch: missing[batch][0].asked)
         await _in_time(
             *(member.read_phase(self.compute) for member in asked),
@@ -322,6 +323,9 @@ class Fleet:
                 for batch in unknown[:OPERATIONS_PER_CHECK]
             ),
         )
+        for member, before in zip(asked, told, strict=True):
+            if member.phase != before:
+                self.events.note(member.name, "booting", member.phase)
         verdicts += [
             (member, InstanceError, member.phase)
             for member in asked

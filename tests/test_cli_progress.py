@@ -58,6 +58,29 @@ def test_a_terminal_has_one_line_that_goes_away():
     assert told.rstrip().endswith(b"\r\x1b[1A\x1b[2Kdone")
 
 
+async def test_how_far_the_machines_are_is_told(paper_workers, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "INTERVAL", 0.01)
+    monkeypatch.setattr(progress, "SILENCE", 0)
+    told = ""
+
+    def is_told(text: str) -> bool:
+        nonlocal told
+        told += capsys.readouterr().err
+        return text in told
+
+    cluster = cluster_on(paper_workers)
+    async with following(cluster, "Creating grid", 1):
+        scheduler = f"{cluster.name}-scheduler-1"
+        cluster.events.note(scheduler, "running")
+        await until(lambda: is_told("Creating grid: the scheduler, running\n"))
+        cluster.events.note(scheduler, "booting", "image-pulling: 1 of 3 layers")
+        cluster.events.note(f"{cluster.name}-worker-1", "booting", "image-\x1b[31mpulling")
+        await until(lambda: is_told("the scheduler, image-pulling: 1 of 3 layers\n"))
+        async with cluster:
+            cluster.events.note(scheduler, "ready")
+            await until(lambda: is_told("0 of 1 workers, image-pulling\n"))
+
+
 async def test_what_goes_wrong_is_told_at_once(paper_workers, capsys, monkeypatch):
     monkeypatch.setattr(progress, "INTERVAL", 0.01)
     monkeypatch.setattr(progress, "SILENCE", 1000)

@@ -277,6 +277,29 @@ async def test_phases_are_asked_for_a_few_at_a_time(cloud, fleet, monkeypatch):
     assert len(cloud.asked("instances.getGuestAttributes")) == asked
 
 
+async def test_how_far_a_boot_has_come_is_an_event_for_each_change(cloud, fleet, monkeypatch):
+    monkeypatch.setattr(fleet_module, "PHASE_AFTER", 0.0)
+    await request(fleet, workers("vm"))
+    await running(fleet, "vm")
+    phases = iter(["image-pulling", "image-pulling: 1 of 3 layers"] * 2)
+
+    async def attributes(*_):
+        return {"phase": next(phases)}
+
+    fleet.compute.get_guest_attributes = attributes
+    for _ in range(2):
+        assert await fleet.check(["vm"]) == []
+    told = [event.why for event in fleet.events if event.what == "booting"]
+    assert told == ["image-pulling", "image-pulling: 1 of 3 layers"]
+
+    async def same(*_):
+        return {"phase": "image-pulling: 1 of 3 layers"}
+
+    fleet.compute.get_guest_attributes = same
+    assert await fleet.check(["vm"]) == []
+    assert len([event for event in fleet.events if event.what == "booting"]) == 2
+
+
 async def test_a_failed_phase_is_a_failure(cloud, fleet, monkeypatch):
     monkeypatch.setattr(fleet_module, "PHASE_AFTER", 0.0)
     await request(fleet, workers("vm"))

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from dask_gce.cli.output import note
+from dask_gce.terminal import harmless
 
 if TYPE_CHECKING:
     from dask_gce.cluster import GCECluster
+    from dask_gce.events import Event
 
-__all__ = ["Progress", "following"]
+__all__ = ["Progress", "following", "tell_boots"]
 
 #: Seconds that a command may take without a word.
 SILENCE = 2.0
@@ -102,6 +104,35 @@ async def following(cluster: GCECluster, title: str, wanted: int) -> AsyncIterat
         progress.close()
 
 
+def tell_boots(events: Iterable[Event]) -> str:
+    """Say how far machines are that boot.
+
+    Parameters
+    ----------
+    events : iterable of Event
+        What has happened, oldest first.
+
+    Returns
+    -------
+    str
+        The last phase that one of them told which is not ready yet; empty if none did.
+
+    Examples
+    --------
+    >>> from dask_gce.events import Event
+    >>> tell_boots([Event("w1", "booting", "image-pulling"), Event("w2", "booting", "starting"),
+    ...             Event("w2", "ready")])
+    'image-pulling'
+    """
+    phases: dict[str, str] = {}
+    for event in events:
+        # The last one told is the last in the mapping.
+        phases.pop(event.instance, None)
+        if event.what == "booting":
+            phases[event.instance] = event.why
+    return harmless(next(reversed(phases.values()), ""))
+
+
 async def _follow(cluster: GCECluster, progress: Progress, wanted: int) -> None:
     told = 0
     while True:
@@ -111,7 +142,12 @@ async def _follow(cluster: GCECluster, progress: Progress, wanted: int) -> None:
                 note(str(event))
         told = len(events)
         if cluster.scheduler_comm is None:
-            progress.tell(f"the scheduler, {events[-1].what}" if events else "preparing")
+            # A machine tells how far it is only when it takes its time.
+            phase = tell_boots(event for event in events if "-scheduler-" in event.instance)
+            what = phase or (events[-1].what if events else "")
+            progress.tell(f"the scheduler, {what}" if what else "preparing")
         else:
-            progress.tell(f"{len(cluster.scheduler_info['workers'])} of {wanted} workers")
+            phase = tell_boots(events)
+            count = f"{len(cluster.scheduler_info['workers'])} of {wanted} workers"
+            progress.tell(f"{count}, {phase}" if phase else count)
         await asyncio.sleep(INTERVAL)
