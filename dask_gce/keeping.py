@@ -23,7 +23,7 @@ from distributed.utils import LoopRunner
 
 from dask_gce.errors import GCEError
 from dask_gce.need import Need, begin, make_cluster, start
-from dask_gce.scheduler import answers_at
+from dask_gce.probing import answers_at
 
 __all__ = ["CLOSING_ERRORS", "Keeper", "Loan", "aclose", "keeper", "log_failed_close"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from dask_gce.failures import Cause, cause_of
 from dask_gce.fleet import Fleet
 from dask_gce.member import Member
 from dask_gce.placement import Location, Placement
+from dask_gce.probing import answers_at, leads_to_local_engine
 from dask_gce.process import GCEProcess
 
 logger = logging.getLogger(__name__)
@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 #: Seconds between attempts to reach a booting scheduler: quick at first, since the local Compute
 #: Engine and warm images boot in a second, and never slower than this.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.3
-
-#: Seconds after which a connection attempt counts as unanswered.
-PROBE_TIMEOUT = 3.0
 
 
 class GCEScheduler(GCEProcess):
@@ -157,29 +154,7 @@ class GCEScheduler(GCEProcess):
         instance = member.instance
         if instance is None or instance.status != "RUNNING":
             return []
-        return [host for host in (instance.external_ip, instance.internal_ip) if host]
-
-
-async def answers_at(host: str, port: int) -> bool:
-    """Tell whether something listens there.
-
-    Parameters
-    ----------
-    host : str
-        An IP address.
-    port : int
-        A port.
-
-    Returns
-    -------
-    bool
-        Whether a connection was accepted.
-    """
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), PROBE_TIMEOUT)
-    except (OSError, asyncio.TimeoutError):
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True
+        hosts = [host for host in (instance.external_ip, instance.internal_ip) if host]
+        if self.blueprint.settings.is_local:
+            return [host for host in hosts if leads_to_local_engine(host)]
+        return hosts

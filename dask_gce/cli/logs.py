@@ -186,10 +186,14 @@ async def _look_up(name: str, project: str | None) -> tuple[Connection, Machine]
 
 async def _reach(connection: Connection, scheduler: Machine) -> str:
     """Return the address at which the scheduler answers."""
-    from dask_gce.scheduler import answers_at
+    from dask_gce.probing import answers_at, leads_to_local_engine
+    from dask_gce.schema import is_loopback
 
     port = int(connection.settings["scheduler_port"])
     hosts = [host for host in (scheduler.external_ip, scheduler.internal_ip) if host is not None]
+    api = connection.settings.get("api_endpoint")
+    if api is not None and is_loopback(api):
+        hosts = [host for host in hosts if leads_to_local_engine(host)]
     for host, answers in zip(
         hosts, await asyncio.gather(*(answers_at(host, port) for host in hosts)), strict=True
     ):
