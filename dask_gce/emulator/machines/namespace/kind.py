@@ -51,6 +51,11 @@ class NamespaceKind(MachineKind):
         Folders and files of this host that the machines can read, by their own absolute paths.
     client_inside : bool
         Whether clients run in the machines' network, and not on the host.
+
+    Raises
+    ------
+    ValueError
+        Quick machines were given an image.
     """
 
     network: Fabric
@@ -64,6 +69,8 @@ class NamespaceKind(MachineKind):
         shared_folders: Mapping[str, Path] | None = None,
         client_inside: bool = False,
     ) -> None:
+        if quick and image is not None:
+            raise ValueError("quick machines start from this host's files and take no image")
         self.name = "namespace-quick" if quick else "namespace"
         self.access_token = access_token
         self.shared_folders = dict(shared_folders or {})

@@ -179,16 +179,16 @@ def fork_machine(plan: Plan, group: Group, control: int) -> Boot:
             kernel.enter(home, kernel.NEW_PIDS)
     except BaseException:
         starter.close()
-        os.close(control)
         raise
     finally:
         os.close(home)
         child_end.close()
     word = starter.recv(4096)
-    boot = Boot(pid, plan.slot, control, starter)
     if word != b"unshared":
+        # It ends by itself.
+        starter.close()
         raise OSError(word.decode(errors="replace") or "its first process died")
-    return boot
+    return Boot(pid, plan.slot, os.dup(control), starter)
 
 
 def _become(plan: Plan, group: Group, starter: socket.socket) -> NoReturn:

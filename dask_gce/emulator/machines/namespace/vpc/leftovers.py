@@ -50,12 +50,13 @@ class Claim:
         Claim
             The claim.
         """
-        os.makedirs(base, mode=0o700, exist_ok=True)
         number = 0
         while True:
             number += 1
+            os.makedirs(base, mode=0o700, exist_ok=True)
             folder = f"{base}/dask-gce-{os.getpid()}-{_start_time(os.getpid())}-{number}"
-            with contextlib.suppress(FileExistsError):
+            # The last one to clean up may have taken the base away.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 os.mkdir(folder, 0o700)
                 return cls(folder)
 
@@ -84,6 +85,8 @@ class Claim:
         """Remove the control groups, with whoever is in them, and the folder."""
         remove_groups(self.name)
         shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others have claims there, too
+            os.rmdir(os.path.dirname(self.folder))
 
 
 def sweep(base: str) -> list[str]:

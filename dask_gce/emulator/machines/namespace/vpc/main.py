@@ -104,7 +104,11 @@ class VPC:
             (size,) = struct.unpack("!I", header + self._receive(4 - len(header)))
             request = json.loads(self._receive(size))
             verb = self._verbs[request.pop("do")]
-            self._send(self._attempt(lambda: verb(request, descriptors)))
+            try:
+                self._send(self._attempt(lambda: verb(request, descriptors)))
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
         except (ConnectionError, EOFError):
             return False
         return True
@@ -171,7 +175,8 @@ class VPC:
             if boot is not None:
                 with contextlib.suppress(OSError):
                     self._network.detach(boot.slot)
-                self._cgroups.remove(boot.slot)
+                with contextlib.suppress(OSError):  # then its keeper will
+                    self._cgroups.remove(boot.slot)
                 boot.note_end(status)
 
     # The network
