@@ -5,6 +5,7 @@
 #   make lint                     style, types, layers, docstrings, documentation
 #   make docs                     the documentation, in docs/_build/html
 #   make bench                    the benchmarks; they write docs/performance.md      ARGS="--quick"
+#   make images-lock              lock the container images' packages; needs uv       ARGS="--upgrade"
 #   make clean                    remove what the others made
 #
 # PYTHON=/path/to/python chooses the Python, VENV=folder the virtual environment.
@@ -13,7 +14,7 @@ VENV ?= .venv
 export PYTHON VENV
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-as-user lint docs bench clean
+.PHONY: demo test test-as-user lint docs bench images-lock clean
 # Two targets may not install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -34,6 +35,9 @@ docs: $(INSTALLED)-docs
 
 bench: $(INSTALLED)-bench
 	ci/bench.sh $(ARGS)
+
+images-lock:
+	ci/lock-images.sh $(ARGS)
 
 # The environment is made anew when what is installed in it may have changed, and only then.
 $(INSTALLED)-%: setup.cfg pyproject.toml ci/setup.sh
