@@ -118,12 +118,12 @@ class Init:
     # Scripts
 
     def _start(self, key: str) -> None:
-        source, sink = os.pipe()
         try:
             folder = tempfile.mkdtemp(prefix="metadata-scripts", dir=self._folder)
         except OSError as error:
             _say(f"{key}: {error}")
             return
+        source, sink = os.pipe()
         pid = os.fork()
         if pid == 0:
             self._become(key, folder, sink)
