@@ -76,6 +76,7 @@ class Fabric(Network):
         self._namespace = -1
         self._api: tuple[int, ServeAPI] | None = None
         self._attached: dict[int, str] = {}
+        self._ends = 0
         #: What ends the API's listeners: in the machines by number, and None for the client's.
         self._unserve: dict[int | None, Callable[[], Awaitable[None]]] = {}
         self._cloud: Cloud | None = None
@@ -186,6 +187,7 @@ class Fabric(Network):
         self._names = collect_names(view)
         self._release(view)
         self._wanted = self._plan_forwards(view)
+        self._forwards.retain(self._wanted)
         ruleset = render(view)
         if ruleset != self._loaded:
             await asyncio.to_thread(self._vpc.apply, ruleset)
@@ -239,10 +241,13 @@ class Fabric(Network):
         """Listen on the host wherever machines listen."""
         while True:
             if self._wanted or self._forwards.open:
+                ends = self._ends
                 try:
                     there = await asyncio.to_thread(self._vpc.listening)
                 except VPCProcessGone:
                     return
+                if ends != self._ends:
+                    continue  # what was seen may be of a machine that is off by now
                 await self._forwards.update(
                     {
                         place: (PrivateAddresses.external(address), port)
@@ -305,7 +310,12 @@ class Fabric(Network):
             Its number; one that is not served is ignored.
         """
         if slot in self._attached:
-            self._metadata.hang_up(self._attached.pop(slot))
+            address = self._attached.pop(slot)
+            self._ends += 1
+            self._forwards.retain(
+                {place for place, (behind, _) in self._wanted.items() if behind != address}
+            )
+            self._metadata.hang_up(address)
         if slot in self._unserve:
             await self._unserve.pop(slot)()
 

@@ -66,8 +66,7 @@ class Forwards:
         targets : mapping of Target to Target
             The machine's external address and port behind each address and port of the host.
         """
-        for place in [one for one in self._servers if one not in targets]:
-            self._servers.pop(place).close()
+        self.retain(targets)
         self._refused &= targets.keys()
         self._targets = dict(targets)
         for place in targets:
@@ -81,6 +80,17 @@ class Forwards:
                 # Somebody else has the port on all addresses of the host, as its SSH server may.
                 logger.info("The host does not listen on %s:%d: %s", *place, error)
                 self._refused.add(place)
+
+    def retain(self, places: Collection[Target]) -> None:
+        """Listen nowhere else any more.
+
+        Parameters
+        ----------
+        places : collection of Target
+            Where to go on.
+        """
+        for place in [one for one in self._servers if one not in places]:
+            self._servers.pop(place).close()
 
     async def close(self) -> None:
         """Stop listening and end every connection. May be called twice."""
