@@ -24,6 +24,7 @@ from dask_gce.emulator.disks import (
     detach,
 )
 from dask_gce.emulator.errors import bad_request, in_use, invalid, not_found
+from dask_gce.emulator.hardware import check_architecture
 from dask_gce.emulator.images import from_link
 from dask_gce.emulator.links import check_name, last_segment, path_of
 
@@ -150,13 +151,8 @@ def _disk(
     image = None
     if "sourceImage" in params:
         image = from_link(cloud, project.id, params["sourceImage"], f"{where}.sourceImage")
-        if image.architecture != machine_type.architecture:
-            raise invalid(
-                f"{where}.sourceImage",
-                params["sourceImage"],
-                f"The image's architecture {image.architecture} does not match that of machine"
-                f" type {machine_type.name}, {machine_type.architecture}.",
-            )
+        if shown["boot"]:
+            check_architecture(image.architecture, machine_type)
     elif shown["boot"]:
         raise invalid(f"{where}.sourceImage", "", "A boot disk needs an image.")
     if scratch and shown["boot"]:

@@ -21,6 +21,7 @@ from dask_gce.emulator.catalog import machine_types
 from dask_gce.emulator.catalog.machine_types import MachineType
 from dask_gce.emulator.catalog.places import region_of
 from dask_gce.emulator.errors import invalid, required
+from dask_gce.emulator.hardware import check_accelerators, check_local_ssds, check_placement
 from dask_gce.emulator.links import fingerprint, last_segment, path_of
 from dask_gce.emulator.networks import find_network, find_subnetwork
 from dask_gce.emulator.quota import Demand, demand_of
@@ -107,7 +108,18 @@ def draw(cloud: Cloud, project: Project, zone: str, body: Resource, *, bulk: boo
     machine_type = _machine_type(project, zone, body.get("machineType", ""), field, bulk=bulk)
     zone_url = cloud.url(f"{project.path}/zones/{zone}")
     labels = check_labels(body.get("labels", {}), f"{field}.labels")
-    accelerators = body.get("guestAccelerators", [])
+    accelerators = check_accelerators(
+        cloud,
+        project,
+        zone,
+        body.get("guestAccelerators", []),
+        machine_type=machine_type,
+        field=field,
+        bulk=bulk,
+    )
+    disks = body.get("disks", [])
+    check_local_ssds(machine_type, sum(one.get("type") == "SCRATCH" for one in disks))
+    check_placement(body, machine_type, field, reservations=cloud.conditions.reservations)
     shared: Resource = {
         "machineType": f"{zone_url}/machineTypes/{machine_type.name}",
         "zone": zone_url,
@@ -121,7 +133,7 @@ def draw(cloud: Cloud, project: Project, zone: str, body: Resource, *, bulk: boo
         "scheduling": check_scheduling(
             body.get("scheduling", {}),
             f"{field}.scheduling",
-            accelerated=bool(accelerators or machine_type.accelerators),
+            accelerated=bool(accelerators),
         ),
         **{name: body[name] for name in _VERBATIM if name in body},
     }
@@ -133,14 +145,7 @@ def draw(cloud: Cloud, project: Project, zone: str, body: Resource, *, bulk: boo
     if accounts:
         shared["serviceAccounts"] = accounts
     if accelerators:
-        shared["guestAccelerators"] = [
-            {
-                "acceleratorType": f"{zone_url}/acceleratorTypes/"
-                + last_segment(one.get("acceleratorType", "")),
-                "acceleratorCount": one.get("acceleratorCount", 0),
-            }
-            for one in accelerators
-        ]
+        shared["guestAccelerators"] = accelerators
     interfaces = _interfaces(cloud, project, zone, body.get("networkInterfaces", []), field)
     return Blueprint(
         machine_type,
@@ -150,7 +155,7 @@ def draw(cloud: Cloud, project: Project, zone: str, body: Resource, *, bulk: boo
             cloud,
             project,
             zone,
-            body.get("disks", []),
+            disks,
             machine_type=machine_type,
             field=field,
             bulk=bulk,
@@ -161,7 +166,7 @@ def draw(cloud: Cloud, project: Project, zone: str, body: Resource, *, bulk: boo
             addresses=sum(len(one.get("accessConfigs", ())) for one in interfaces),
             gpus={
                 last_segment(one["acceleratorType"]): one["acceleratorCount"]
-                for one in shared.get("guestAccelerators", ())
+                for one in accelerators
             },
         ),
     )

@@ -27,6 +27,8 @@ class Conditions:
         How many requests are answered.
     unreachable : Unreachable
         The zones that do not answer.
+    reservations : set of str
+        The names of the reservations that instances can be taken from.
     """
 
     faults: Faults = field(default_factory=Faults)
@@ -34,3 +36,4 @@ class Conditions:
     quota: Quota = field(default_factory=Quota)
     rate_limits: RateLimits = field(default_factory=RateLimits)
     unreachable: Unreachable = field(default_factory=Unreachable)
+    reservations: set[str] = field(default_factory=set)

@@ -60,6 +60,11 @@ class Interventions(ABC):
         """The zones that do not answer."""
         return self._conditions.unreachable
 
+    @property
+    def reservations(self) -> set[str]:
+        """The names of the reservations that instances can be taken from; add yours."""
+        return self._conditions.reservations
+
     @abstractmethod
     def _open_cloud(self) -> Cloud:
         """Return the state of an emulator that is open."""

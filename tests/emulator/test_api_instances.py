@@ -141,7 +141,7 @@ def spot(**fields):
         (
             {"machineType": f"zones/{ZONE}/machineTypes/t2a-standard-1"},
             400,
-            "invalid",
+            "invalidResourceUsage",
             "architecture",
         ),
         ({"networkInterfaces": []}, 400, "invalid", "network interface"),
@@ -271,7 +271,10 @@ def test_the_same_request_id_is_the_same_operation(rest):
 
 def test_disks_go_with_their_instance_only_if_they_are_to(rest):
     data = {"initializeParams": {"diskSizeGb": "20"}}
-    rest.insert(disks=[boot_disk(), data, {"type": "SCRATCH", "autoDelete": True}])
+    rest.insert(
+        disks=[boot_disk(), data, {"type": "SCRATCH", "autoDelete": True}],
+        machineType=f"zones/{ZONE}/machineTypes/n1-standard-4",
+    )
     assert rest.names("disks") == ["a", "a-1"]
     with pytest.raises(Refused, match="already being used") as caught:
         rest.delete(f"zones/{ZONE}/disks/a-1")

@@ -69,6 +69,7 @@ _SERIES: dict[str, dict[str, tuple[str, float]]] = {
     },
     "t2d": {"standard": ("1 2 4 8 16 32 48 60", 4)},
     "t2a": {"standard": ("1 2 4 8 16 32 48", 4)},
+    "n4a": {"standard": ("1 2 4 8 16 32 48 64", 4)},
 }
 
 #: Types whose memory is no multiple of their vCPUs: vCPUs, MB, GPU type, GPUs.
@@ -96,6 +97,20 @@ _SINGLES: dict[str, tuple[int, int, str, int]] = {
     "a2-highgpu-4g": (48, 348160, "nvidia-tesla-a100", 4),
     "a2-highgpu-8g": (96, 696320, "nvidia-tesla-a100", 8),
     "a2-megagpu-16g": (96, 1392640, "nvidia-tesla-a100", 16),
+    "a2-ultragpu-1g": (12, 174080, "nvidia-a100-80gb", 1),
+    "a2-ultragpu-2g": (24, 348160, "nvidia-a100-80gb", 2),
+    "a2-ultragpu-4g": (48, 696320, "nvidia-a100-80gb", 4),
+    "a2-ultragpu-8g": (96, 1392640, "nvidia-a100-80gb", 8),
+    "a3-highgpu-1g": (26, 239616, "nvidia-h100-80gb", 1),
+    "a3-highgpu-2g": (52, 479232, "nvidia-h100-80gb", 2),
+    "a3-highgpu-4g": (104, 958464, "nvidia-h100-80gb", 4),
+    "a3-megagpu-8g": (208, 1916928, "nvidia-h100-mega-80gb", 8),
+    "a3-ultragpu-8g": (224, 3022848, "nvidia-h200-141gb", 8),
+    "a4-highgpu-8g": (224, 4063232, "nvidia-b200", 8),
+    "g4-standard-48": (48, 184320, "nvidia-rtx-pro-6000", 1),
+    "g4-standard-96": (96, 368640, "nvidia-rtx-pro-6000", 2),
+    "g4-standard-192": (192, 737280, "nvidia-rtx-pro-6000", 4),
+    "g4-standard-384": (384, 1474560, "nvidia-rtx-pro-6000", 8),
     "a3-highgpu-8g": (208, 1916928, "nvidia-h100-80gb", 8),
     "g2-standard-4": (4, 16384, "nvidia-l4", 1),
     "g2-standard-8": (8, 32768, "nvidia-l4", 1),
@@ -107,11 +122,24 @@ _SINGLES: dict[str, tuple[int, int, str, int]] = {
     "g2-standard-96": (96, 393216, "nvidia-l4", 8),
 }
 
+#: Types with local SSDs that come with them: how many, each by its own size.
+_WITH_LOCAL_SSDS: dict[str, int] = {
+    **{f"a2-ultragpu-{gpus}g": gpus for gpus in (1, 2, 4, 8)},
+    **{f"a3-highgpu-{gpus}g": 2 * gpus for gpus in (1, 2, 4, 8)},
+    "a3-megagpu-8g": 16,
+}
+#: Families of which some types have variants with local SSDs, ``-lssd``: vCPUs, SSDs.
+_LSSD: dict[str, dict[int, int]] = {
+    "c3-standard": {4: 1, 8: 2, 22: 4, 44: 8, 88: 16, 176: 32},
+    "c3d-standard": {8: 1, 16: 1, 30: 2, 60: 4, 90: 8, 180: 16, 360: 32},
+    "c4a-standard": {4: 1, 8: 2, 16: 4, 32: 6, 48: 10, 64: 14, 72: 16},
+}
+
 _SHARED_CORE = frozenset({"f1-micro", "g1-small", "e2-micro", "e2-small", "e2-medium"})
 _ARM = frozenset({"t2a", "c4a", "n4a"})
 
 #: Families that boot from Hyperdisk only (facts of the disk documentation: all 4th generation).
-HYPERDISK_ONLY = frozenset({"c4", "c4a", "n4", "h3", "a3"})
+HYPERDISK_ONLY = frozenset({"c4", "c4a", "n4", "n4a", "h3", "a3", "a4", "g4"})
 
 
 @dataclass(frozen=True)
@@ -130,6 +158,8 @@ class MachineType:
         The type of GPU that comes with it; empty when none does.
     accelerators : int
         How many of them.
+    local_ssds : int
+        How many local SSDs come with it.
     """
 
     name: str
@@ -137,6 +167,7 @@ class MachineType:
     memory_mb: int
     accelerator: str = ""
     accelerators: int = 0
+    local_ssds: int = 0
 
     @property
     def family(self) -> str:
@@ -196,6 +227,11 @@ class MachineType:
                     "guestAcceleratorCount": self.accelerators,
                 }
             ]
+        if self.local_ssds:
+            shown["bundledLocalSsds"] = {
+                "defaultInterface": "NVME",
+                "partitionCount": self.local_ssds,
+            }
         return shown
 
 
@@ -203,9 +239,13 @@ def _predefined() -> Iterator[MachineType]:
     for family, classes in _SERIES.items():
         for kind, (sizes, gigabytes) in classes.items():
             for cpus in map(int, sizes.split()):
-                yield MachineType(f"{family}-{kind}-{cpus}", cpus, int(cpus * gigabytes * 1024))
+                memory, name = int(cpus * gigabytes * 1024), f"{family}-{kind}-{cpus}"
+                yield MachineType(name, cpus, memory)
+                if ssds := _LSSD.get(f"{family}-{kind}", {}).get(cpus):
+                    yield MachineType(f"{name}-lssd", cpus, memory, local_ssds=ssds)
     for name, (cpus, megabytes, accelerator, count) in _SINGLES.items():
-        yield MachineType(name, cpus, megabytes, accelerator, count)
+        ssds = _WITH_LOCAL_SSDS.get(name, 0)
+        yield MachineType(name, cpus, megabytes, accelerator, count, ssds)
 
 
 #: Every predefined machine type by name, in alphabetical order.

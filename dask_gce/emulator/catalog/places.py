@@ -53,6 +53,19 @@ _QUOTAS = {
 }
 
 
+#: The CPU platforms of every zone.
+CPU_PLATFORMS = (
+    "Intel Broadwell",
+    "Intel Skylake",
+    "Intel Cascade Lake",
+    "Intel Ice Lake",
+    "Intel Sapphire Rapids",
+    "AMD Rome",
+    "AMD Milan",
+    "AMD Genoa",
+)
+
+
 def region_of(project: str, zone: str) -> str:
     """Return the region of a zone.
 
@@ -130,7 +143,7 @@ def zone_resource(base_url: str, project: str, zone: str) -> dict[str, Any]:
         "status": "UP",
         "region": f"{base_url}/projects/{project}/regions/{region}",
         "selfLink": f"{base_url}/projects/{project}/zones/{zone}",
-        "availableCpuPlatforms": ["Intel Cascade Lake", "Intel Ice Lake", "AMD Milan"],
+        "availableCpuPlatforms": list(CPU_PLATFORMS),
         "supportsPzs": False,
     }
 

@@ -172,6 +172,7 @@ class ProcessMachine(Machine):
                 self.address,
                 self._metadata.port,
             )
+            environment["LOCAL_GCE_GPUS"] = " ".join(self._gpus())
             fence = self._kind.fence
             plan = {
                 "hostname": self.record.name,
@@ -194,6 +195,14 @@ class ProcessMachine(Machine):
             finally:
                 self._boot = boot
                 self._watch = asyncio.create_task(self._follow(boot))
+
+    def _gpus(self) -> list[str]:
+        """Return the types of the machine's GPUs, each as often as there are."""
+        return [
+            each["acceleratorType"].rpartition("/")[2]
+            for each in self.record.resource.get("guestAccelerators", ())
+            for _ in range(each["acceleratorCount"])
+        ]
 
     def _greeting(self, warnings: tuple[str, ...]) -> list[str]:
         machine_type = str(self.record.resource.get("machineType", "")).rpartition("/")[2]

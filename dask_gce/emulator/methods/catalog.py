@@ -1,10 +1,10 @@
-"""Methods that only look: projects, zones, regions, machine types, disk types."""
+"""Methods that only look: projects, zones, regions, machine, accelerator and disk types."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dask_gce.emulator.catalog import machine_types
+from dask_gce.emulator.catalog import accelerators, machine_types
 from dask_gce.emulator.catalog.places import REGIONS, ZONES, region_resource, zone_resource
 from dask_gce.emulator.disks import DISK_TYPES
 from dask_gce.emulator.errors import not_found
@@ -103,6 +103,28 @@ def _aggregated_machine_types(call: Call) -> Resource:
     return aggregate(call, "machineTypeAggregatedList", "machineTypes", scopes)
 
 
+def _accelerator_types(call: Call, zone: str) -> list[Resource]:
+    return [
+        one.resource(call.cloud.base_url, call.project.id, zone)
+        for one in accelerators.ACCELERATOR_TYPES.values()
+    ]
+
+
+def _get_accelerator_type(call: Call) -> Resource:
+    project = call.project.id
+    found = accelerators.find(project, call.zone, call.params["acceleratorType"])
+    return found.resource(call.cloud.base_url, project, call.zone)
+
+
+def _list_accelerator_types(call: Call) -> Resource:
+    return listing(call, "acceleratorTypeList", _accelerator_types(call, call.zone))
+
+
+def _aggregated_accelerator_types(call: Call) -> Resource:
+    scopes = {f"zones/{zone}": _accelerator_types(call, zone) for zone in ZONES}
+    return aggregate(call, "acceleratorTypeAggregatedList", "acceleratorTypes", scopes)
+
+
 def _disk_type(call: Call, name: str) -> Resource:
     zone_url = call.cloud.url(f"{call.project.path}/zones/{call.zone}")
     description, default_size, sizes = DISK_TYPES[name]
@@ -151,6 +173,26 @@ ROUTES = [
         "GET",
         f"{_PROJECT}/aggregated/machineTypes",
         _aggregated_machine_types,
+        AGGREGATED,
+    ),
+    Route(
+        "compute.acceleratorTypes.get",
+        "GET",
+        f"{_ZONE}/acceleratorTypes/{{acceleratorType}}",
+        _get_accelerator_type,
+    ),
+    Route(
+        "compute.acceleratorTypes.list",
+        "GET",
+        f"{_ZONE}/acceleratorTypes",
+        _list_accelerator_types,
+        LIST,
+    ),
+    Route(
+        "compute.acceleratorTypes.aggregatedList",
+        "GET",
+        f"{_PROJECT}/aggregated/acceleratorTypes",
+        _aggregated_accelerator_types,
         AGGREGATED,
     ),
     Route("compute.diskTypes.get", "GET", f"{_ZONE}/diskTypes/{{diskType}}", _get_disk_type),

@@ -75,6 +75,15 @@ def _mount(words: list[str]) -> int:
     return 0
 
 
+def _nvidia_smi(words: list[str]) -> int:
+    gpus = os.environ.get("LOCAL_GCE_GPUS", "").split()
+    for number, name in enumerate(gpus):
+        print(f"GPU {number}: {name} (UUID: GPU-{number:08d})")
+    if not gpus:
+        print("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")
+    return 0 if gpus else 9
+
+
 def _packages(words: list[str]) -> int:
     print("Reading package lists...")
     return 0
@@ -347,6 +356,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "journalctl": _journalctl,
     "logger": _logger,
     "mount": _mount,
+    "nvidia-smi": _nvidia_smi,
     "reboot": _reboot,
     "service": _service,
     "shutdown": _shutdown,
