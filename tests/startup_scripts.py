@@ -41,7 +41,8 @@ with open(folder + "/homes", "a") as homes:
 plan = json.load(open(folder + "/plan.json"))
 def step(name, default):
     steps = plan.get(name) or [default]
-    done = sum(json.loads(line)[1] == name for line in open(folder + "/calls"))
+    calls = [json.loads(line) for line in open(folder + "/calls")]
+    done = sum(call[:2] == ["docker", name] for call in calls)
     return steps[min(done, len(steps)) - 1]
 if words[:2] == ["image", "inspect"]:
     if not os.path.exists(folder + "/image"):
@@ -81,6 +82,7 @@ PATHS = {
     "/proc/meminfo": "meminfo",
     "/sys/class/block": "block",
     "/mnt/disks/dask-gce": "scratch",
+    "/var/lib/dask-gce": "kept",
 }
 
 HOST_COMMANDS = ("docker-credential-gcr", "iptables", "mkfs.ext4", "mount", "poweroff", "sleep")

@@ -328,7 +328,9 @@ async def test_an_image_without_python_is_called_by_its_setting(tmp_path):
 
 
 async def test_the_container_of_an_earlier_boot_makes_way(tmp_path):
-    machine = ScriptedMachine(tmp_path, run=[125, 0], state=[ENDED])
+    machine = ScriptedMachine(tmp_path)
+    assert await machine.boot(payload()) == 0, machine.console
+    assert machine.called("docker", "rm") == []
     assert await machine.boot(payload()) == 0, machine.console
     verbs = [call[1] for call in machine.calls if call[0] == "docker"]
     assert verbs[-2:] == ["rm", "run"]

@@ -6,6 +6,9 @@ image=$(metadata attributes/dask-gce-image) || fail "no container image in the m
 # What is mounted into the container must be readable for whoever the image's user is.
 umask 022
 mkdir "$folder/guest"
+# What outlives a boot.
+kept=/var/lib/dask-gce
+mkdir -p "$kept" 2>/dev/null || { kept=${HOME:-$folder}/dask-gce && mkdir -p "$kept"; }
 # What the steps below add to the command line of the container.
 options=()
 
@@ -158,12 +161,10 @@ run_dask() {
   [ ${#gpu_options[@]} -eq 0 ] || options+=("${gpu_options[@]}")
   limit_memory
   add_options
+  # The container of an earlier boot keeps its name, and on the disk what Dask had spilled.
+  [ ! -e "$kept/container" ] || docker rm --force dask >/dev/null 2>&1
+  : >"$kept/container"
   run
-  if [ "$status" -eq 125 ] && state Status >/dev/null; then
-    # The name was taken by the container of an earlier boot.
-    docker rm --force dask >/dev/null
-    run
-  fi
   case $status in
   0) ;;
   113) finish 1 ;; # start.py has said why
