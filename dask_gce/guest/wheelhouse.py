@@ -176,11 +176,14 @@ async def fetch(plan: dict[str, Any], install: bool) -> str:
     arguments = security.get_connection_args("worker")
     deadline = time.monotonic() + plan["timeout"]
     while True:
+        left = max(0.0, deadline - time.monotonic())
         try:
-            async with rpc(plan["contact"], connection_args=arguments) as scheduler:
-                state = await scheduler.dask_gce_wheels(wait=PATIENCE)
+            async with rpc(
+                plan["contact"], connection_args=arguments, timeout=1 + min(left, PATIENCE)
+            ) as scheduler:
+                state = await scheduler.dask_gce_wheels(wait=min(left, PATIENCE))
                 if state["error"]:
-                    return f"the scheduler's {state['error']}"
+                    return f"on the scheduler they {state['error']}"
                 if state["ready"]:
                     if install:
                         await get(Store(plan), scheduler)
@@ -188,7 +191,7 @@ async def fetch(plan: dict[str, Any], install: bool) -> str:
                 reason = "the client has not sent " + ", ".join(sorted(state["missing"]))
         except OSError as error:
             reason = f"the scheduler does not answer: {error}"
-        if time.monotonic() > deadline:
+        if not left:
             return f"{reason} within {plan['timeout']:g} s (worker_start_timeout)"
         await asyncio.sleep(AGAIN)
 
