@@ -25,10 +25,12 @@ from typing import Any
 
 import platformdirs
 import pytest
+import requests
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import dask_gce.images
+from dask_gce.emulator import ComputeEmulator
 from dask_gce.emulator.machines.namespace import debian, images, store
 
 #: A Debian with Python, and one with this environment's Dask. No registry has them.
@@ -111,8 +113,10 @@ def _make_store(folder: Path, image: Path, say: Callable[[str], None]) -> None:
         config = {"Env": [f"PATH={_PATH}", "LANG=C.UTF-8"], "Cmd": ["bash"]}
         user = {"User": str(_USER), "WorkingDir": "/home/dask"}
         archives = [
-            _archive(Path(scratch, "base-image.tar"), [BASE_IMAGE], config, [base]),
-            _archive(Path(scratch, "dask-image.tar"), _names(), {**config, **user}, [base, dask]),
+            write_archive(Path(scratch, "base-image.tar"), [BASE_IMAGE], config, [base]),
+            write_archive(
+                Path(scratch, "dask-image.tar"), _names(), {**config, **user}, [base, dask]
+            ),
         ]
         store.load_images(image / "root", folder, archives)
 
@@ -139,7 +143,9 @@ def _make_environment(archive: Path, root: Path, folder: Path) -> None:
         layer.add(folder, "opt/dask", filter=_as_root)
 
 
-def _archive(file: Path, names: Iterable[str], config: dict[str, Any], layers: list[Path]) -> Path:
+def write_archive(
+    file: Path, names: Iterable[str], config: dict[str, Any], layers: list[Path]
+) -> Path:
     """Write an image as ``docker save`` does."""
     identifiers = [f"sha256:{_file_digest(layer)}" for layer in layers]
     image = {
@@ -228,6 +234,22 @@ def _cache() -> Path:
 
 #: Of what a test needs that boots real machines.
 needs_namespaces = pytest.mark.skipif(find_obstacle() is not None, reason=str(find_obstacle()))
+
+
+def admit(emulator: ComputeEmulator, project: str) -> None:
+    """Open the ports of a scheduler on a project's default network, as a user has to."""
+    rule = {
+        "name": "admit-dask",
+        "network": "global/networks/default",
+        "sourceRanges": ["0.0.0.0/0"],
+        "allowed": [{"IPProtocol": "tcp", "ports": ["8786", "8787"]}],
+    }
+    with requests.Session() as session:
+        session.trust_env = False
+        rules = f"{emulator.endpoint}/compute/v1/projects/{project}/global/firewalls"
+        answer = session.post(rules, json=rule, timeout=60)
+        answer.raise_for_status()
+        session.post(f"{answer.json()['selfLink']}/wait", timeout=60).raise_for_status()
 
 
 def main() -> str | None:

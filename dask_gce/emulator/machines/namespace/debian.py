@@ -114,7 +114,7 @@ def _run(command: Sequence[str], say: Callable[[str], None]) -> None:
     lines: list[str] = []
     with subprocess.Popen(
         command,
-        env={**os.environ, "PATH": _PATH, "LC_ALL": "C.UTF-8"},
+        env=_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -131,6 +131,10 @@ def _run(command: Sequence[str], say: Callable[[str], None]) -> None:
         raise RuntimeError(f"mmdebstrap could not make a Debian. It said:\n{end}")
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PATH": _PATH, "LC_ALL": "C.UTF-8"}
+
+
 def _follow(output: Iterable[str], say: Callable[[str], None]) -> Iterable[str]:
     for raw in output:
         line = raw.rstrip()
@@ -143,6 +147,7 @@ def _apt_configuration() -> str:
     """Return what apt is told here about proxies, certificates and patience."""
     done = subprocess.run(
         ["apt-config", "dump", "Acquire"],
+        env=_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

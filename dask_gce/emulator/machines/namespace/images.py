@@ -175,7 +175,7 @@ def _only_builder(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("Waiting for another process that makes the machine image.")
+            say("Waiting for another process that makes this.")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
