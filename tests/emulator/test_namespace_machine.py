@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -23,7 +24,10 @@ from dask_gce.emulator.machines.namespace.images import image_folder
 from dask_gce.emulator.machines.namespace.kind import NamespaceKind
 from dask_gce.emulator.machines.namespace.vpc_process import BASE, find_obstacle
 
-needs_namespaces = pytest.mark.skipif(find_obstacle() is not None, reason=str(find_obstacle()))
+OBSTACLE = find_obstacle() or (
+    None if importlib.util.find_spec("dnslib") else "dask-gce[namespace] is not installed"
+)
+needs_namespaces = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 needs_image = pytest.mark.skipif(
     not image_folder().exists(), reason="the machine image is not made; run ci/machines.sh"
 )
@@ -374,28 +378,21 @@ def test_a_closed_emulator_leaves_nothing():
     assert claim not in Path("/proc/self/mountinfo").read_text()
 
 
+class Address:
+    """Where an emulator of another process answers, as far as a client needs to know."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+
+
 class Program:
     """An emulator in a process of its own, with a machine that runs."""
 
-    def __init__(self, folder: Path) -> None:
-        file = folder / "address"
-        before = claims()
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "dask_gce.emulator", "--machines", "namespace-quick"),
-                *("--address-file", str(file)),
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-        wait_until(file.exists, "the emulator answers")
-
-        class Endpoint:
-            endpoint = file.read_text().strip()
-
-        Machines(Endpoint()).boot("a", "sleep 1000")  # type: ignore[arg-type]
-        (self.claim,) = (
-            one for one in claims() - before if one.split("-")[2] == str(self.process.pid)
-        )
+    def __init__(self, process: subprocess.Popen[bytes], address: Path) -> None:
+        self.process = process
+        wait_until(lambda: address.exists() or process.poll() is not None, "the emulator answers")
+        Machines(Address(address.read_text().strip())).boot("a", "sleep 1000")
+        (self.claim,) = (one for one in claims() if one.startswith(f"dask-gce-{process.pid}-"))
         self.keeper = int((Path(BASE) / self.claim / "keeper").read_text().split()[0])
         wait_until(lambda: len(inhabitants(self.claim)) >= 2, "its machine runs")
         self.inside = inhabitants(self.claim)
@@ -408,9 +405,21 @@ class Program:
         return self.claim not in claims() and groups(self.claim) == []
 
 
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    address = tmp_path / "address"
+    command = [sys.executable, "-m", "dask_gce.emulator", "--machines", "namespace-quick"]
+    with subprocess.Popen(
+        [*command, "--address-file", str(address)], stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield Program(process, address)
+        finally:
+            process.kill()
+
+
 @needs_namespaces
-def test_a_killed_emulator_takes_its_machines_with_it(tmp_path):
-    program = Program(tmp_path)
+def test_a_killed_emulator_takes_its_machines_with_it(program):
     program.kill()
     wait_until(program.gone, "its keeper has cleaned up")
     wait_until(lambda: not runs(program.keeper), "its keeper has ended")
@@ -418,11 +427,10 @@ def test_a_killed_emulator_takes_its_machines_with_it(tmp_path):
 
 
 @needs_namespaces
-def test_what_a_killed_keeper_left_is_swept_and_a_living_emulator_s_is_not(tmp_path):
+def test_what_a_killed_keeper_left_is_swept_and_a_living_emulator_s_is_not(program):
     kind = quick_kind()
     with running(kind) as machines:
         machines.boot("b", "echo up; sleep 1000", shutdown="echo going down")
-        program = Program(tmp_path)
         os.kill(program.keeper, signal.SIGKILL)
         wait_until(lambda: not inhabitants(program.claim), "its machine has ended")
         program.kill()
