@@ -7,6 +7,7 @@ wheels that no index has: the scheduler hands them out, and `wheelhouse.py` fetc
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -28,8 +29,6 @@ from typing import Any
 HERE = Path(__file__).parent
 #: Written into an environment when all that an index has is in it.
 COMPLETE = "dask-gce-complete"
-#: Written into it when the wheels are in it too.
-WHEELS = "dask-gce-wheels"
 #: Lines and characters of an installer's output that a failure repeats.
 TAIL, LENGTH = 8, 600
 
@@ -76,6 +75,9 @@ class Packages:
         self.variables: dict[str, str] = {}
         #: The Python that Dask runs in, and the command line that is `dask`.
         self.python, self.dask = "python3", ["dask"]
+        # Written into the environment when these very wheels are in it too.
+        digest = hashlib.sha256(json.dumps(self.wheels).encode()).hexdigest()
+        self._has_wheels = f"dask-gce-wheels-{digest[:32]}"
         self._uv = (HERE / "uv").read_text() if (HERE / "uv").exists() else None
         if self._uv is None:
             places = Path(tempfile.gettempdir()) / "dask-gce-environments"
@@ -174,7 +176,7 @@ class Packages:
             "wheels": self.wheels,
             "folder": str(self._folder.parent.parent / "dask-gce-wheels"),
             "install": [*self._installer(), "--no-deps", "--no-index"],
-            "installed": str(self._folder / WHEELS),
+            "installed": str(self._folder / self._has_wheels),
             "contact": contact,
             # Paths of certificates, not what is in them.
             "security": security,
@@ -190,7 +192,7 @@ class Packages:
 
     def fetch(self, folder: Path, contact: str, security: Any, timeout: float) -> None:
         """Get the wheels from the scheduler and install them."""
-        if not (self._folder / WHEELS).exists():
+        if not (self._folder / self._has_wheels).exists():
             self._phase("environment-building: packages of the client")
             plan = self._plan(folder, contact, security, timeout)
             self._run(
