@@ -89,7 +89,7 @@ class Guest:
         assert status == 0, output
         return output
 
-    def reaches(self, address: str, port: int, seconds: float = 1) -> bool:
+    def reaches(self, address: str, port: int, seconds: float = 0.5) -> bool:
         """Tell whether a connection is accepted; packets that are dropped take the whole time."""
         command = f"timeout {seconds} bash -c '</dev/tcp/{address}/{port}'"
         return self.attempt(command)[0] == 0

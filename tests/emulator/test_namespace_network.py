@@ -73,7 +73,7 @@ def on_client(rest, *command):
     return done.returncode, done.stdout + done.stderr
 
 
-def client_reaches(rest, address, port, seconds=1):
+def client_reaches(rest, address, port, seconds=0.5):
     status, _ = on_client(
         rest, "timeout", str(seconds), "bash", "-c", f"</dev/tcp/{address}/{port}"
     )
