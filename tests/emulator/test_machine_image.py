@@ -200,6 +200,24 @@ def test_what_fails_in_the_image_is_told():
 
 
 @needs_namespaces
+def test_the_firmware_is_compute_engines_also_where_the_host_shows_its_own():
+    look = (
+        "set -e; cd /sys; mkdir -p devices/virtual/dmi/id; cd devices/virtual/dmi/id; "
+        "echo 'of the host' > product_name; echo 0123 > /etc/machine-id; machine-identity; "
+        "cd; cat /sys/devices/virtual/dmi/id/product_name; dmidecode -s system-serial-number; "
+        "systemd-detect-virt; systemd-detect-virt --container || echo no container"
+    )
+    said = store.run_in_image(images.image_folder() / "root", ["sh", "-c", look], {})
+    assert said.splitlines() == [
+        "Google Compute Engine",
+        "GoogleCloud-0123",
+        "google",
+        "none",
+        "no container",
+    ]
+
+
+@needs_namespaces
 def test_archives_are_loaded_into_a_store(tmp_path):
     root, made = images.image_folder() / "root", tmp_path / "store"
     layer = tmp_path / "layer.tar"
