@@ -190,16 +190,15 @@ rm -rf /usr/local/bin; ls -d /usr/local/bin
 echo evil::0:0::: >>/etc/passwd; tail -1 /etc/passwd
 chmod 600 /dev/null /dev/tty; chown 5:5 /dev/urandom
 echo 1 >/proc/sys/vm/drop_caches
-date --set=2001-01-01 >/dev/null; date +%Y
+date --set="$(date)" >/dev/null || echo 'not its clock'
 echo here >/var/lib/here; echo here >/tmp/here; hostname changed
 mknod /tmp/disk b 8 0; mount -t tmpfs none /mnt; echo done
 """
-    year = time.strftime("%Y", time.gmtime())
     lines = machines.run("a", script)
     assert "ls: cannot access '/usr/local/bin': No such file or directory" in lines
     assert "evil::0:0:::" in lines
     assert any("Read-only file system" in one for one in lines)
-    assert lines[-2:] == [year, "done"]
+    assert lines[-2:] == ["not its clock", "done"]
     assert sorted(Path("/usr/local/bin").iterdir()) == there
     assert Path("/etc/passwd").read_text() == passwd
     for path, before in devices.items():
