@@ -114,12 +114,11 @@ def process_emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
 @pytest.fixture
 def namespace_emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
     """Return a local Compute Engine with real machines; a test that asks `needs_namespaces`."""
-    from dask_gce.emulator.machines.namespace import images
     from dask_gce.emulator.machines.namespace.kind import NamespaceKind
 
     kind = NamespaceKind(
         access_token=secrets.token_urlsafe(),
-        image=images.image_folder(),
+        image=machines.image_folder(),
         shared_folders=machines.shared_folders(),
     )
     with ComputeEmulator(kind) as running:

@@ -8,6 +8,7 @@ is skipped where something is missing, and says what.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -50,8 +51,10 @@ def find_obstacle() -> str | None:
         return "real machines take a Debian"
     if not _is_root():
         return "real machines take root"
-    if not (images.image_folder().exists() and wheels_folder().exists()):
+    if not image_folder().exists():
         return "the machine image is not made; run ci/machines.sh"
+    if not wheels_folder().exists():
+        return "the wheels of this environment are not there; run ci/machines.sh"
     if not _same_python():
         return "the machine image has another Python than this environment"
     if not store_folder().exists():
@@ -60,7 +63,7 @@ def find_obstacle() -> str | None:
 
 
 def _same_python() -> bool:
-    python = images.image_folder() / "root/usr/bin/python3"
+    python = image_folder() / "root/usr/bin/python3"
     return python.is_symlink() and python.readlink().name == "python{}.{}".format(*sys.version_info)
 
 
@@ -73,14 +76,22 @@ def shared_folders() -> dict[str, Path]:
     return {"/opt/store": store_folder(), "/srv/wheels": wheels_folder()}
 
 
+@functools.cache
+def image_folder() -> Path:
+    """Return where the machine image is; also where a test has another cache folder meanwhile."""
+    return images.image_folder()
+
+
+@functools.cache
 def wheels_folder() -> Path:
     """Return where the wheels of all packages of this environment are."""
     return _cache() / f"wheels-{_digest(sys.version, *_pins(_installed()))}"
 
 
+@functools.cache
 def store_folder() -> Path:
     """Return where the store with the container images is."""
-    parts = (images.image_folder().name, *_pins(_requirements(CONTENTS)), *_names())
+    parts = (image_folder().name, *_pins(_requirements(CONTENTS)), *_names())
     return _cache() / f"store-{_digest(*parts)}"
 
 

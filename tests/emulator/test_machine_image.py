@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from machines import needs_namespaces, write_archive
+from machines import image_folder, needs_namespaces, write_archive
 
 from dask_gce.emulator.machines.namespace import debian, images, store
 
@@ -180,7 +180,7 @@ def test_what_mmdebstrap_could_not_do_is_told(host):
 
 @needs_namespaces
 def test_only_what_is_written_to_folders_stays(tmp_path):
-    root = images.image_folder() / "root"
+    root = image_folder() / "root"
     mounts = Path("/proc/self/mounts").read_text()
     write = "echo kept > /srv/folder/file; echo lost > /etc/lost; rm /etc/os-release; cat /dev/null"
     store.run_in_image(root, ["sh", "-c", write], {str(tmp_path): "/srv/folder"})
@@ -194,9 +194,7 @@ def test_only_what_is_written_to_folders_stays(tmp_path):
 @needs_namespaces
 def test_what_fails_in_the_image_is_told():
     with pytest.raises(RuntimeError, match="no such luck"):
-        store.run_in_image(
-            images.image_folder() / "root", ["sh", "-c", "echo no such luck; exit 3"], {}
-        )
+        store.run_in_image(image_folder() / "root", ["sh", "-c", "echo no such luck; exit 3"], {})
 
 
 @needs_namespaces
@@ -207,7 +205,7 @@ def test_the_firmware_is_compute_engines_also_where_the_host_shows_its_own():
         "cd; cat /sys/devices/virtual/dmi/id/product_name; dmidecode -s system-serial-number; "
         "systemd-detect-virt; systemd-detect-virt --container || echo no container"
     )
-    said = store.run_in_image(images.image_folder() / "root", ["sh", "-c", look], {})
+    said = store.run_in_image(image_folder() / "root", ["sh", "-c", look], {})
     assert said.splitlines() == [
         "Google Compute Engine",
         "GoogleCloud-0123",
@@ -219,7 +217,7 @@ def test_the_firmware_is_compute_engines_also_where_the_host_shows_its_own():
 
 @needs_namespaces
 def test_archives_are_loaded_into_a_store(tmp_path):
-    root, made = images.image_folder() / "root", tmp_path / "store"
+    root, made = image_folder() / "root", tmp_path / "store"
     layer = tmp_path / "layer.tar"
     store.run_in_image(
         root, ["tar", "-cf", "/srv/out/layer.tar", "/etc/motd"], {str(tmp_path): "/srv/out"}
