@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
+import requests
+from clusters import PATIENCE, wait_until, worker_machines
+from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
 from startup_scripts import ScriptedMachine
 
+from dask_gce import GCECluster
 from dask_gce.boot.docker_options import (
     check_docker_options,
     option_names,
@@ -428,6 +435,61 @@ async def test_a_local_ssd_that_cannot_be_used_is_no_reason_to_fail(tmp_path):
     assert await machine.boot(payload()) == 0, machine.console
     assert "cannot be used" in machine.console
     assert "scratch" not in machine.guest["texts"]
+
+
+# -- a cluster ------------------------------------------------------------------------------------
+
+
+def test_a_clusters_containers_are_as_its_settings_say(process_emulator):
+    # Nobody is to give a machine up that is only slow.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "120 s"}),
+        GCECluster(
+            api_endpoint=process_emulator.endpoint,
+            docker_options=["--env", f"GREETING={NASTY}"],
+            n_workers=1,
+            quiet=True,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(1, timeout=PATIENCE)
+        (greeting,) = client.run(lambda: os.environ["GREETING"]).values()
+        assert greeting == NASTY
+        (key,) = client.run(lambda dask_worker: dask_worker.security.tls_worker_key).values()
+        # In the folder that would be in memory in a real container.
+        assert Path(key).parents[1].name == "private"
+
+        (name,) = worker_machines(process_emulator)
+        _reset(process_emulator, name)
+        client.wait_for_workers(1, timeout=PATIENCE)
+        assert client.submit(sum, [2, 3]).result(PATIENCE) == 5
+        assert worker_machines(process_emulator) == {name}
+        assert cluster.failures == []
+        first, again = _console(process_emulator, name).split("phase: booted")[1:]
+    # An image stays where it was pulled.
+    assert "phase: image-pulling" in first
+    assert "phase: image-pulling" not in again
+
+
+def _url(emulator, name):
+    zone = "compute/v1/projects/local-project/zones/us-central1-a"
+    return f"{emulator.endpoint}/{zone}/instances/{name}"
+
+
+def _console(emulator, name):
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.get(f"{_url(emulator, name)}/serialPort", timeout=60).json()["contents"]
+
+
+def _reset(emulator, name):
+    """Press a machine's reset button, and wait until Dask runs on it again."""
+    runs = "dask-gce phase: running"
+    before = _console(emulator, name).count(runs)
+    with requests.Session() as session:
+        session.trust_env = False
+        session.post(f"{_url(emulator, name)}/reset", timeout=60).raise_for_status()
+    wait_until(lambda: _console(emulator, name).count(runs) > before)
 
 
 # -- the scripts themselves -----------------------------------------------------------------------

@@ -8,7 +8,8 @@ umask 022
 mkdir "$folder/guest"
 # What outlives a boot.
 kept=/var/lib/dask-gce
-mkdir -p "$kept" 2>/dev/null || { kept=${HOME:-$folder}/dask-gce && mkdir -p "$kept"; }
+{ mkdir -p "$kept" && : >>"$kept/boots"; } 2>/dev/null ||
+  { kept=${HOME:-$folder}/dask-gce && mkdir -p "$kept"; }
 # What the steps below add to the command line of the container.
 options=()
 
