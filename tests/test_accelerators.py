@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from importlib.resources import files
 
 import pytest
+from distributed import Client
 from guests import Guest
 from test_hardware import TCP, bodies, location
 
+from dask_gce import GCECluster
 from dask_gce.blueprint import Blueprint
 from dask_gce.boot.versions import expectation
 from dask_gce.bulk import build_bulk_insert
@@ -356,3 +359,71 @@ def test_a_driver_that_is_not_there_is_told(tmp_path, without, variables, reason
     status, output, _ = Machine(tmp_path, without).run(**variables)
     assert status == 1
     assert f"dask-gce phase: failed: {reason}" in output
+
+
+# -- the whole way --------------------------------------------------------------------------------
+
+#: dask-cuda's class as far as it concerns a cluster: a worker for each GPU, named after itself.
+STAND_IN = """
+import asyncio, os
+from distributed import Nanny
+
+class CUDAWorker:
+    def __init__(self, scheduler=None, name=None, nthreads=1, **options):
+        count = int(os.environ["GPUS"])
+        self.nannies = [
+            Nanny(
+                scheduler,
+                name=name if count == 1 else f"{name}-{number}",
+                nthreads=nthreads,
+                env={"CUDA_VISIBLE_DEVICES": str(number)},
+                **options,
+            )
+            for number in range(count)
+        ]
+
+    def __await__(self):
+        return self._start().__await__()
+
+    async def _start(self):
+        await asyncio.gather(*self.nannies)
+        return self
+
+    async def finished(self):
+        await asyncio.gather(*(nanny.finished() for nanny in self.nannies))
+
+    async def close(self, **options):
+        await asyncio.gather(*(nanny.close(**options) for nanny in self.nannies))
+"""
+
+
+@pytest.fixture
+def dask_cuda(tmp_path):
+    """Return a folder with something that is called dask-cuda."""
+    (tmp_path / "dask_cuda").mkdir()
+    (tmp_path / "dask_cuda" / "__init__.py").write_text(STAND_IN)
+    (tmp_path / "dask_cuda-0.dist-info").mkdir()
+    (tmp_path / "dask_cuda-0.dist-info" / "METADATA").write_text("Name: dask-cuda\nVersion: 0\n")
+    return tmp_path
+
+
+def test_a_cluster_computes_with_a_worker_for_each_gpu(process_emulator, dask_cuda):
+    # Names of machines are found by what the local Compute Engine has on the path itself.
+    names = files("dask_gce").joinpath("emulator", "machines", "guest", "site")
+    with GCECluster(
+        api_endpoint=process_emulator.endpoint,
+        scheduler_machine_type="e2-small",
+        worker_machine_type="g2-standard-24",
+        container_image="rapids:1",
+        env_vars={"PYTHONPATH": f"{names}:{dask_cuda}", "GPUS": 2},
+        n_workers=2,
+        quiet=True,
+    ) as cluster:
+        assert cluster.settings.processes == 2
+        with Client(cluster) as client:
+            client.wait_for_workers(2, timeout=90)
+            seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+            assert sorted(seen.values()) == ["0", "1"]
+            found = {each["name"] for each in client.scheduler_info()["workers"].values()}
+        (machine,) = cluster.worker_spec
+        assert found == {f"{machine}-0", f"{machine}-1"}

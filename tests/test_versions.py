@@ -205,3 +205,15 @@ def test_whoever_does_not_want_the_check_has_none(process_emulator, monkeypatch)
         api_endpoint=process_emulator.endpoint, version_check=False, quiet=True
     ) as cluster:
         assert cluster.status.name == "running"
+
+
+async def test_what_variables_lead_to_counts(tmp_path):
+    guest = Entered(tmp_path, "1999.1.0")
+    (guest.folder / "guest" / "entrypoint.json").write_text("null")
+    site = tmp_path / "elsewhere" / "dask-0.dist-info"
+    site.mkdir(parents=True)
+    (site / "METADATA").write_text("Name: dask\nVersion: 1999.1.0\n")
+    told = payload(expected(), env_vars={"PYTHONPATH": str(site.parent)})
+    status, seen, output = await guest.run(told)
+    assert (status, seen) == (113, None)
+    assert "this machine has dask 1999.1.0" in output

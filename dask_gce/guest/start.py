@@ -43,6 +43,8 @@ STEADY = 60.0
 #: Seconds that they may take to end.
 GRACE = 5.0
 
+#: Variables that change which Dask is found.
+MOVING = ("PATH", "PYTHONHOME", "PYTHONPATH")
 #: Worker classes that make all workers of a machine.
 ONE_FOR_ALL = ("dask_cuda.CUDAWorker", "dask_cuda.cuda_worker.CUDAWorker")
 #: Where Container-Optimized OS's driver of GPUs is, in a container.
@@ -372,8 +374,9 @@ def main() -> None:
     phase("starting")
     start, verdict = dask, None
     client = metadata("attributes/dask-gce-versions", default="")
-    if client and (entrypoint or python not in ("python3", sys.executable)):
-        # What an entry point installs counts too.
+    moved = any(environment.get(name) != os.environ.get(name) for name in MOVING)
+    if client and (entrypoint or moved or python not in ("python3", sys.executable)):
+        # What an entry point installs, or variables lead to, counts too.
         write_private(folder / "versions.json", client)
         verdict = folder / "verdict"
         command = dask[len(entrypoint) :]

@@ -119,6 +119,8 @@ def _check_volume(volume: str) -> None:
         raise ContainerError(
             f"volume {volume}: the local Compute Engine has no named volumes; mount a folder"
         )
+    if source.startswith("/var/lib/nvidia/") and not os.path.exists(source):
+        return  # the driver of GPUs that a local machine has in name only
     if source != target and not (os.path.exists(target) and os.path.samefile(source, target)):
         raise ContainerError(
             f"volume {volume}: the local Compute Engine runs containers without a file system of "
