@@ -235,8 +235,6 @@ def _prepare(plan: Plan, group: Group, starter: socket.socket) -> None:
         os.sched_setaffinity(
             0, {there[(plan.slot + index) % len(there)] for index in range(plan.cpus)}
         )
-    os.environ.clear()
-    os.environ.update(_ENVIRONMENT)
     if plan.cos:
         cos.close_firewall()
     kernel.drop_capabilities(_HOST_CAPABILITIES)
