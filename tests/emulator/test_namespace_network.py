@@ -181,6 +181,31 @@ def test_a_machine_is_nobody_but_itself_to_the_metadata_server(rest):
     assert a.run(f"{ask.format(20)} {name.format('metadata')}") == "a"
 
 
+def test_packets_in_another_name_do_not_arrive(rest):
+    a, b = Guest(rest, "a"), Guest(rest, "b")
+    b.run(
+        "cat > /run/names.py <<'END'\n"
+        "import socket\n"
+        "server = socket.socket(type=socket.SOCK_DGRAM)\n"
+        "server.bind(('', 9000))\n"
+        "open('/run/names', 'w').close()\n"
+        "while True:\n"
+        "    name = server.recvfrom(9)[1][0]\n"
+        "    print(name, file=open('/run/names', 'a'))\n"
+        "END\n"
+        "python3 /run/names.py > /dev/null 2>&1 &\n"
+        "until [ -e /run/names ]; do sleep 0.02; done"
+    )
+    nobody = "10.128.0.77"
+    a.run(f"ip address add {nobody}/32 dev eth0")
+    for source in (nobody, a.address):
+        a.run(
+            'python3 -c "import socket; s = socket.socket(type=socket.SOCK_DGRAM);'
+            f" s.bind(('{source}', 0)); s.sendto(b'', ('{b.address}', 9000))\""
+        )
+    assert b.run("until [ -s /run/names ]; do sleep 0.02; done; cat /run/names") == a.address
+
+
 @pytest.mark.parametrize(
     ("path", "found"),
     [
@@ -231,7 +256,9 @@ def test_the_host_reaches_a_port_while_a_rule_lets_it_and_the_guest_listens(rest
     wait_until(lambda: is_refused(a.external, 8000))
     # Nothing listens on 8001, so nothing does on the host; a guest that is off is refused as well.
     open_port(rest, "more", 8001)
-    assert is_refused(a.external, 8001)
+    a.serve(8000)
+    wait_until(lambda: not is_refused(a.external, 8000))
+    assert not accepts(a.external, 8001)
     a.serve(8001)
     wait_until(lambda: not is_refused(a.external, 8001))
     rest.wait(rest.post("zones/us-central1-a/instances/a/stop"))
