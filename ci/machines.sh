@@ -36,3 +36,4 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 "$python" tests/machines.py || echo "machines: their tests are skipped"
+"$python" tests/container_images.py || echo "images: building them is not tested"
