@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ import requests
 from clusters import wait_until, worker_machines
 from distributed import Client
 from machines import admit, needs_namespaces
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from projects import install, make_project
 
-from dask_gce import GCECluster
+from dask_gce import GCECluster, preparation
+from dask_gce.boot.distributions import take_inventory
+from dask_gce.boot.environment import resolve
 from dask_gce.emulator import ComputeEmulator
 
 pytestmark = [
@@ -48,10 +54,32 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     site = tmp_path / "site"
     editable = {"url": project.as_uri(), "dir_info": {"editable": True}}
     install(site, "edited_here", direct=editable)
-    for folder in (site, project):
-        monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.syspath_prepend(str(project))
+    # As from somebody who has Dask and no more, lest each machine installs a hundred packages.
+    for name in closure("distributed"):
+        information = Path(str(importlib.metadata.distribution(name)._path))
+        (site / information.name).symlink_to(information)
+    seen = partial(resolve, inventory=lambda: take_inventory([str(site)]))
+    monkeypatch.setattr(preparation, "resolve", seen)
     yield importlib.import_module("edited_here")
     del sys.modules["edited_here"]
+
+
+def closure(name: str) -> set[str]:
+    """Return a distribution and all that it needs here."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        each = waiting.pop()
+        if each not in found:
+            found.add(each)
+            needs = map(Requirement, importlib.metadata.requires(each) or ())
+            waiting += [
+                canonicalize_name(need.name)
+                for need in needs
+                if need.marker is None or need.marker.evaluate({"extra": ""})
+            ]
+    return found
 
 
 def reset(emulator: ComputeEmulator, name: str) -> None:
