@@ -290,11 +290,14 @@ class Blueprint:
     def _gpus(self, shape: MachineShape, *, workers: bool) -> int:
         return shape.gpus + (self.settings.worker_accelerator_count if workers else 0)
 
+    def _is_workers(self, payload: startup.Payload) -> bool:
+        # With a single node the scheduler's machine is the workers'.
+        return payload.role == "worker" or self.settings.single_node
+
     def _hardware(self, shape: MachineShape, payload: startup.Payload) -> Hardware:
         settings = self.settings
         confidential = families.confidential_type(shape.name) if settings.confidential else None
-        # With a single node the scheduler's machine is the workers'.
-        workers = payload.role == "worker" or settings.single_node
+        workers = self._is_workers(payload)
         return Hardware(
             accelerator_type=settings.worker_accelerator_type if workers else None,
             accelerator_count=settings.worker_accelerator_count if workers else 0,
@@ -325,7 +328,7 @@ class Blueprint:
             metadata=startup.build_metadata(payload),
             service_account=settings.service_account,
             scopes=settings.scopes,
-            local_ssds=settings.local_ssds if payload.role == "worker" else 0,
+            local_ssds=settings.local_ssds if self._is_workers(payload) else 0,
             hardware=self._hardware(location.shape, payload),
             expires=self.expires,
             overrides=settings.instance_overrides,

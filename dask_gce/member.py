@@ -15,6 +15,7 @@ from dask_gce import names
 from dask_gce.batch import Batch
 from dask_gce.compute import Compute
 from dask_gce.errors import GCEError, InstanceError, InstanceLost, OperationError, StartTimeout
+from dask_gce.images import OFFICIAL_IMAGE
 from dask_gce.instance import Instance, InstanceSpec
 from dask_gce.startup import PHASE_KEY, PHASE_NAMESPACE
 from dask_gce.terminal import harmless
@@ -183,7 +184,14 @@ class Member:
         if phase.startswith("failed: versions"):
             return "change what it says above, or start all the same with version_check=False."
         if phase.startswith("failed: container_image"):
-            return "check container_image, and that the instance may reach and read its registry."
+            advice = "check container_image, and that the instance may reach and read its registry"
+            if OFFICIAL_IMAGE in phase:
+                # https://github.com/dask/dask-docker/pkgs/container/dask
+                return (
+                    f"{advice}. Dask publishes images for some versions of Python only: set "
+                    "container_image, or runtime='vm'."
+                )
+            return f"{advice}."
         if phase.startswith("failed: docker run"):
             return "read the end of the serial console below for what docker said of the options."
         if phase.startswith("failed"):

@@ -164,6 +164,15 @@ def test_local_ssds_in_a_number_that_is_or_may_be_right_are_asked_for(machine_ty
     check_hardware(settings, [location("e2-small")], [location(machine_type)])
 
 
+def test_local_ssds_are_the_workers():
+    def counts(**settings):
+        machines = bodies("n2-standard-16", "n2-standard-16", local_ssds=2, **settings)
+        return [[each.get("type") for each in body["disks"]].count("SCRATCH") for body in machines]
+
+    assert counts() == [0, 2]
+    assert counts(single_node=True)[0] == 2
+
+
 def test_local_ssds_that_come_with_a_machine_type_are_not_asked_for():
     place = location("c3-standard-8-lssd", local_ssds=2)
     check_hardware(Settings.load(), [location("e2-small")], [place])

@@ -17,6 +17,7 @@ from guests import Guest
 
 from dask_gce import GCECluster
 from dask_gce.boot import versions as of_client
+from dask_gce.emulator import ComputeEmulator
 from dask_gce.errors import InstanceError
 from dask_gce.startup import Payload, build_metadata, scheduler_spec, worker_spec
 
@@ -197,6 +198,15 @@ def test_the_client_raises_what_to_change(process_emulator, monkeypatch):
     assert caught.value.phase.startswith("failed: versions differ: this machine has dask")
     for part in ("another container_image than mine:1", "version_check=False"):
         assert part in str(caught.value)
+
+
+def test_an_official_image_that_does_not_exist_says_that_there_are_few():
+    # As for a Python that Dask publishes none for.
+    with (
+        ComputeEmulator("process", container_images=("mine:*",)) as emulator,
+        pytest.raises(InstanceError, match="some versions of Python only"),
+    ):
+        GCECluster(api_endpoint=emulator.endpoint, quiet=True)
 
 
 def test_whoever_does_not_want_the_check_has_none(process_emulator, monkeypatch):
