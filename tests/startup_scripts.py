@@ -82,7 +82,7 @@ PATHS = {
     "/proc/meminfo": "meminfo",
     "/sys/class/block": "block",
     "/mnt/disks/dask-gce": "scratch",
-    "/var/lib/dask-gce": "kept",
+    "/var/lib/dask": "kept",
 }
 
 HOST_COMMANDS = ("docker-credential-gcr", "iptables", "mkfs.ext4", "mount", "poweroff", "sleep")

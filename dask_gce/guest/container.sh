@@ -7,7 +7,7 @@ image=$(metadata attributes/dask-gce-image) || fail "no container image in the m
 umask 022
 mkdir "$folder/guest"
 # What outlives a boot.
-kept=/var/lib/dask-gce
+kept=/var/lib/dask
 { mkdir -p "$kept" && : >>"$kept/boots"; } 2>/dev/null ||
   { kept=${HOME:-$folder}/dask-gce && mkdir -p "$kept"; }
 # What the steps below add to the command line of the container.
