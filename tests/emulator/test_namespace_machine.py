@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ from dask_gce.emulator import ComputeEmulator
 from dask_gce.emulator.machines.namespace import vpc_process
 from dask_gce.emulator.machines.namespace.images import image_folder
 from dask_gce.emulator.machines.namespace.kind import NamespaceKind
+from dask_gce.emulator.machines.namespace.vpc.cgroups import group_folders
 from dask_gce.emulator.machines.namespace.vpc_process import BASE, find_obstacle
 
 OBSTACLE = find_obstacle() or (
@@ -120,13 +122,18 @@ def machines(kind: NamespaceKind) -> Iterator[Machines]:
 
 
 def groups(claim: str) -> list[Path]:
-    return [one for one in Path("/sys/fs/cgroup").glob(f"**/{claim}") if one.is_dir()]
+    """Return the control groups of an emulator that exist."""
+    return [Path(one) for one in group_folders(claim) if Path(one).is_dir()]
 
 
 def inhabitants(claim: str) -> set[int]:
     """Return the processes of all machines of an emulator, as the host counts."""
-    files = [file for group in groups(claim) for file in group.rglob("cgroup.procs")]
-    return {int(pid) for file in files for pid in file.read_text().split()}
+    found: set[int] = set()
+    for group in groups(claim):
+        for folder, _, _ in os.walk(group):
+            with contextlib.suppress(FileNotFoundError):  # a machine has ended meanwhile
+                found.update(map(int, Path(folder, "cgroup.procs").read_text().split()))
+    return found
 
 
 def runs(pid: int) -> bool:

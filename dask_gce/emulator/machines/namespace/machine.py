@@ -177,6 +177,8 @@ class NamespaceMachine(Machine):
                 image = self.contents.folder if isinstance(self.contents, DiskCopy) else None
                 await self._kind.in_thread(_install, self.folder, image)
                 self._installed = True
+            # Here and not below, where all other machines would wait for it.
+            await self._kind.in_thread(remove_tree, str(self.folder / "tmp"))
             boot = self._boot = _Boot(self)
             begun = asyncio.ensure_future(self._kind.in_thread(boot.begin, plan, self._kind.vpc))
             self._watch = asyncio.create_task(self._follow(boot, begun))

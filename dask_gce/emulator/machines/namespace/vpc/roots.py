@@ -6,7 +6,7 @@ the machine's own namespace of mounts and ends with it; only the disk's folder s
     FOLDER/
       upper/ work/          what the machine has changed of its root file system
       containers/ docker/   container engines' stores, which cannot lie on an overlay
-      tmp/                  emptied at every boot
+      tmp/                  emptied by the emulator before every boot
       facts/                what stands in for /proc/meminfo and its like
       root/                 where all is mounted, until it becomes the root
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import struct
 import termios
 import tty
@@ -95,7 +94,8 @@ class Root:
         if plan.cos:
             cos.lay_out(plan.lower, plan.folder, root)
         else:
-            self._bind_empty("tmp", "tmp", 0o1777)
+            self._bind_own("tmp", "tmp")
+            os.chmod(f"{root}/tmp", 0o1777)  # noqa: S103, S108 # as everywhere
         for name in ("docker", "containers"):
             self._bind_own(name, f"var/lib/{name}")
         self._mount_kernel(group)
@@ -125,11 +125,6 @@ class Root:
         os.makedirs(source, exist_ok=True)
         os.makedirs(f"{self._root}/{target}", exist_ok=True)
         kernel.bind(source, f"{self._root}/{target}")
-
-    def _bind_empty(self, name: str, target: str, mode: int) -> None:
-        shutil.rmtree(f"{self._plan.folder}/{name}", ignore_errors=True)
-        self._bind_own(name, target)
-        os.chmod(f"{self._root}/{target}", mode)
 
     @staticmethod
     def _share(source: str, target: str) -> None:
