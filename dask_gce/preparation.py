@@ -195,21 +195,26 @@ async def _resolve_environment(
 
 
 async def _look_up_image(compute: Compute, settings: Settings) -> dict[str, Any]:
-    """Return a family's newest image, unless it is Google's own; empty where it is not told."""
+    """Return what is known of the boot image, unless it is one of Google's own."""
     image = settings.source_image
-    if architecture_of(image) is not None or "/family/" not in image:
+    if architecture_of(image) is not None:
         return {}
-    owner, _, family = image.rpartition("/global/images/family/")
-    project = owner.rpartition("/")[2] or compute.project
+    owner, _, name = image.rpartition("global/images/")
+    project = owner.strip("/").rpartition("/")[2] or compute.project
+    family = name.startswith("family/")
+    if not family and project != compute.project:
+        return {}
     with contextlib.suppress(PermissionDenied):
         # Who may use an image need not be allowed to look at it.
         try:
-            return await compute.get_image_from_family(project, family.rpartition("/")[2])
+            if family:
+                return await compute.get_image_from_family(project, name.rpartition("/")[2])
+            return await compute.get_image(name)
         except NotFound as error:
             raise SettingsError(
-                f"source_image = {image!r}: project {project} has no images of this family. See "
-                "those it has: gcloud compute images list --no-standard-images --project "
-                f"{project}",
+                f"source_image = {image!r}: project {project} has no such "
+                f"{'family of images' if family else 'image'}. See those it has: gcloud compute "
+                f"images list --no-standard-images --project {project}",
                 key="source_image",
             ) from error
     return {}

@@ -102,10 +102,16 @@ async def test_a_cluster_asks_for_its_own_image_and_only_for_that(emulator):
 
     await prepared()
     assert emulator.requests["compute.images.getFromFamily"] == 0
-    with pytest.raises(SettingsError, match="no images of this family") as caught:
+    with pytest.raises(SettingsError, match="no such family of images") as caught:
         await prepared(source_image="family/mine")
     assert caught.value.key == "source_image"
     assert emulator.requests["compute.images.getFromFamily"] == 1
+    for image in ("global/images/mine", "projects/local-project/global/images/mine"):
+        with pytest.raises(SettingsError, match="no such image"):
+            await prepared(source_image=image)
+    # Of those of another project only Compute Engine knows whether they can be used.
+    await prepared(source_image="projects/other/global/images/mine")
+    assert emulator.requests["compute.images.get"] == 2
 
 
 def test_the_official_container_image_is_not_known_to_be_for_arm(caplog):
