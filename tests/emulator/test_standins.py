@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dask_gce.emulator.machines.guest.container_runs import kill_detached
-from dask_gce.emulator.machines.guest.containers import keepers
+from dask_gce.emulator.machines.guest.containers import end_all, keepers
 from dask_gce.emulator.machines.guest.docker_options import DockerError, parse_run
 from dask_gce.emulator.machines.layout import Layout
 
@@ -371,6 +371,74 @@ def test_a_volume_elsewhere_is_explained(host):
     same = f"{host.disk}/new:{host.disk}/new:rw"
     assert host.say("docker", "run", "-v", same, IMAGE, "ls", str(host.disk / "new")) == ""
     assert host.call("docker", "run", "-v", "named:/x", IMAGE, "true")[0] == 125
+
+
+def test_an_image_is_on_the_machine_once_it_was_pulled(host):
+    inspect = ("docker", "image", "inspect", IMAGE)
+    assert host.call(*inspect)[2] == f"Error: No such image: {IMAGE}\n"
+    lines = host.say("docker", "pull", IMAGE).splitlines()
+    assert lines[0] == "2026.8.0-py3.11: Pulling from dask/dask"
+    layers = [line.partition(":")[0] for line in lines if line.endswith("Pulling fs layer")]
+    assert len(set(layers)) == 3
+    assert [f"{layer}: Pull complete" in lines for layer in layers] == [True] * 3
+    assert lines[-2:] == [f"Status: Downloaded newer image for {IMAGE}", IMAGE]
+    assert host.call(*inspect)[0] == 0
+    again = host.say("docker", "pull", IMAGE)
+    assert "Pull complete" not in again
+    assert f"Status: Image is up to date for {IMAGE}" in again
+    assert host.say("docker", "pull", "-q", IMAGE) == f"{IMAGE}\n"
+
+
+def test_a_run_pulls_an_image_that_is_not_there(host):
+    status, output, errors = host.call("docker", "run", "--rm", "python:3.11-slim", "echo", "x")
+    assert (status, output) == (0, "x\n")
+    assert "Unable to find image 'python:3.11-slim' locally\n" in errors
+    assert "3.11-slim: Pulling from library/python\n" in errors
+    assert host.call("docker", "run", "--rm", "python:3.11-slim", "true") == (0, "", "")
+
+
+@pytest.mark.parametrize("verb", ["pull", "rm", "logs", "ps", "stop", "inspect"])
+def test_a_verb_refuses_options_that_docker_does_not_know(host, verb):
+    status, _, errors = host.call("docker", verb, "--bogus", "x")
+    assert status == 125
+    assert "unknown flag: --bogus" in errors
+
+
+def test_a_log_is_followed_to_the_containers_end(detached):
+    host = detached
+    script = "echo one; echo two; read word <go; echo $word"
+    os.mkfifo(host.disk / "home" / "go")
+    host.say("docker", "run", "-d", "--name", "w", IMAGE, "sh", "-c", script)
+    deadline = time.monotonic() + 30
+    while host.say("docker", "logs", "w") != "one\ntwo\n":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with host.start("docker", "logs", "--follow", "--tail", "1", "w") as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == b"two\n"
+        (host.disk / "home" / "go").write_text("three\n")
+        assert following.communicate()[0] == b"three\n"
+
+
+def test_scratch_in_memory_is_a_folder_of_the_machines(host):
+    path = host.disk / "private"
+    words = ["--tmpfs", f"{path}:mode=1770,size=1m", IMAGE, "touch", f"{path}/file"]
+    host.say("docker", "run", "--rm", *words)
+    assert (path / "file").exists()
+    assert path.stat().st_mode & 0o7777 == 0o1770
+    status, _, errors = host.call("docker", "run", "--tmpfs", "/proc/x", IMAGE, "true")
+    assert status == 125
+    assert "no such folder on the machine" in errors
+
+
+def test_containers_outlive_a_boot_but_do_not_run_any_more(detached):
+    host = detached
+    host.say("docker", "run", "-d", "--name", "w", IMAGE, "sleep", "1000")
+    kill_detached(str(host.disk))
+    end_all(str(host.disk))
+    state = "{{.State.Running}} {{.State.ExitCode}} {{.State.OOMKilled}}"
+    assert host.say("docker", "container", "inspect", "-f", state, "w") == "false 137 false\n"
+    assert '"/w" is already in use' in host.call("docker", "run", "--name", "w", IMAGE, "true")[2]
 
 
 def test_an_unknown_verb_is_an_error(host):
