@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 from clusters import PATIENCE, until
@@ -395,6 +400,20 @@ def test_the_recipe_runs_on_a_machine(process_emulator):
     assert json.loads(output)["status"] == "READY"
     assert "Deleted i." in succeed(process_emulator, "image", "delete", "i", "--yes")
     asyncio.run(until(lambda: not process_emulator.leftovers()))
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")
+def test_only_the_root_of_a_system_cleans_it(tmp_path):
+    program = tmp_path / "program.sh"
+    program.write_text(guest_file("seal.sh") + "owns_system && echo owns || echo shares\n")
+    enter = ["unshare", "--user", "--map-root-user"]
+    if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("there are no user namespaces here")
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    assert run([*enter, "bash", str(program)]).stdout == "shares\n"
+    outermost = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+    owns = os.geteuid() == 0 and outermost
+    assert run(["bash", str(program)]).stdout == ("owns\n" if owns else "shares\n")
 
 
 def test_interrupted_from_a_shell_it_leaves_nothing(cloud):

@@ -58,6 +58,11 @@ async def test_a_cluster_boots_from_an_image_with_its_environment(namespace_emul
         settings = Settings.load(api_endpoint=namespace_emulator.endpoint, **how)
         made = await build_image(compute, settings, name="with-dask")
     assert made.runtime == "vm"
+    # What must not be the same on two machines is not on the disk.
+    (disk,) = set(namespace_emulator._open_cloud().shelf._held.values())
+    assert (disk.folder / "upper/etc/machine-id").read_text() == ""
+    assert not [*disk.folder.glob("upper/var/log/journal/*")]
+    assert all(not log.stat().st_size for log in disk.folder.glob("upper/var/log/*.log"))
     await until(lambda: len(namespace_emulator.leftovers()) == 1)
     options = {**how, "source_image": made.source_image, "n_workers": 1}
     async with cluster_on(namespace_emulator, **options) as cluster:

@@ -3,8 +3,10 @@
 # follows, prepares it as it would any machine, and calls this where it would start Dask.
 
 owns_system() { # whether this is root, and root of a system of its own; not in a user namespace
-  local inside outside
-  [ "$(id -u)" -eq 0 ] && read -r inside outside _ </proc/self/uid_map && [ "$inside $outside" = "0 0" ]
+  local first outside count
+  # Only the first namespace has all users there are, as themselves (user_namespaces(7)).
+  [ "$(id -u)" -eq 0 ] && read -r first outside count </proc/self/uid_map &&
+    [ "$first $outside $count" = "0 0 4294967295" ]
 }
 
 clean() { # take away what must not be the same on two machines, and what is nobody's business
@@ -15,7 +17,8 @@ clean() { # take away what must not be the same on two machines, and what is nob
   rm -f /root/.bash_history /root/.ssh/authorized_keys /home/*/.bash_history /home/*/.ssh/authorized_keys
   # What cloud-init has done once it would not do again.
   rm -rf /var/lib/cloud/instance /var/lib/cloud/instances /var/lib/cloud/sem
-  command -v journalctl >/dev/null && journalctl --quiet --rotate --vacuum-time=1s
+  # Whoever has a log open goes on writing to it; a journal that is cut short would be a broken one.
+  rm -rf /var/log/journal/*
   find /var/log -type f -exec truncate --size 0 {} +
 }
 
