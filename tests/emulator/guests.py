@@ -10,7 +10,7 @@ from clusters import PATIENCE
 from rest import ZONE, Refused, Rest
 
 from dask_gce.emulator import ComputeEmulator
-from dask_gce.emulator.machines.namespace.vpc_process import find_obstacle
+from dask_gce.emulator.machines.namespace.obstacles import find_obstacle
 
 #: For tests that boot machines with a network of their own.
 NEEDS_NAMESPACES = pytest.mark.skipif(

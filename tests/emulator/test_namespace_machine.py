@@ -21,11 +21,11 @@ from rest import PROJECT, ZONE, Rest, boot_disk
 
 import dask_gce
 from dask_gce.emulator import ComputeEmulator
-from dask_gce.emulator.machines.namespace import vpc_process
+from dask_gce.emulator.machines.namespace import obstacles
 from dask_gce.emulator.machines.namespace.images import image_folder
 from dask_gce.emulator.machines.namespace.kind import NamespaceKind
+from dask_gce.emulator.machines.namespace.obstacles import BASE, find_obstacle
 from dask_gce.emulator.machines.namespace.vpc.cgroups import group_folders
-from dask_gce.emulator.machines.namespace.vpc_process import BASE, find_obstacle
 
 OBSTACLE = find_obstacle() or (
     None if importlib.util.find_spec("dnslib") else "dask-gce[namespace] is not installed"
@@ -162,7 +162,7 @@ def test_who_is_not_root_is_told_what_to_do(monkeypatch):
 
 @needs_namespaces
 def test_a_missing_tool_is_named_with_its_package(monkeypatch):
-    monkeypatch.setattr(vpc_process, "_TOOLS", {"no-such-tool": "its-package"})
+    monkeypatch.setattr(obstacles, "_TOOLS", {"no-such-tool": "its-package"})
     with pytest.raises(RuntimeError, match="need no-such-tool: apt-get install its-package"):
         ComputeEmulator("namespace-quick").__enter__()
 

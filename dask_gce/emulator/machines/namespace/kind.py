@@ -20,7 +20,8 @@ from dask_gce.emulator.machines.addresses import Leases, PrivateAddresses
 from dask_gce.emulator.machines.namespace.fabric import Fabric
 from dask_gce.emulator.machines.namespace.images import ensure_image
 from dask_gce.emulator.machines.namespace.machine import NamespaceMachine
-from dask_gce.emulator.machines.namespace.vpc_process import BASE, VPCProcess
+from dask_gce.emulator.machines.namespace.obstacles import BASE
+from dask_gce.emulator.machines.namespace.vpc_process import VPCProcess
 from dask_gce.emulator.record import InstanceRecord
 
 __all__ = ["NamespaceKind"]
