@@ -148,11 +148,13 @@ class Packages:
         lines = [f"import site; site.addsitedir({each!r})\n" for each in folders]
         Path(inner, "dask_gce_image.pth").write_text("".join(lines))
 
-    def _installer(self, lock: bool = False) -> list[str]:
+    def _installer(self, lock: bool = False, alone: bool = False) -> list[str]:
         """Return the command line of an installer, but for what to install."""
         uv = self._uv or shutil.which("uv")
-        if self._uv is None and not lock and importlib.util.find_spec("pip") is not None:
-            # It leaves in place what the image has already, which uv would install again.
+        has_pip = not lock and importlib.util.find_spec("pip") is not None
+        # pip leaves in place what the image has already, which uv would install again. For what
+        # needs nothing else uv is quicker.
+        if self._uv is None and has_pip and not (alone and uv):
             quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
             return [self.python, "-m", "pip", "install", *quiet]
         if uv is None:
@@ -175,7 +177,7 @@ class Packages:
         plan = {
             "wheels": self.wheels,
             "folder": str(self._folder.parent.parent / "dask-gce-wheels"),
-            "install": [*self._installer(), "--no-deps", "--no-index"],
+            "install": [*self._installer(alone=True), "--no-deps", "--no-index"],
             "installed": str(self._folder / self._has_wheels),
             "contact": contact,
             # Paths of certificates, not what is in them.

@@ -50,9 +50,12 @@ find_uv() { # the path of uv is then $uv
 }
 
 explain() { # REASON: fail with what the last command said
+  local reason
   cat "$folder/log"
   # A phase is short, and of letters that every terminal has.
-  fail "$1: $(tail -n 8 "$folder/log" | LC_ALL=C tr -cd '\12\40-\176' | tr -s '[:space:]' ' ' | cut -c 1-600)"
+  reason=$(tail -n 8 "$folder/log" | LC_ALL=C tr -cd '\12\40-\176' | tr -s '[:space:]' ' ')
+  reason=${reason# }
+  fail "$1: ${reason:0:600}"
 }
 
 build_environment() {
