@@ -11,12 +11,14 @@ import itertools
 import logging
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from dask.utils import parse_timedelta
 from dask.widgets.widgets import get_template
 from distributed.core import Status
 from distributed.objects import SchedulerInfo
+from distributed.utils import Log
 
 from dask_gce import shared_plan
 from dask_gce.assembly import AssembledCluster
@@ -160,6 +162,67 @@ class AttendedCluster(AssembledCluster):
                     f"still on their way, {len(self.failures)} have failed (see cluster.events)."
                 )
             await asyncio.sleep(0.05)
+
+    def get_logs(
+        self,
+        cluster: bool = True,
+        scheduler: bool = True,
+        workers: bool | Iterable[str] = True,
+        machines: bool | Iterable[str] = False,
+    ) -> Any:
+        """Return logs of the cluster, the scheduler, the workers and their machines.
+
+        Parameters
+        ----------
+        cluster : bool
+            Whether to have what the cluster itself said.
+        scheduler : bool
+            Whether to have what Dask logged on the scheduler.
+        workers : bool or iterable of str
+            Whether to have what Dask logged on the workers, or the addresses of some.
+        machines : bool or iterable of str
+            Whether to have what the machines wrote to their serial consoles: their boot, and what
+            Dask and its tasks print. Or the names of some, also of such whose worker never came.
+            Each is a request to Compute Engine.
+
+        Returns
+        -------
+        distributed.utils.Logs or awaitable
+            Texts by ``"Cluster"``, ``"Scheduler"``, worker's address and machine's name; something
+            to await when the cluster is asynchronous.
+
+        Raises
+        ------
+        GCEError
+            If Compute Engine does not tell.
+
+        Examples
+        --------
+        >>> cluster.get_logs(machines=True)  # doctest: +SKIP
+        """
+        return self.sync(
+            self._get_logs, cluster=cluster, scheduler=scheduler, workers=workers, machines=machines
+        )
+
+    async def _get_logs(
+        self,
+        cluster: bool = True,
+        scheduler: bool = True,
+        workers: bool | Iterable[str] = True,
+        machines: bool | Iterable[str] = False,
+    ) -> Any:
+        logs = await super()._get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
+        members = {} if self._fleet is None else dict(self._fleet.members)
+        wanted = (members if machines else ()) if isinstance(machines, bool) else machines
+        compute = self._ready.compute
+        for name in wanted:
+            if name not in members:
+                raise GCEError(
+                    f"Cluster {self.name} has no machine {name}; it has: {', '.join(members)}"
+                )
+            text, _ = await compute.get_serial_port_output(members[name].zone, name)
+            logs[name] = Log(harmless(text))
+        return logs
 
     def _repr_html_(self, cluster_status: Any = None) -> Any:
         # The list of workers is made on the event loop, where a thousand would stop everything.

@@ -24,7 +24,7 @@ from dask_gce.boot.docker_options import (
     option_names,
     render_docker_options,
 )
-from dask_gce.errors import SettingsError
+from dask_gce.errors import GCEError, SettingsError
 from dask_gce.startup import Payload, guest_file, scheduler_spec
 
 IMAGE = "ghcr.io/dask/dask:latest"
@@ -465,7 +465,14 @@ def test_a_clusters_containers_are_as_its_settings_say(process_emulator):
         assert client.submit(sum, [2, 3]).result(PATIENCE) == 5
         assert worker_machines(process_emulator) == {name}
         assert cluster.failures == []
-        first, again = _console(process_emulator, name).split("phase: booted")[1:]
+        logs = cluster.get_logs(machines=[name])
+        assert {"Cluster", "Scheduler", name} < set(logs)
+        assert set(cluster.get_logs(False, False, False, machines=True)) == {
+            each["name"] for each in process_emulator.instances()
+        }
+        with pytest.raises(GCEError, match="has no machine other; it has: "):
+            cluster.get_logs(machines=["other"])
+        first, again = logs[name].split("phase: booted")[1:]
     # An image stays where it was pulled.
     assert "phase: image-pulling" in first
     assert "phase: image-pulling" not in again
