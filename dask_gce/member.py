@@ -192,6 +192,10 @@ class Member:
                     "container_image, or runtime='vm'."
                 )
             return f"{advice}."
+        if phase.startswith(
+            ("failed: the environment", "failed: the packages", "failed: no Python")
+        ):
+            return "check environment; the reason above is what the installer said last."
         if phase.startswith("failed: docker run"):
             return "read the end of the serial console below for what docker said of the options."
         if phase.startswith("failed"):

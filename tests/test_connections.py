@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from distributed.comm import connect, listen
 from distributed.security import Security
 from leftovers import Snapshot, used_by_others
 
+from dask_gce.boot.environment import Environment
+from dask_gce.boot.wheels import Wheel
 from dask_gce.connections import (
     Connection,
     connection_path,
@@ -96,6 +99,20 @@ def test_what_was_saved_is_loaded(security: bool) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert load_connection("grid", "farm") == load_connection("grid") == connection
     assert (connection.client_tls is not None) == security
+
+
+def test_the_environment_of_later_machines_is_that_of_the_first() -> None:
+    wheel = Wheel("mine-1.0-py3-none-any.whl", 7, "ab" * 32, Path("/home/ada/mine.whl"))
+    environment = Environment("3.11", "requirements.txt", "dask\n", ("--no-deps",), (wheel,), "2")
+    path = save_connection(replace(make(), environment=environment))
+    loaded = load_connection("grid").environment
+    assert loaded is not None
+    assert loaded.items() == environment.items()
+    # Whoever joins cannot send it: it is on the scheduler.
+    assert [each.path for each in loaded.wheels] == [None]
+    for wrong in ("dask", {"python": "3.11"}, {**environment.dump(), "wheels": 5}):
+        change(path, partial(dict.update, environment=wrong))
+        assert "environment is missing or not what dask_gce writes" in refused()
 
 
 def test_the_file_is_json_with_a_version() -> None:

@@ -82,6 +82,7 @@ async def test_what_cannot_be_installed_fails_with_the_installers_reason(
             pass
     assert "cannot be added to the container image" in caught.value.phase
     assert "there-is-no-such-package" in caught.value.phase
+    assert "check environment" in str(caught.value)
 
 
 async def test_what_the_image_has_is_not_installed(process_emulator: ComputeEmulator) -> None:
