@@ -182,6 +182,12 @@ class RunOptions(Options):
 
     Parameters
     ----------
+    options : dict of str to list of str
+        The values of each option, in its long form.
+    flags : set of str
+        The options without a value that are on, in their long form.
+    plain : list of str
+        The image, the command and its arguments.
     image : str
         The image.
     command : list of str
