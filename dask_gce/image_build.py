@@ -236,7 +236,8 @@ class _Build:
             self._tell(f"starting {spec.name} in {location.zone}")
             try:
                 operation = await self._compute.insert_instance(location.zone, build_insert(spec))
-                await self._compute.wait_operation(operation, self._timeout)
+                start_timeout = self._blueprint.settings.start_timeout
+                await self._compute.wait_operation(operation, start_timeout)
             except GCEError as error:
                 if cause_of(error) not in (Cause.CAPACITY, Cause.QUOTA):
                     raise
