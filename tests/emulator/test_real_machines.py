@@ -187,7 +187,7 @@ def test_containers_run_as_docker_would_run_them(cloud):
             f"{run} --memory 300m {DASK_IMAGE} python3 -c '{MEMORY}'",
             f"{run} {DASK_IMAGE} python3 -c '{MEMORY}'",
             f"{run} --volume /etc/hostname:/a:ro {DASK_IMAGE} sh -c 'id -u; cat /a; hostname'",
-            f"docker run --detach --network host --name kept {DASK_IMAGE} echo in the log >/dev/null",
+            f"docker run -d --network host --name kept {DASK_IMAGE} echo in the log >/dev/null",
             "docker wait kept",
             "docker logs kept",
             f"{run} {DASK_IMAGE} sh -c 'exit 7'; echo status $?",
