@@ -73,11 +73,12 @@ def test_dask_finds_the_command():
 def test_every_data_file_is_packaged():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    patterns = [
-        f"{package.replace('.', '/')}/{pattern}"
+    packaged = {
+        path
         for package, lines in config["options.package_data"].items()
         for pattern in lines.split()
-    ]
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
     missing = [
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / "dask_gce").rglob("*"))
@@ -85,6 +86,6 @@ def test_every_data_file_is_packaged():
         and not {".mypy_cache", ".ruff_cache", "__pycache__"} & set(path.parts)
         # A folder without __init__ is data as far as setuptools is concerned.
         and not (path.suffix == ".py" and (path.parent / "__init__.py").exists())
-        and not any(path.relative_to(ROOT).match(pattern) for pattern in patterns)
+        and path not in packaged
     ]
     assert missing == []
