@@ -163,10 +163,12 @@ class Packages:
         return [str(uv), "pip", "install", "--quiet", "--no-progress", "--python", self.python]
 
     def _tell_ready(self) -> None:
-        took = time.monotonic() - self._begun
-        print(
-            f"dask-gce: the environment ({self._summary}) took {took:.2f} s from here", flush=True
-        )
+        if self._uv is None or self.wheels:  # else vm.sh has told
+            took = time.monotonic() - self._begun
+            print(
+                f"dask-gce: the environment ({self._summary}) was ready after {took:.2f} s more",
+                flush=True,
+            )
         self._phase("environment-ready")
 
     # -- what only the client has -----------------------------------------------------------------

@@ -69,6 +69,8 @@ build_environment() {
   file=$(metadata attributes/dask-gce-requirements-file)
   read -ra options <<<"$(metadata attributes/dask-gce-install-options)"
   phase environment-building
+  # Who boots from a disk image is not to wait for the compiler; one boot alone is quicker without.
+  [ "$role" != builder ] || options+=(--compile-bytecode)
   # A build that was interrupted is of no use.
   rm -rf "$environment"
   "${user[@]}" "$uv" venv --quiet --no-progress --python "$python" "$environment" \
