@@ -173,6 +173,8 @@ run_dask() {
   127) fail "container_image $image has no python3" ;;
   *)
     [ "$(state OOMKilled)" != true ] || fail "Dask needed more memory than the container may have"
+    # Not every engine knows why.
+    [ "$status" -ne 137 ] || fail "Dask was killed; it may have needed more memory than the container may have"
     fail "Dask ended with exit status $status"
     ;;
   esac
