@@ -85,13 +85,13 @@ def image_folder() -> Path:
 @functools.cache
 def wheels_folder() -> Path:
     """Return where the wheels of all packages of this environment are."""
-    return _cache() / f"wheels-{_digest(sys.version, *_pins(_installed()))}"
+    return _cache() / f"wheels-{_digest(sys.version, *pins(_installed()))}"
 
 
 @functools.cache
 def store_folder() -> Path:
     """Return where the store with the container images is."""
-    parts = (image_folder().name, *_pins(_requirements(CONTENTS)), *_names())
+    parts = (image_folder().name, *pins(requirements(CONTENTS)), *_names())
     return _cache() / f"store-{_digest(*parts)}"
 
 
@@ -107,12 +107,12 @@ def prepare(say: Callable[[str], None]) -> None:
 
 def _make_wheels(folder: Path, say: Callable[[str], None]) -> None:
     say("Collecting the wheels of this environment.")
-    pins = folder / "requirements.txt"
-    pins.write_text("\n".join([*_pins(_installed()), "uv"]), "utf-8")
+    listed = folder / "requirements.txt"
+    listed.write_text("\n".join([*pins(_installed()), "uv"]), "utf-8")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "wheel")
-    where = ("--no-deps", f"--wheel-dir={folder}", f"--requirement={pins}")
+    where = ("--no-deps", f"--wheel-dir={folder}", f"--requirement={listed}")
     subprocess.run([*pip, *where], stdin=subprocess.DEVNULL, check=True)
-    pins.unlink()
+    listed.unlink()
 
 
 def _make_store(folder: Path, image: Path, say: Callable[[str], None]) -> None:
@@ -147,7 +147,7 @@ def _make_environment(archive: Path, root: Path, folder: Path) -> None:
     )
     store.run_in_image(
         root,
-        ["sh", "-c", make, "sh", *_pins(_requirements(CONTENTS))],
+        ["sh", "-c", make, "sh", *pins(requirements(CONTENTS))],
         {str(wheels_folder()): "/srv/wheels", str(folder): "/opt/dask"},
     )
     with tarfile.open(archive, "w") as layer:
@@ -200,7 +200,7 @@ def _installed() -> dict[str, importlib.metadata.Distribution]:
     return found
 
 
-def _requirements(names: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
+def requirements(names: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
     """Return distributions with all that they require, as it is installed."""
     installed, found = _installed(), {}
     waiting = [Requirement(name) for name in names]
@@ -217,7 +217,8 @@ def _requirements(names: Iterable[str]) -> dict[str, importlib.metadata.Distribu
     return found
 
 
-def _pins(distributions: dict[str, importlib.metadata.Distribution]) -> list[str]:
+def pins(distributions: dict[str, importlib.metadata.Distribution]) -> list[str]:
+    """Return distributions as requirements of exactly these versions."""
     return sorted(f"{name}=={each.version}" for name, each in distributions.items())
 
 
