@@ -143,7 +143,9 @@ PASSING = [
     "Error response from daemon: Get https://ghcr.io/v2/: net/http: TLS handshake timeout",
     "Error response from daemon: Get https://ghcr.io/v2/: dial tcp: lookup ghcr.io: no such host",
     "Error: initializing source docker://x: pinging container registry: connection refused",
-    "Error response from daemon: denied: toomanyrequests: You have reached your pull rate limit",
+    "Error response from daemon: denied: You have reached your pull rate limit",
+    "Error response from daemon: denied: toomanyrequests: retry-after: 1s",
+    "Error response from daemon: denied: Quota exceeded for quota metric 'Requests per project'",
     "Error response from daemon: received unexpected HTTP status: 503 Service Unavailable",
     "Cannot connect to the Docker daemon at unix:///var/run/docker.sock.",
 ]
