@@ -197,7 +197,7 @@ class Blueprint:
             environment=self.environment,
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
             local=self._local(location.shape),
-            gpus=self._gpus(location.shape, workers=settings.single_node),
+            gpus=shares.gpus_of(settings, location.shape, workers=settings.single_node),
             versions=self._versions(workers=self.local_workers > 0),
             **self._container(location.shape),
         )
@@ -260,7 +260,7 @@ class Blueprint:
             tls=self.tls.get("worker"),
             environment=self.environment,
             scheduler={"host": host, "port": int(port), "timeout": settings.worker_start_timeout},
-            gpus=self._gpus(location.shape, workers=True),
+            gpus=shares.gpus_of(settings, location.shape, workers=True),
             versions=self._versions(workers=True),
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
             **self._container(location.shape),
@@ -286,9 +286,6 @@ class Blueprint:
         return expectation(
             settings.runtime, settings.container_image, needed=("dask-cuda",) if cuda else ()
         )
-
-    def _gpus(self, shape: MachineShape, *, workers: bool) -> int:
-        return shape.gpus + (self.settings.worker_accelerator_count if workers else 0)
 
     def _is_workers(self, payload: startup.Payload) -> bool:
         # With a single node the scheduler's machine is the workers'.

@@ -11,7 +11,7 @@ from typing import Any
 
 from dask_gce import schema
 from dask_gce.errors import SettingsError
-from dask_gce.sources import place
+from dask_gce.sources import refusal
 
 __all__ = ["check_together"]
 
@@ -33,7 +33,7 @@ def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> Non
     """
 
     def refuse(key: str, reason: str) -> SettingsError:
-        return SettingsError(f"{key} ({place(key, sources[key])}): {reason}.", key=key)
+        return refusal(key, sources[key], reason)
 
     for key in ("nthreads", "memory_limit"):
         if values[key] is not None and key in values["worker_options"]:

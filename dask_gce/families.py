@@ -23,7 +23,8 @@ from typing import Final
 
 __all__ = [
     "ATTACHED_GPUS",
-    "GPUS_BUILT_IN",
+    "NO_CPU_PLATFORM",
+    "NO_GPUS",
     "confidential_type",
     "family_of",
     "local_ssd_counts",
@@ -38,11 +39,16 @@ ATTACHED_GPUS: Final[Mapping[str, Mapping[int, int]]] = {
     "nvidia-tesla-p100": {1: 16, 2: 32, 4: 96},
 }
 
-#: Series whose machine types come with GPUs, which are not added to.
-GPUS_BUILT_IN: Final = frozenset({"a2", "a3", "a4", "a4x", "g2", "g4"})
+#: Series whose machine types have no GPUs and are given none.
+NO_GPUS: Final = frozenset(
+    {
+        *("c2", "c2d", "c3", "c3d", "c4", "c4a", "c4d", "e2", "f1", "g1", "h3", "h4d"),
+        *("m1", "m2", "m3", "m4", "n2", "n2d", "n4", "n4a", "n4d", "t2a", "t2d", "x4", "z3"),
+    }
+)
 
-#: Series that have no minimum CPU platform: their machines run on whichever there is, or on one.
-NO_CPU_PLATFORM: Final = frozenset({"e2", "f1", "g1", "t2a", "t2d", "c4a", "n4a"})
+#: Series of which machines run on whichever CPU platform there is.
+NO_CPU_PLATFORM: Final = frozenset({"e2", "f1", "g1"})
 
 _PD: Final = ("pd-standard", "pd-balanced", "pd-ssd", "pd-extreme")
 #: Disk types that machines of a series cannot boot from, and one that they can.
@@ -91,7 +97,7 @@ _LOCAL_SSDS_BY_TYPE: Final[Mapping[str, Sequence[int]]] = {
 #: Series of which no machine type is given any; some types of the first line come with them.
 _NO_LOCAL_SSDS: Final = frozenset(
     {
-        *("a3", "a4", "a4x", "c3", "c3d", "c4", "c4a", "c4d", "g4", "h4d", "x4", "z3"),
+        *("a3", "a4", "a4x", "c3", "c3d", "c4", "c4a", "c4d", "h4d", "x4", "z3"),
         *("e2", "f1", "g1", "h3", "m2", "m4", "n4", "n4a", "n4d", "t2a", "t2d"),
     }
 )

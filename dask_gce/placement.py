@@ -68,7 +68,12 @@ class MachineShape:
         MachineShape
             Its shape.
         """
-        accelerators = data.get("accelerators") or [{}]
+        accelerators = [
+            each
+            for each in data.get("accelerators") or ()
+            # The others are TPUs, which are nothing that a driver or dask-cuda knows.
+            if str(each.get("guestAcceleratorType", "")).startswith("nvidia-")
+        ] or [{}]
         return cls(
             str(data["name"]),
             int(data["guestCpus"]),

@@ -27,12 +27,8 @@ from dask_gce.compute import Compute
 from dask_gce.credentials import discover_project, load_credentials
 from dask_gce.errors import APIError, NotFound, PermissionDenied, SettingsError
 from dask_gce.fit import check_fit
-from dask_gce.hardware import (
-    check_hardware,
-    check_image,
-    complete_for_gpus,
-    warn_of_architecture,
-)
+from dask_gce.gpus import check_gpus, complete_for_gpus
+from dask_gce.hardware import check_hardware, check_image, warn_of_architecture
 from dask_gce.images import architecture_of
 from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location, MachineShape, Placement
@@ -154,6 +150,7 @@ async def prepare(
         find_locations(compute, settings), _look_up_image(compute, settings)
     )
     check_hardware(settings, schedulers, workers)
+    check_gpus(settings, schedulers, workers)
     settings = complete_for_gpus(settings, schedulers, workers)
     check_fit(settings, schedulers, workers)
     check_image(settings, image, [*schedulers, *workers])

@@ -17,6 +17,7 @@ __all__ = [
     "CUDA_WORKERS",
     "MemoryLimit",
     "Share",
+    "gpus_of",
     "limit_in_bytes",
     "local_share",
     "memory_for_local",
@@ -152,3 +153,24 @@ def _share(settings: Settings, shape: MachineShape, workers: int, memory: int) -
         auto = int(memory * min(1, nthreads / shape.cpus))
         amount = auto if limit == "auto" else memory // workers
     return Share(nthreads, limit, amount)
+
+
+def gpus_of(settings: Settings, shape: MachineShape, *, workers: bool) -> int:
+    """Return how many GPUs a machine has.
+
+    Parameters
+    ----------
+    settings : Settings
+        The cluster's settings.
+    shape : MachineShape
+        The machine.
+    workers : bool
+        Whether it is one of those that are for workers, so that GPUs are added to it.
+
+    Returns
+    -------
+    int
+        Those that it comes with, or else those that are added.
+    """
+    # Of those that it comes with no more can be had, whether they are asked for or not.
+    return shape.gpus or (settings.worker_accelerator_count if workers else 0)

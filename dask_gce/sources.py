@@ -33,6 +33,7 @@ __all__ = [
     "collect_section",
     "environment",
     "place",
+    "refusal",
 ]
 
 _yaml: Final[dict[str, Any]] = yaml.safe_load(
@@ -208,6 +209,26 @@ def place(key: str, source: str) -> str:
     spellings = (f"gce.{key.replace('_', '-')}", f"gce.{key}")
     files = {str(path) for name in spellings for path in dask.config.paths_containing_key(name)}
     return f"dask config ({', '.join(sorted(files))})" if files else source
+
+
+def refusal(key: str, source: str, reason: str) -> SettingsError:
+    """Return the error for a setting that cannot be, and say where it stands.
+
+    Parameters
+    ----------
+    key : str
+        The setting.
+    source : str
+        Where it came from, as `collect` told.
+    reason : str
+        What is wrong with it and what would do, without a full stop.
+
+    Returns
+    -------
+    SettingsError
+        The error.
+    """
+    return SettingsError(f"{key} ({place(key, source)}): {reason}.", key=key)
 
 
 def _gce() -> Mapping[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from importlib.resources import files
@@ -17,7 +18,9 @@ from dask_gce.boot.versions import expectation
 from dask_gce.bulk import build_bulk_insert
 from dask_gce.errors import SettingsError
 from dask_gce.fit import check_fit
-from dask_gce.hardware import check_hardware, complete_for_gpus
+from dask_gce.gpus import check_gpus, complete_for_gpus
+from dask_gce.hardware import check_hardware
+from dask_gce.placement import MachineShape
 from dask_gce.settings import Settings
 from dask_gce.startup import Payload, worker_spec
 
@@ -31,6 +34,7 @@ def complete(worker="g2-standard-24", scheduler="e2-small", **settings):
     given = Settings.load(**{"container_image": "rapids:1", **settings})
     places = [location(scheduler)], [location(each) for each in worker.split()]
     check_hardware(given, *places)
+    check_gpus(given, *places)
     done = complete_for_gpus(given, *places)
     check_fit(done, *places)
     return done
@@ -190,15 +194,47 @@ def test_an_image_without_dask_cuda_is_refused():
     assert complete(container_image=None, environment=["dask-cuda"])
 
 
-def test_an_image_without_a_driver_is_refused():
+def test_gpus_that_come_with_a_machine_type_may_be_named():
+    for kind in ("nvidia-l4", "nvidia-l4-vws"):
+        named = {"worker_accelerator_type": kind, "worker_accelerator_count": 2}
+        settings = complete("g2-standard-24", **named)
+        assert (settings.processes, settings.worker_class) == (2, CUDA)
+        blueprint = Blueprint(settings, "p", "dask-1", "id")
+        worker = blueprint.worker("w", location("g2-standard-24"), TCP)
+        assert worker.metadata["dask-gce-gpus"] == "2"
+        assert worker.hardware.accelerator_type == kind
+    assert "leave it out" in refusal(
+        "worker_accelerator_type", "g2-standard-24", worker_accelerator_type="nvidia-l4"
+    )
+
+
+def test_a_series_that_is_newer_than_the_tables_is_left_to_google():
+    newer = {"worker_accelerator_type": T4, "worker_accelerator_count": 2}
+    assert complete("n9-standard-8", **newer).processes == 2
+
+
+def test_a_tpu_is_no_gpu():
+    shape = MachineShape.parse(
+        {
+            "name": "ct5lp-hightpu-4t",
+            "guestCpus": 112,
+            "memoryMb": 196608,
+            "accelerators": [{"guestAcceleratorType": "ct5lp", "guestAcceleratorCount": 4}],
+        }
+    )
+    assert (shape.gpus, shape.gpu_type) == (0, "")
+
+
+def test_an_image_without_a_driver_is_refused(caplog):
     message = refusal("source_image", container_image=None, runtime="vm", environment=["dask-cuda"])
     assert "deeplearning-platform-release" in message
-    message = refusal(
-        "secure_boot",
-        secure_boot=True,
-        source_image="deeplearning-platform-release/common-cu128-ubuntu-2204-nvidia-570",
-    )
-    assert "without a signature" in message
+    # Whether a driver is signed depends on the image; who asks for it is told.
+    image = "deeplearning-platform-release/common-cu128-ubuntu-2204-nvidia-570"
+    with caplog.at_level(logging.WARNING, logger="dask_gce.gpus"):
+        complete(source_image=image, boot_disk_size=50)
+        assert not caplog.records
+        complete(source_image=image, boot_disk_size=50, secure_boot=True)
+    assert "secure_boot" in caplog.text and "no signature" in caplog.text
 
 
 # -- on the machine -------------------------------------------------------------------------------

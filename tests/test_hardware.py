@@ -163,7 +163,15 @@ def test_local_ssds_come_in_certain_numbers(machine_type, count, allowed):
 
 @pytest.mark.parametrize(
     ("machine_type", "count"),
-    [("n2-standard-16", 2), ("n1-standard-4", 3), ("e2-standard-4", 0), ("z9-standard-8", 5)],
+    [
+        ("n2-standard-16", 2),
+        ("n1-standard-4", 3),
+        ("e2-standard-4", 0),
+        ("z9-standard-8", 5),
+        # https://docs.cloud.google.com/compute/docs/disks/add-local-ssd
+        ("g4-standard-48", 4),
+        ("c3-standard-8-lssd", 2),
+    ],
 )
 def test_local_ssds_in_a_number_that_is_or_may_be_right_are_asked_for(machine_type, count):
     settings = Settings.load(local_ssds=count)
@@ -183,7 +191,7 @@ def test_local_ssds_that_come_with_a_machine_type_are_not_asked_for():
     place = location("c3-standard-8-lssd", local_ssds=2)
     check_hardware(Settings.load(), [location("e2-small")], [place])
     with pytest.raises(SettingsError, match="comes with its 2 local SSDs"):
-        check_hardware(Settings.load(local_ssds=2), [location("e2-small")], [place])
+        check_hardware(Settings.load(local_ssds=4), [location("e2-small")], [place])
 
 
 def test_each_number_of_local_ssds_is_told_for_each_vcpu_count():
@@ -248,6 +256,7 @@ def test_a_series_without_cpu_platforms_is_refused():
     message = refusal("n2-standard-8", "min_cpu_platform", min_cpu_platform="Intel Ice Lake")
     assert "e2-small" in message
     check("n2-standard-8", "n1-standard-1", min_cpu_platform="Intel Ice Lake")
+    check("t2d-standard-8", "n1-standard-1", min_cpu_platform="AMD Milan")
 
 
 def test_overrides_win():
