@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dask_gce.emulator.catalog.machine_types import HYPERDISK_ONLY, MachineType
+from dask_gce.emulator.catalog.machine_types import (
+    HYPERDISK_FIRST,
+    HYPERDISK_ONLY,
+    MachineType,
+)
 from dask_gce.emulator.errors import bad_request, invalid, not_found
 from dask_gce.emulator.images import SourceImage
 from dask_gce.emulator.links import last_segment, new_id, now, path_of
@@ -53,7 +57,7 @@ def default_disk_type(family: str) -> str:
     >>> default_disk_type("c4"), default_disk_type("c3"), default_disk_type("n1")
     ('hyperdisk-balanced', 'pd-balanced', 'pd-standard')
     """
-    if family in HYPERDISK_ONLY:
+    if family in HYPERDISK_FIRST:
         return "hyperdisk-balanced"
     return "pd-balanced" if family in ("c3", "c3d") else "pd-standard"
 

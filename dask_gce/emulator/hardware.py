@@ -42,8 +42,16 @@ _LOCAL_SSDS = {
 #: The same of G2, by the number of GPUs.
 _LOCAL_SSDS_OF_G2 = {1: "1", 2: "2", 4: "4", 8: "8"}
 
-_CONFIDENTIAL = {"SEV": r"(n2d|c2d|c3d|c4d)-", "SEV_SNP": r"n2d-", "TDX": r"c3-standard-\d+$"}
-_CPU_PLATFORM_FAMILIES = frozenset({"n1", "n2", "n2d", "c2", "c2d", "a2", "g2", "c3", "c3d", "m1"})
+#: G4 takes them too, in numbers that are not known here: by the number of GPUs, the most.
+_LOCAL_SSDS_OF_G4 = {1: 4, 2: 8, 4: 16, 8: 32}
+
+_CONFIDENTIAL = {
+    "SEV": r"(n2d|c2d|c3d|c4d)-",
+    "SEV_SNP": r"n2d-",
+    "TDX": r"(c3-standard-\d+|a3-highgpu-1g)$",
+}
+#: Those that run on whichever CPU platform there is.
+_NO_CPU_PLATFORM = frozenset({"e2", "f1", "g1"})
 
 
 def check_accelerators(
@@ -95,7 +103,9 @@ def check_accelerators(
             explanation = "Must be a name." if bulk else "The URL is malformed."
             raise invalid(f"{where}.acceleratorType", link, explanation)
         found = accelerators.find(project.id, zone, name.removesuffix("-vws"))
-        if (name, count) == (machine_type.accelerator, machine_type.accelerators):
+        comes_with = machine_type.accelerator, machine_type.accelerators
+        if (name.removesuffix("-vws"), count) == comes_with:
+            counts[name] = count
             continue  # what it comes with may be named
         if machine_type.family != "n1" or machine_type.shared_cpu or not found.vcpus:
             raise bad_request(
@@ -116,7 +126,7 @@ def check_accelerators(
                 " cards in an instance.",
             )
         counts[name] = count
-    if machine_type.accelerators:
+    if machine_type.accelerators and not counts:
         counts[machine_type.accelerator] = machine_type.accelerators
     url = cloud.url(f"{project.path}/zones/{zone}/acceleratorTypes")
     return [
@@ -147,7 +157,10 @@ def check_local_ssds(machine_type: MachineType, count: int) -> None:
     """
     if not count or count == machine_type.local_ssds:
         return
-    if machine_type.family == "g2":
+    if machine_type.family == "g4":
+        most = _LOCAL_SSDS_OF_G4[machine_type.accelerators]
+        allowed = " ".join(map(str, range(1, most + 1)))
+    elif machine_type.family == "g2":
         allowed = _LOCAL_SSDS_OF_G2[machine_type.accelerators]
     else:
         lines = _LOCAL_SSDS.get(machine_type.family, ())
@@ -190,7 +203,7 @@ def check_placement(
     platform = body.get("minCpuPlatform")
     if platform is not None:
         where = f"{field}.minCpuPlatform"
-        if machine_type.family not in _CPU_PLATFORM_FAMILIES or machine_type.shared_cpu:
+        if machine_type.family in _NO_CPU_PLATFORM:
             raise bad_request(
                 f"[{machine_type.name}, min-cpu-platform] features are not compatible for creating"
                 " instance."
@@ -225,6 +238,8 @@ def _check_confidential(body: Resource, machine_type: MachineType, field: str) -
             f"[{machine_type.name}, confidential-instance-type-{kind}] features are not compatible"
             " for creating instance."
         )
+    if (kind, machine_type.family) == ("SEV", "n2d"):
+        return  # the only ones that move to another host
     if body.get("scheduling", {}).get("onHostMaintenance", "MIGRATE") == "MIGRATE":
         raise invalid(
             f"{field}.scheduling.onHostMaintenance",

@@ -31,6 +31,11 @@ def gpus(count, name="nvidia-tesla-t4"):
     return {"guestAccelerators": [{"acceleratorType": link, "acceleratorCount": count}]}
 
 
+def with_disk(kind):
+    made = {"sourceImage": IMAGE, "diskType": f"zones/{ZONE}/diskTypes/{kind}"}
+    return {**BOOT, "initializeParams": made}
+
+
 def test_accelerator_types(rest):
     found = rest.get(f"zones/{ZONE}/acceleratorTypes/nvidia-tesla-t4")
     assert (found["name"], found["maximumCardsPerInstance"]) == ("nvidia-tesla-t4", 4)
@@ -124,7 +129,7 @@ def test_an_instance_shows_its_gpus(rest):
             "e2-small, confidential",
         ),
         (
-            on("n2d-standard-2", confidentialInstanceConfig={"enableConfidentialCompute": True}),
+            on("c2d-standard-2", confidentialInstanceConfig={"enableConfidentialCompute": True}),
             400,
             "invalid",
             "live migration",
@@ -166,6 +171,32 @@ def test_what_goes_together_is_made(rest):
     rest.insert(name="b", **on("n4a-standard-2", disks=[arm]))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        on("n2d-standard-2", confidentialInstanceConfig={"confidentialInstanceType": "SEV"}),
+        on(
+            "a3-highgpu-1g",
+            scheduling=STAY,
+            confidentialInstanceConfig={"confidentialInstanceType": "TDX"},
+        ),
+        on("c4-standard-4", minCpuPlatform="Intel Emerald Rapids"),
+        on("t2d-standard-1", minCpuPlatform="AMD Milan"),
+        on("g4-standard-48", scheduling=STAY, disks=[BOOT, SSD, SSD]),
+        on("g2-standard-24", scheduling=STAY, **gpus(2, "nvidia-l4-vws")),
+        on("h3-standard-88", disks=[with_disk("pd-balanced")]),
+        on("a3-highgpu-8g", scheduling=STAY, disks=[with_disk("pd-ssd")]),
+    ],
+)
+def test_what_google_allows_is_not_refused(rest, fields):
+    rest.insert(**fields)
+    shown = rest.instance("a")
+    assert shown.get("minCpuPlatform") == fields.get("minCpuPlatform")
+    if "guestAccelerators" in fields:
+        (one,) = shown["guestAccelerators"]
+        assert one["acceleratorType"].endswith("/nvidia-l4-vws")
+
+
 def test_machine_types_tell_what_comes_with_them(rest):
     found = rest.get(f"zones/{ZONE}/machineTypes/c3-standard-8-lssd")
     assert found["bundledLocalSsds"] == {"defaultInterface": "NVME", "partitionCount": 2}
@@ -179,18 +210,20 @@ def test_both_tables_of_local_ssds_agree():
         if one.local_ssds:
             continue
         allowed = families.local_ssd_counts(one.name, one.guest_cpus)
+        if allowed is None:
+            continue  # left to Compute Engine
         for count in range(1, 25):
             try:
                 check_local_ssds(one, count)
             except APIError:
-                assert allowed is None or count not in allowed, (one.name, count)
+                assert count not in allowed, (one.name, count)
             else:
-                assert allowed and count in allowed, (one.name, count)
+                assert count in allowed, (one.name, count)
 
 
 def test_both_tables_of_gpus_agree():
     added = {name: each.vcpus for name, each in ACCELERATOR_TYPES.items() if each.vcpus}
     assert {name: dict(each) for name, each in families.ATTACHED_GPUS.items()} == added
-    assert {each.family for each in MACHINE_TYPES.values() if each.accelerators} <= set(
-        families.GPUS_BUILT_IN
-    )
+    with_gpus = {each.family for each in MACHINE_TYPES.values() if each.accelerators} | {"n1"}
+    assert {each.family for each in MACHINE_TYPES.values()} - with_gpus <= families.NO_GPUS
+    assert not with_gpus & families.NO_GPUS

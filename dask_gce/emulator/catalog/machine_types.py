@@ -139,7 +139,9 @@ _SHARED_CORE = frozenset({"f1-micro", "g1-small", "e2-micro", "e2-small", "e2-me
 _ARM = frozenset({"t2a", "c4a", "n4a"})
 
 #: Families that boot from Hyperdisk only (facts of the disk documentation: all 4th generation).
-HYPERDISK_ONLY = frozenset({"c4", "c4a", "n4", "n4a", "h3", "a3", "a4", "g4"})
+HYPERDISK_ONLY = frozenset({"c4", "c4a", "n4", "n4a", "a4", "g4"})
+#: Those, and families that boot from Hyperdisk where no disk type is named.
+HYPERDISK_FIRST = HYPERDISK_ONLY | {"a3", "h3"}
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,22 @@ _QUOTAS = {
 
 #: The CPU platforms of every zone.
 CPU_PLATFORMS = (
+    "Intel Sandy Bridge",
+    "Intel Ivy Bridge",
+    "Intel Haswell",
     "Intel Broadwell",
     "Intel Skylake",
     "Intel Cascade Lake",
     "Intel Ice Lake",
     "Intel Sapphire Rapids",
+    "Intel Emerald Rapids",
+    "Intel Granite Rapids",
     "AMD Rome",
     "AMD Milan",
     "AMD Genoa",
+    "AMD Turin",
+    "Ampere Altra",
+    "Google Axion",
 )
 
 
