@@ -204,7 +204,7 @@ async def test_only_googles_registries_are_logged_in_to(tmp_path, image, registr
     logins = machine.called("docker-credential-gcr", "configure-docker", "--registries")
     assert logins == ([[registry]] if registry else [])
     # Root's own home cannot be written to on Container-Optimized OS.
-    assert (machine.homes[0]["HOME"] == "/nowhere") == (registry is None)
+    assert (machine.homes[-1]["HOME"] == "/nowhere") == (registry is None)
 
 
 async def test_without_an_account_nobody_logs_in(tmp_path):

@@ -2,7 +2,7 @@
 # Runtime container, on Container-Optimized OS and any image with docker: fetch the container image,
 # start Dask in it, and end the machine when Dask has ended.
 command -v docker >/dev/null || fail "source_image has no docker on it, which the runtime container needs"
-image=$(metadata attributes/dask-gce-image) || fail "no container image in the metadata"
+image=$(attribute image) || fail "no container image in the metadata"
 # What is mounted into the container must be readable for whoever the image's user is.
 umask 022
 mkdir "$folder/guest"
@@ -19,7 +19,7 @@ open_firewall() {
   # https://docs.cloud.google.com/container-optimized-os/docs/how-to/firewall
   local ports=1024:65535
   command -v iptables >/dev/null || return 0
-  [ "$role" != scheduler ] || ports=$(metadata attributes/dask-gce-ports)
+  [ "$role" != scheduler ] || ports=$(attribute ports)
   iptables -w -I INPUT -p tcp -m multiport --dports "$ports" -j ACCEPT ||
     echo "dask-gce: could not open the host firewall"
 }
@@ -81,7 +81,8 @@ is_hopeless() { # whether what the engine said will be the same at the next atte
 
 fetch_image() {
   local pause reason
-  if look_up; then
+  # Engines take their time to look anything up.
+  if wait "$looking"; then
     echo "dask-gce: the container image is on this machine already, so it is not pulled"
     phase image-ready
     return
@@ -103,7 +104,7 @@ fetch_image() {
 
 limit_memory() { # so that what is too much ends the container, and not the system
   local limit total shm
-  limit=$(metadata attributes/dask-gce-memory) || return 0
+  limit=$(attribute memory) || return 0
   total=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo 2>/dev/null)
   # A kernel shows less than the machine type has, by what it keeps for itself from the beginning.
   if [ -n "$total" ] && [ $((total * 1024 - 134217728)) -lt "$limit" ]; then
@@ -111,13 +112,13 @@ limit_memory() { # so that what is too much ends the container, and not the syst
   fi
   # As Linux sizes /dev/shm outside of containers (tmpfs(5)); docker's own 64 MB are too few for
   # whoever passes arrays between processes. What is written there counts as the container's memory.
-  shm=$(metadata attributes/dask-gce-shm-size) || shm=$((limit / 2))
+  shm=$(attribute shm-size) || shm=$((limit / 2))
   options+=(--memory "$limit" --shm-size "$shm")
 }
 
 add_options() { # the user's, which come last, so that they win
   local line word driver=json-file words=()
-  metadata attributes/dask-gce-docker-options >"$folder/docker-options" ||
+  attribute docker-options >"$folder/docker-options" ||
     fail "no docker options in the metadata"
   while IFS= read -r line; do
     printf -v word %b "$line"
@@ -152,7 +153,6 @@ run() { # run the container to its end; its exit status is then $status
 
 run_dask() {
   local status
-  fetch_programs "$folder/guest"
   [ -z "$scratch" ] || printf '%s' "$scratch" >"$folder/guest/scratch"
   # Whoever the image's user is writes secrets in memory, where nobody else reads them.
   options+=(--name dask --network host --entrypoint python3
@@ -182,6 +182,9 @@ run_dask() {
   finish 0
 }
 
+look_up &
+looking=$!
+fetch_programs "$folder/guest"
 open_firewall
 log_in
 prepare_disks

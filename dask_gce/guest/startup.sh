@@ -6,9 +6,31 @@
 # and read as data: nothing of it is ever part of this script.
 set -u
 
-metadata() { # PATH: print a metadata value
-  curl --silent --fail --retry 5 --retry-connrefused --header 'Metadata-Flavor: Google' \
+metadata() { # PATH [OPTION...]: print a metadata value
+  curl --silent --fail --retry 5 --retry-connrefused --header 'Metadata-Flavor: Google' "${@:2}" \
     "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/$1"
+}
+
+gather() { # NAME...: fetch those of our attributes that there are, over one connection, and the programs
+  local name wanted=()
+  known=$(metadata attributes/) || fail "the metadata server does not answer"
+  known=" ${known//$'\n'/ } "
+  for name in $known; do
+    [[ " ${*/#/dask-gce-} " != *" $name "* && $name != dask-gce-program-* ]] ||
+      wanted+=("${name#dask-gce-}")
+  done
+  mkdir -m 700 "$folder/attributes"
+  local IFS=,
+  metadata "attributes/dask-gce-{${wanted[*]}}" --output "$folder/attributes/#1"
+}
+
+attribute() { # NAME: print one of our attributes
+  if [ -e "$folder/attributes/$1" ]; then
+    cat "$folder/attributes/$1"
+  else
+    # Most of what is asked for and not there does not exist.
+    [[ $known == *" dask-gce-$1 "* ]] && metadata "attributes/dask-gce-$1"
+  fi
 }
 
 phase() { # TEXT: say how far the boot has come, on the serial console and as a guest attribute
@@ -47,8 +69,8 @@ fail() { # REASON
 
 fetch_programs() { # FOLDER: write the programs that start.py and its like consist of
   local name
-  for name in $(metadata attributes/dask-gce-programs); do
-    metadata "attributes/dask-gce-program-$name" >"$1/${name//-/_}.py" ||
+  for name in $(attribute programs); do
+    attribute "program-$name" >"$1/${name//-/_}.py" ||
       fail "the program $name is not in the metadata"
   done
 }
@@ -96,7 +118,7 @@ prepare_disks() { # make local SSDs Dask's scratch space: its folder, if there i
 install_gpu_driver() { # see to the driver of this machine's GPUs; containers get them by $gpu_options
   local count number found give_up=30
   gpu_options=()
-  count=$(metadata attributes/dask-gce-gpus) || return 0
+  count=$(attribute gpus) || return 0
   phase driver-installing
   if command -v cos-extensions >/dev/null; then
     # https://docs.cloud.google.com/container-optimized-os/docs/how-to/run-gpus
@@ -132,4 +154,6 @@ install_gpu_driver() { # see to the driver of this machine's GPUs; containers ge
 
 phase booted
 folder=$(mktemp -d)
-role=$(metadata attributes/dask-gce-role)
+gather role programs gpus image ports memory shm-size docker-options \
+  environment environment-summary python requirements requirements-file install-options
+role=$(attribute role)

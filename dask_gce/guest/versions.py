@@ -11,7 +11,8 @@ What must agree is what one side pickles and the other unpickles, and the langua
 - The major version of cloudpickle and msgpack, of which both promise to read no other.
 
 Of everything else a difference is only told. Compression libraries are agreed on for each
-connection (``Comm.handshake_configuration`` in distributed): what one side lacks is not used.
+connection (``Comm.handshake_configuration`` in distributed): what one side lacks is not used. And
+so it is with what cannot be compared: a checkout that nobody has tagged or installed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
+import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,10 @@ from typing import Any
 MUST_AGREE = {"python": 2, "dask": 2, "distributed": 2, "cloudpickle": 1, "msgpack": 1}
 #: Without these on the machine there is no Dask at all.
 NEEDED = ("dask", "distributed")
+#: What is on the path without being installed.
+UNKNOWN = "of an unknown version"
+#: As the tools that make versions of tags call a checkout without one.
+UNTAGGED = re.compile(r"0(\+|\.0|\.1\.dev)")
 #: Exit status that tells start.py that the reason is in the folder; it is nobody else's.
 DIFFERENT = 114
 
@@ -41,16 +49,25 @@ def installed(names: Any) -> dict[str, str | None]:
                 platform.python_version() if name == "python" else importlib.metadata.version(name)
             )
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
+            # A folder that only bears the name has no origin.
+            found[name] = (
+                UNKNOWN if getattr(find_spec(name.replace("-", "_")), "origin", None) else None
+            )
     return found
+
+
+def release(version: str) -> list[str]:
+    """Return the numbers of a version: those of 2026.8+3.gabc are 2026 and 8."""
+    found = None if UNTAGGED.match(version) else re.match(r"[0-9]+(\.[0-9]+)*", version)
+    return found.group().split(".") if found else []
 
 
 def differs(name: str, theirs: str | None, ours: str | None) -> bool:
     """Tell whether Dask cannot work between two versions of something."""
     if theirs is None or ours is None:
         return ours is None and name in NEEDED
-    parts = MUST_AGREE.get(name, 0)
-    return theirs.split(".")[:parts] != ours.split(".")[:parts]
+    one, other, parts = release(theirs), release(ours), MUST_AGREE.get(name, 0)
+    return bool(one and other) and one[:parts] != other[:parts]
 
 
 def compare(
@@ -72,8 +89,10 @@ def compare(
 def listed(names: list[str], client: dict[str, str | None], here: dict[str, str | None]) -> str:
     """Describe differences."""
     return ", ".join(
-        f"{'Python' if name == 'python' else name} {here[name] or 'is missing'} "
+        f"{'Python' if name == 'python' else name} {here[name]} "
         f"(the client has {client[name] or 'none'})"
+        if here[name]
+        else f"no {name} (the client has {client[name]})"
         for name in names
     )
 
@@ -113,6 +132,10 @@ def check(text: str) -> str:
     expected = json.loads(text)
     client = expected["versions"]
     here = installed(client)
+    if here["dask"] is None and shutil.which("dask"):
+        # An image may have a command of Dask's with a Python that is not the first on its path.
+        print("dask-gce: warning: dask is not of", sys.executable, "so it is not compared")
+        return ""
     breaking, others = compare(client, here)
     missing = [name for name, version in installed(expected["needed"]).items() if version is None]
     if missing:

@@ -8,7 +8,7 @@ if ! mkdir -p "$home/environments" "$home/work" 2>/dev/null || [ ! -w "$home/wor
   home=${HOME:-$folder}/dask # a machine on which nothing else can be written to
   mkdir -p "$home/environments" "$home/work"
 fi
-digest=$(metadata attributes/dask-gce-environment) || fail "no environment in the metadata"
+digest=$(attribute environment) || fail "no environment in the metadata"
 environment=$home/environments/$digest
 # Puts a command line under that user.
 user=()
@@ -60,14 +60,14 @@ explain() { # REASON: fail with what the last command said
 
 build_environment() {
   local begun=$EPOCHREALTIME summary python file options
-  summary=$(metadata attributes/dask-gce-environment-summary)
+  summary=$(attribute environment-summary)
   if [ -e "$environment/dask-gce-complete" ]; then
     echo "dask-gce: the environment ($summary) is on this machine already, so it is not built"
     return
   fi
-  python=$(metadata attributes/dask-gce-python) || fail "no version of Python in the metadata"
-  file=$(metadata attributes/dask-gce-requirements-file)
-  read -ra options <<<"$(metadata attributes/dask-gce-install-options)"
+  python=$(attribute python) || fail "no version of Python in the metadata"
+  file=$(attribute requirements-file)
+  read -ra options <<<"$(attribute install-options)"
   phase environment-building
   # Who boots from a disk image is not to wait for the compiler; one boot alone is quicker without.
   [ "$role" != builder ] || options+=(--compile-bytecode)
@@ -79,7 +79,7 @@ build_environment() {
   requirements.txt | pylock.toml) ;;
   *) fail "no list of packages in the metadata" ;;
   esac
-  metadata attributes/dask-gce-requirements >"$folder/$file" ||
+  attribute requirements >"$folder/$file" ||
     fail "no list of packages in the metadata"
   "${user[@]}" "$uv" pip install --quiet --no-progress --python "$environment/bin/python" \
     "${options[@]}" --requirements "$folder/$file" >"$folder/log" 2>&1 ||
