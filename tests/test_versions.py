@@ -55,6 +55,12 @@ def guest(tmp_path):
         ("python", "3.1.0", "3.11.0", True),
         ("dask", "2026.8.0", "2026.8.1", False),
         ("dask", "2026.8.1.dev3+g1a2b3c4", "2026.8.0", False),
+        ("dask", "2026.8+3.g1a2b3c4", "2026.8.0", False),
+        ("dask", "2026.8.0rc1", "2026.8.1", False),
+        ("dask", "2025.10.0+3.gabc", "2025.10.1", False),
+        ("dask", "0+untagged.1.g1a2b3c4", "2026.8.0", False),
+        ("dask", "2026.8.0", "0.1.dev1+g1a2b3c4", False),
+        ("distributed", "2026.8.0", "of an unknown version", False),
         ("dask", "2026.8.0", "2026.9.0", True),
         ("dask", "2026.8.0", None, True),
         ("distributed", "2026.8.0", "2025.8.0", True),
@@ -78,6 +84,28 @@ def test_the_machine_and_the_client_mean_the_same_by_a_version():
     assert guest_program["installed"](HERE) == HERE
     assert HERE["python"] == platform.python_version()
     assert HERE["dask"] == importlib.metadata.version("dask")
+
+
+def test_a_checkout_on_the_path_is_there_without_being_installed(tmp_path, monkeypatch):
+    (tmp_path / "new_package.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    found = guest_program["installed"](["new-package", "no-package"])
+    assert found == {"new-package": "of an unknown version", "no-package": None}
+
+
+def test_dask_of_another_python_is_not_compared(tmp_path, monkeypatch, capsys):
+    site = tmp_path / "empty"
+    site.mkdir()
+    monkeypatch.setattr(sys, "path", [str(site)])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "dask")
+    monkeypatch.delitem(sys.modules, "distributed")
+    (site / "dask").mkdir()
+    assert f"this machine has no dask (the client has {HERE['dask']})" in check(expected())
+    (tmp_path / "dask").write_text("#!/somewhere/else/python\n")
+    (tmp_path / "dask").chmod(0o755)
+    assert check(expected()) == ""
+    assert "not compared" in capsys.readouterr().out
 
 
 def test_the_same_versions_are_no_matter(capsys):
@@ -121,7 +149,8 @@ async def test_dask_starts_where_it_can_work(guest):
     status, seen, output = await guest.run(payload(expected(lz4="9.9")))
     assert status == 0, output
     assert seen["arguments"][0] == "spec"
-    assert "dask-gce: warning: this machine has lz4" in output
+    assert "dask-gce: warning: this machine has" in output
+    assert "lz4" in output and "(the client has 9.9)" in output
 
 
 def test_without_the_check_nothing_is_compared():
