@@ -308,7 +308,7 @@ def listener():
 
 #: What the script calls, as it is on Container-Optimized OS with a GPU.
 STAND_INS = {
-    "curl": 'case "$*" in *dask-gce-gpus) echo ${GPUS-2} ;; *) cat >/dev/null ;; esac',
+    "curl": "cat >/dev/null",
     "cos-extensions": "exit ${INSTALLED-0}",
     "mount": "exit ${MOUNTED-0}",
     "nvidia-smi": (
@@ -332,11 +332,15 @@ class Machine:
         script = files("dask_gce").joinpath("guest", "startup.sh").read_text()
         self.script = script[: script.index("phase booted")] + (
             'finish() { exit "$1"; }\n'
+            f"folder={folder} known=\n"
             "install_gpu_driver\n"
             'printf "%s\\n" "options:" "${gpu_options[@]}"\n'
         )
 
-    def run(self, **variables):
+    def run(self, gpus=2, **variables):
+        (self.folder / "attributes").mkdir()
+        if gpus:
+            (self.folder / "attributes" / "gpus").write_text(str(gpus))
         done = subprocess.run(
             ["bash", "-c", self.script],
             check=False,
@@ -371,8 +375,7 @@ def test_container_optimized_os_gets_a_driver_and_names_the_devices(tmp_path):
 
 def test_without_gpus_nothing_is_installed(tmp_path):
     machine = Machine(tmp_path)
-    (tmp_path / "curl").write_text("#!/bin/sh\nexit 22\n")
-    status, output, options = machine.run()
+    status, output, options = machine.run(gpus=0)
     assert (status, output, options) == (0, "", [])
 
 
@@ -444,14 +447,12 @@ def dask_cuda(tmp_path):
 
 
 def test_a_cluster_computes_with_a_worker_for_each_gpu(process_emulator, dask_cuda):
-    # Names of machines are found by what the local Compute Engine has on the path itself.
-    names = files("dask_gce").joinpath("emulator", "machines", "guest", "site")
     with GCECluster(
         api_endpoint=process_emulator.endpoint,
         scheduler_machine_type="e2-small",
         worker_machine_type="g2-standard-24",
         container_image="rapids:1",
-        env_vars={"PYTHONPATH": f"{names}:{dask_cuda}", "GPUS": 2},
+        env_vars={"PYTHONPATH": str(dask_cuda), "GPUS": 2},
         n_workers=2,
         quiet=True,
     ) as cluster:

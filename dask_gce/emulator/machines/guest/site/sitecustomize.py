@@ -6,6 +6,7 @@ the metadata server has its usual ones. The C module below :mod:`socket` is chan
 imports :mod:`socket`, which costs next to nothing and is what every library builds on.
 
 Not reached: processes that are not Python, and interpreters that ignore ``PYTHONPATH`` (``-I``).
+Where a guest gives its programs a ``PYTHONPATH`` of their own, this stays in front of it.
 """
 
 from __future__ import annotations
@@ -183,6 +184,30 @@ def _name_semaphores(prefix: str) -> None:
     changed.SemLock = MachineSemLock
 
 
+def _keep_path(site: str) -> None:
+    """Let the programs that a guest starts find this too, where it gives them a path of their own.
+
+    A real machine's network is there whatever ``PYTHONPATH`` says.
+    """
+    changed: Any = importlib.import_module("_posixsubprocess")
+    fork_exec, mine = changed.fork_exec, b"PYTHONPATH=" + os.fsencode(site)
+
+    def own(variable: bytes) -> bytes:
+        name, _, value = variable.partition(b"=")
+        if name != b"PYTHONPATH" or os.fsencode(site) in value.split(b":"):
+            return variable
+        return mine + b":" + value if value else mine
+
+    def own_fork_exec(*arguments: Any) -> Any:
+        # As subprocess and multiprocessing call it in every Python from 3.10 to 3.14.
+        before, environment, after = arguments[:5], arguments[5], arguments[6:]
+        if environment is not None:
+            environment = [own(each) for each in environment]
+        return fork_exec(*before, environment, *after)
+
+    changed.fork_exec = own_fork_exec
+
+
 def _run_next() -> None:
     """Run the sitecustomize that this one hides, as Debian and some tools have one."""
     here = os.path.dirname(os.path.abspath(__file__))
@@ -196,6 +221,7 @@ def _run_next() -> None:
 if __name__ == "sitecustomize":
     if "LOCAL_GCE_ADDRESS" in os.environ:
         _install(_Machine(os.environ["LOCAL_GCE_ADDRESS"]))
+        _keep_path(os.path.dirname(os.path.abspath(__file__)))
         # The name of the emulator's folder is nobody else's.
         _name_semaphores(os.path.basename(os.path.dirname(os.environ["LOCAL_GCE_BIN"])))
     _run_next()
