@@ -21,9 +21,10 @@ from .roots import Root
 
 __all__ = ["Boot", "Plan", "fork_machine"]
 
-#: What would change the host and not only the machine: the kernel's modules, the clock, raw
-#: input and output, the kernel's log, security modules, and its audit (capability.h).
-_HOST_CAPABILITIES = frozenset({16, 17, 25, 32, 33, 34, 37})
+#: What reaches the host and not only the machine: files by numbers instead of names, the kernel's
+#: modules, raw input and output, the clock, security modules, the kernel's log, and its audit
+#: (capability.h).
+_HOST_CAPABILITIES = frozenset({2, 16, 17, 25, 32, 33, 34, 37})
 
 #: What the kernel gives to a first program, and what a distribution makes of it.
 _ENVIRONMENT = {
@@ -56,7 +57,7 @@ class Plan:
     lower : str
         The root file system that it starts from and cannot change.
     hidden : list of str
-        Folders of that file system which it does not see.
+        Files and folders of that file system which it does not see, or sees empty.
     systemd : bool
         Whether that file system's own first program runs, or :mod:`init`.
     cos : bool

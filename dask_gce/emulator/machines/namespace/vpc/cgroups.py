@@ -16,6 +16,8 @@ import signal
 import time
 from collections.abc import Iterator
 
+from .device_filter import attach_filter
+
 __all__ = ["Cgroups", "Group", "group_folders", "remove_groups", "unified_only"]
 
 ROOT = "/sys/fs/cgroup"
@@ -29,14 +31,17 @@ PIDS = 16384
 #: Microseconds over which processor time is counted: the kernel's default.
 _PERIOD = 100_000
 
-#: Devices without a memory, terminals, and those that make networks and file systems in programs.
-#: A machine must not reach the host's disks, which it could name by their numbers.
+#: Character devices without a memory, terminals, and those that make networks and file systems in
+#: programs, by their numbers. A machine must not reach the host's disks, which it could name.
 _DEVICES = (
-    *("c *:* m", "b *:* m"),
-    *(f"c 1:{minor} rwm" for minor in (3, 5, 7, 8, 9)),
-    *("c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm", "c 10:229 rwm", "c 10:200 rwm"),
-    "c 5:1 rwm",  # container runtimes insist on passing on the console
+    *((1, minor) for minor in (3, 5, 7, 8, 9)),
+    *((5, 0), (5, 2), (136, None), (10, 229), (10, 200)),
+    (5, 1),  # container runtimes insist on passing on the console
 )
+
+#: The group in which a machine is, and which it takes for the top. What it allows itself there is
+#: of no use beyond the limits of the group above, which it cannot reach.
+_INSIDE = "machine"
 
 #: Seconds until the last process of a group that was killed must be gone.
 _END_LIMIT = 10.0
@@ -133,15 +138,16 @@ class Cgroups:
             The groups, empty.
         """
         self.remove(slot)
+        limits = list(_limits(memory, cpus))
         folders = {kind: f"{root}/{self._name}/{slot}" for kind, root in self._roots.items()}
-        for kind, folder in folders.items():
-            os.mkdir(folder)
-            if kind == "cpuset":
-                _inherit_cpuset(os.path.dirname(folder), folder)
-        for kind, setting, value in _limits(memory, cpus):
-            if kind in folders and os.path.exists(f"{folders[kind]}/{setting}"):
-                _write(f"{folders[kind]}/{setting}", value)
-        return Group(folders)
+        _make(folders, limits)
+        _filter_devices(folders)
+        if unified_only():
+            _delegate(folders[""])
+        inside = {kind: f"{folder}/{_INSIDE}" for kind, folder in folders.items()}
+        # The same once more: it is there that programs read how much there is.
+        _make(inside, limits)
+        return Group(inside)
 
     def remove(self, slot: int) -> None:
         """Remove a machine's groups; those that do not exist are ignored.
@@ -196,8 +202,34 @@ def _limits(memory: int, cpus: int) -> Iterator[tuple[str, str, str]]:
     yield "cpu", "cpu.cfs_period_us", str(_PERIOD)
     yield "cpu", "cpu.cfs_quota_us", str(cpus * _PERIOD)
     yield "devices", "devices.deny", "a"
-    for device in _DEVICES:
-        yield "devices", "devices.allow", device
+    for kind in "cb":
+        yield "devices", "devices.allow", f"{kind} *:* m"
+    for major, minor in _DEVICES:
+        yield "devices", "devices.allow", f"c {major}:{'*' if minor is None else minor} rwm"
+
+
+def _make(folders: dict[str, str], limits: list[tuple[str, str, str]]) -> None:
+    for kind, folder in folders.items():
+        os.mkdir(folder)
+        if kind == "cpuset":
+            _inherit_cpuset(os.path.dirname(folder), folder)
+    for kind, setting, value in limits:
+        if kind in folders and os.path.exists(f"{folders[kind]}/{setting}"):
+            _write(f"{folders[kind]}/{setting}", value)
+
+
+def _filter_devices(folders: dict[str, str]) -> None:
+    """Keep a machine from the host's devices, also where version 2 is alone."""
+    try:
+        if "" in folders:
+            attach_filter(folders[""], _DEVICES)
+        elif "devices" not in folders:
+            raise OSError(errno.ENOENT, f"there are no control groups for devices on {ROOT}")
+    except OSError as error:
+        if "devices" not in folders:
+            raise OSError(
+                error.errno, f"machines cannot be kept from the host's disks: {error.strerror}"
+            ) from error
 
 
 def _delegate(folder: str) -> None:
