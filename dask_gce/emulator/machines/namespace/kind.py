@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -77,6 +78,7 @@ class NamespaceKind(MachineKind):
         self.shared_folders = dict(shared_folders or {})
         self.vpc = VPCProcess()
         self.network = Fabric(self.vpc, access_token=access_token, client_inside=client_inside)
+        self.hidden = _private_places()
         self._quick = quick
         self._image = image
         self._pool = PrivateAddresses()
@@ -243,7 +245,7 @@ class NamespaceKind(MachineKind):
             "address": machine.address,
             "folder": str(machine.folder),
             "lower": "/" if self._image is None else str(self._image / "root"),
-            "hidden": [BASE],
+            "hidden": self.hidden if self._quick else [],
             "systemd": self._image is not None,
             "cos": _is_cos(record),
             "memory": memory,
@@ -284,6 +286,15 @@ class NamespaceKind(MachineKind):
         if self._executor is None:
             found += self.vpc.leftovers()
         return found
+
+
+def _private_places() -> list[str]:
+    """Return what of this host no quick machine is to see: homes, credentials, others' disks."""
+    environment = ("CLOUDSDK_CONFIG", "GOOGLE_APPLICATION_CREDENTIALS", "XDG_CONFIG_HOME")
+    places = [Path(os.environ[name]) for name in environment if name in os.environ]
+    places += [Path(BASE), Path("/home"), Path("/root"), Path.home()]
+    found = {str(one.resolve()) for one in places if one.is_absolute()}
+    return sorted(found - {"/"})
 
 
 def _size(record: InstanceRecord) -> tuple[int, int]:

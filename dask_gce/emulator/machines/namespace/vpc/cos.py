@@ -10,12 +10,14 @@ https://github.com/GoogleCloudPlatform/docker-credential-gcr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 
 from . import kernel
 from .layers import overlay
+from .paths import within
 
 __all__ = ["close_firewall", "lay_out"]
 
@@ -92,38 +94,40 @@ def lay_out(lower: str, folder: str, root: str) -> None:
     root : str
         Where the machine's root is mounted, still writable.
     """
-    helper = f"{root}/usr/bin/docker-credential-gcr"
-    with open(helper, "w", encoding="utf-8") as file:
+    helper = f"{within(root, 'usr/bin')}/docker-credential-gcr"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(helper)
+    with open(helper, "x", encoding="utf-8") as file:
         file.write(_HELPER)
     os.chmod(helper, 0o755)  # noqa: S103 # everybody runs it, as there
     # Programs' writable places that start empty: stateful ones from the disk, the others not.
-    os.makedirs(f"{root}/mnt/stateful_partition", exist_ok=True)
-    os.makedirs(f"{root}/mnt/disks", exist_ok=True)
+    _make_folder(root, "mnt/stateful_partition")
+    _make_folder(root, "mnt/disks")
     scratch = f"{folder}/stateless"
     os.makedirs(scratch, exist_ok=True)
     kernel.mount("tmpfs", scratch, "tmpfs", _SAFE, "mode=755")
-    overlay(f"{lower}/etc", f"{scratch}/etc", f"{scratch}/etc.work", f"{root}/etc")
+    overlay(f"{lower}/etc", f"{scratch}/etc", f"{scratch}/etc.work", within(root, "etc"))
     for name in ("home", "var"):
         overlay(
             f"{lower}/{name}",
             f"{folder}/{name}.upper",
             f"{folder}/{name}.work",
-            f"{root}/{name}",
+            within(root, name),
             _SAFE | kernel.NO_PROGRAMS,
         )
     for name in ("google", "toolbox"):
-        _bind(f"{folder}/{name}", f"{root}/var/lib/{name}")
-    _bind(f"{folder}/stateful", f"{root}/mnt/stateful_partition")
+        _bind(f"{folder}/{name}", root, f"var/lib/{name}")
+    _bind(f"{folder}/stateful", root, "mnt/stateful_partition")
     for target, mode, more in (
         ("tmp", "1777", kernel.NO_PROGRAMS),
         ("mnt/disks", "755", 0),
         ("var/lib/cloud", "755", 0),
     ):
-        os.makedirs(f"{root}/{target}", exist_ok=True)
-        kernel.mount("tmpfs", f"{root}/{target}", "tmpfs", _SAFE | more, f"mode={mode}")
+        place = _make_folder(root, target)
+        kernel.mount("tmpfs", place, "tmpfs", _SAFE | more, f"mode={mode}")
     # Where the guest agent may run scripts, as its settings on this system say.
-    os.makedirs(f"{root}/etc/default", exist_ok=True)
-    with open(f"{root}/etc/default/instance_configs.cfg", "a", encoding="utf-8") as file:
+    settings = f"{_make_folder(root, 'etc/default')}/instance_configs.cfg"
+    with open(settings, "a", encoding="utf-8") as file:  # /etc is as the image has it
         file.write("\n[MetadataScripts]\nrun_dir = /var/lib/google\n")
 
 
@@ -138,7 +142,12 @@ def close_firewall() -> None:
         print(f"The host firewall could not be set up: {done.stderr.strip()}", flush=True)
 
 
-def _bind(source: str, target: str) -> None:
+def _bind(source: str, root: str, target: str) -> None:
     os.makedirs(source, exist_ok=True)
-    os.makedirs(target, exist_ok=True)
-    kernel.bind(source, target)
+    kernel.bind(source, _make_folder(root, target))
+
+
+def _make_folder(root: str, path: str) -> str:
+    folder = within(root, path)
+    os.makedirs(folder, exist_ok=True)
+    return folder

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from . import cos, kernel
 from .cgroups import Group, unified_only
-from .layers import overlay
+from .layers import hide, overlay
+from .paths import within
 
 if TYPE_CHECKING:
     from .boot import Plan
@@ -54,6 +55,9 @@ _LINKS = (
 # asm-generic/ioctls.h
 _GET_PTY_NUMBER = 0x80045430
 _LOCK_PTY = 0x40045431
+
+#: What of /proc is the host's as well and can be written.
+_HOSTS_OWN = ("sys", "sysrq-trigger", "acpi", "asound", "bus", "fs", "irq", "mtrr", "scsi")
 
 _STRICT = kernel.NO_SETUID | kernel.NO_DEVICES | kernel.NO_PROGRAMS
 
@@ -88,26 +92,26 @@ class Root:
         """
         plan, root = self._plan, self._root
         os.makedirs(root, exist_ok=True)
-        overlay(plan.lower, f"{plan.folder}/upper", f"{plan.folder}/work", root)
+        upper = f"{plan.folder}/upper"
+        for path in plan.hidden:
+            hide(plan.lower.rstrip("/"), upper, path)
+        overlay(plan.lower, upper, f"{plan.folder}/work", root)
         for name in ("proc", "sys", "dev", "run", "tmp", "etc", "var/lib"):
-            os.makedirs(f"{root}/{name}", exist_ok=True)
+            self._make_folder(name)
         if plan.cos:
             cos.lay_out(plan.lower, plan.folder, root)
         else:
             self._bind_own("tmp", "tmp")
-            os.chmod(f"{root}/tmp", 0o1777)  # noqa: S103, S108 # as everywhere
+            os.chmod(self._at("tmp"), 0o1777)  # noqa: S103 # as everywhere
         for name in ("docker", "containers"):
             self._bind_own(name, f"var/lib/{name}")
         self._mount_kernel(group)
         self._mount_devices()
         kernel.mount(
-            "tmpfs", f"{root}/run", "tmpfs", kernel.NO_SETUID | kernel.NO_DEVICES, "mode=755"
+            "tmpfs", self._at("run"), "tmpfs", kernel.NO_SETUID | kernel.NO_DEVICES, "mode=755"
         )
-        for folder in plan.hidden:
-            if os.path.isdir(root + folder):
-                kernel.mount("tmpfs", root + folder, "tmpfs", kernel.READ_ONLY, "size=4k,mode=700")
         for path, source in plan.shared.items():
-            self._share(source, root + path)
+            self._share(source, self._at(path))
         self._write_names()
         console = self._open_console()
         if plan.cos:
@@ -118,13 +122,21 @@ class Root:
         """Make it this process's root, and forget the host's."""
         kernel.pivot_root(self._root)
 
+    def _at(self, path: str) -> str:
+        """Return where a path of the machine is, whatever links its guest has left there."""
+        return within(self._root, path)
+
+    def _make_folder(self, path: str) -> str:
+        folder = self._at(path)
+        os.makedirs(folder, exist_ok=True)
+        return folder
+
     # The disk
 
     def _bind_own(self, name: str, target: str) -> None:
         source = f"{self._plan.folder}/{name}"
         os.makedirs(source, exist_ok=True)
-        os.makedirs(f"{self._root}/{target}", exist_ok=True)
-        kernel.bind(source, f"{self._root}/{target}")
+        kernel.bind(source, self._make_folder(target))
 
     @staticmethod
     def _share(source: str, target: str) -> None:
@@ -136,7 +148,7 @@ class Root:
         kernel.bind(source, target, kernel.READ_ONLY)
 
     def _write_names(self) -> None:
-        plan, etc = self._plan, f"{self._root}/etc"
+        plan, etc = self._plan, self._make_folder("etc")
         for name, text in {
             "hostname": f"{plan.name}\n",
             "hosts": (
@@ -148,34 +160,34 @@ class Root:
             # It may be a link into a folder that does not exist yet.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{etc}/{name}")
-            with open(f"{etc}/{name}", "w", encoding="utf-8") as file:
+            with open(f"{etc}/{name}", "x", encoding="utf-8") as file:
                 file.write(text)
 
     # What the kernel shows
 
     def _mount_kernel(self, group: Group) -> None:
-        root = self._root
-        kernel.mount("proc", f"{root}/proc", "proc", _STRICT)
-        kernel.mount("sysfs", f"{root}/sys", "sysfs", _STRICT)
-        self._mount_groups(group)
+        proc, sys = self._at("proc"), self._at("sys")
+        kernel.mount("proc", proc, "proc", _STRICT)
+        kernel.mount("sysfs", sys, "sysfs", _STRICT)
+        self._mount_groups(group, f"{sys}/fs/cgroup")
         facts = f"{self._plan.folder}/facts"
         os.makedirs(facts, exist_ok=True)
         for name, (target, text) in _facts(self._plan).items():
-            if os.path.exists(root + target):
+            place = self._at(target)
+            if os.path.exists(place):
                 with open(f"{facts}/{name}", "w", encoding="utf-8") as file:
                     file.write(text)
-                kernel.bind(f"{facts}/{name}", root + target, kernel.READ_ONLY)
-        kernel.restrict_mount(f"{root}/sys", kernel.READ_ONLY)
+                kernel.bind(f"{facts}/{name}", place, kernel.READ_ONLY)
+        kernel.restrict_mount(sys, kernel.READ_ONLY)
         # Most of these settings are the host's as well, those of the network are the machine's.
-        kernel.bind(f"{root}/proc/sys/net", f"{root}/proc/sys/net")
-        kernel.bind(f"{root}/proc/sys", f"{root}/proc/sys")
-        kernel.restrict_mount(f"{root}/proc/sys", kernel.READ_ONLY)
-        trigger = f"{root}/proc/sysrq-trigger"
-        if os.path.exists(trigger):
-            kernel.bind(trigger, trigger, kernel.READ_ONLY)
+        kernel.bind(f"{proc}/sys/net", f"{proc}/sys/net")
+        for name in _HOSTS_OWN:
+            if os.path.exists(f"{proc}/{name}"):
+                kernel.bind(f"{proc}/{name}", f"{proc}/{name}")
+                kernel.restrict_mount(f"{proc}/{name}", kernel.READ_ONLY)
 
-    def _mount_groups(self, group: Group) -> None:
-        top = f"{self._root}/sys/fs/cgroup"
+    @staticmethod
+    def _mount_groups(group: Group, top: str) -> None:
         if unified_only():
             kernel.mount("cgroup2", top, "cgroup2", _STRICT)
             return
@@ -192,7 +204,7 @@ class Root:
     # Devices
 
     def _mount_devices(self) -> None:
-        dev = f"{self._root}/dev"
+        dev = self._at("dev")
         kernel.mount("tmpfs", dev, "tmpfs", kernel.NO_SETUID, "mode=755")
         os.mkdir(f"{dev}/net")
         for name, mode, major, minor in _DEVICES:
@@ -216,7 +228,7 @@ class Root:
         kernel.mount("mqueue", f"{dev}/mqueue", "mqueue", _STRICT)
 
     def _open_console(self) -> tuple[int, int]:
-        dev = f"{self._root}/dev"
+        dev = self._at("dev")
         master = os.open(f"{dev}/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
         fcntl.ioctl(master, _LOCK_PTY, struct.pack("i", 0))
         (number,) = struct.unpack("i", fcntl.ioctl(master, _GET_PTY_NUMBER, struct.pack("i", 0)))
