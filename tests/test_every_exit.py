@@ -52,6 +52,8 @@ def run(emulator, program, *, interrupt_at=None, by=signal.SIGINT):
             if interrupt_at is not None:
                 deadline = time.monotonic() + 60
                 while not emulator.requests[interrupt_at]:
+                    # What ends before has something to say.
+                    assert process.poll() is None, process.communicate()[1]
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
                 process.send_signal(by)
