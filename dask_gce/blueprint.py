@@ -42,6 +42,8 @@ class Blueprint:
         Certificates by role; empty for plain TCP.
     environment : Environment or None
         What is installed on the machines; None for what the container image has.
+    configuration : mapping of str to object
+        The Dask configuration of the machines, as Dask reads it from a file.
     """
 
     settings: Settings
@@ -53,6 +55,7 @@ class Blueprint:
     expires: int | None = None
     tls: Mapping[startup.Role, startup.Tls] = field(default_factory=dict, repr=False)
     environment: Environment | None = field(default=None, repr=False)
+    configuration: Mapping[str, Any] = field(default_factory=dict, repr=False)
     # Workers differ in their names only, so a thousand of them share one set of metadata.
     _workers: dict[tuple[Location, str], InstanceSpec] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -195,6 +198,7 @@ class Blueprint:
             env_vars=settings.env_vars,
             tls=self.tls.get("scheduler"),
             environment=self.environment,
+            configuration=self.configuration,
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
             local=self._local(location.shape),
             gpus=shares.gpus_of(settings, location.shape, workers=settings.single_node),
@@ -259,6 +263,7 @@ class Blueprint:
             env_vars=settings.env_vars,
             tls=self.tls.get("worker"),
             environment=self.environment,
+            configuration=self.configuration,
             scheduler={"host": host, "port": int(port), "timeout": settings.worker_start_timeout},
             gpus=shares.gpus_of(settings, location.shape, workers=True),
             versions=self._versions(workers=True),

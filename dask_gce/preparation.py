@@ -20,6 +20,7 @@ from distributed.security import Security
 
 from dask_gce import names
 from dask_gce.blueprint import Blueprint
+from dask_gce.boot.dask_config import changed_configuration
 from dask_gce.boot.environment import Environment, resolve
 from dask_gce.client import client_mark, current_user
 from dask_gce.cluster_records import ClusterRecord
@@ -166,6 +167,7 @@ async def prepare(
         expires=None if lifetime is None else int(time.time() + lifetime),
         tls=trust.machines,
         environment=environment,
+        configuration=changed_configuration(),
     )
     return Preparation(
         compute,

@@ -11,6 +11,7 @@ import asyncio
 from dataclasses import dataclass
 
 from dask_gce.blueprint import Blueprint
+from dask_gce.boot.dask_config import changed_configuration
 from dask_gce.cluster_records import ClusterRecord, Machine
 from dask_gce.compute import Compute
 from dask_gce.connections import Connection
@@ -92,6 +93,7 @@ async def rejoin(compute: Compute, settings: Settings, connection: Connection) -
         expires=None if expires is None else int(expires.timestamp()),
         tls={} if connection.worker_tls is None else {"worker": connection.worker_tls},
         environment=connection.environment,
+        configuration=changed_configuration(),
     )
     prepared = Preparation(
         compute,

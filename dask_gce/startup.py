@@ -110,6 +110,8 @@ class Payload:
         Seconds to stay after a failure.
     environment : Environment or None
         What is installed before Dask starts; None for what the container image has.
+    configuration : mapping
+        Dask's configuration there, as Dask reads it from a file.
     local : LocalWorkers or None
         Workers beside a scheduler.
     gpus : int
@@ -137,6 +139,7 @@ class Payload:
     endpoint: str = PUBLIC_ENDPOINT
     linger: float = LINGER
     environment: Environment | None = None
+    configuration: Mapping[str, Any] = field(default_factory=dict, repr=False)
     local: LocalWorkers | None = None
     gpus: int = 0
     versions: str | None = None
@@ -258,6 +261,8 @@ def build_metadata(payload: Payload) -> dict[str, str]:
     }
     if payload.container_image is not None:
         items.update(_container(payload, payload.container_image))
+    if payload.configuration:
+        items["dask-gce-config"] = json.dumps(dict(payload.configuration))
     if payload.environment is not None:
         items.update(payload.environment.items())
     if payload.scheduler is not None:

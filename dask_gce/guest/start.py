@@ -353,6 +353,11 @@ def main() -> None:
     environment.setdefault("TINI_SUBREAPER", "1")
     with contextlib.suppress(FileNotFoundError):
         environment.setdefault("DASK_TEMPORARY_DIRECTORY", (HERE / "scratch").read_text())
+    configuration = metadata("attributes/dask-gce-config", default="")
+    if configuration:
+        # JSON is YAML. The environment's own variables, of which Dask reads the values, come first.
+        write_private(folder / "config.json", configuration)
+        environment["DASK_CONFIG"] = str(folder / "config.json")
     environment.update(json.loads(metadata("attributes/dask-gce-env", default="{}")))
     if DRIVER.is_dir():
         # An image need not look there by itself, and what it does look for stays in front.
