@@ -11,24 +11,24 @@ import json
 import socket
 import sys
 
-import google.auth
-import googleapiclient.discovery
-from google.auth.credentials import AnonymousCredentials
 
-endpoint, project, zone, image = sys.argv[1:]
+def main(endpoint: str, project: str, zone: str, image: str) -> None:
+    """Compute something with two workers."""
+    import google.auth
+    import googleapiclient.discovery
+    from google.auth.credentials import AnonymousCredentials
 
-googleapiclient.discovery.build = functools.partial(
-    googleapiclient.discovery.build, client_options={"api_endpoint": f"{endpoint}/compute/v1/"}
-)
-google.auth.default = lambda scopes=None: (AnonymousCredentials(), project)
+    googleapiclient.discovery.build = functools.partial(
+        googleapiclient.discovery.build, client_options={"api_endpoint": f"{endpoint}/compute/v1/"}
+    )
+    google.auth.default = lambda scopes=None: (AnonymousCredentials(), project)
 
-from dask_cloudprovider.gcp import GCPCluster, instances  # noqa: E402 # binds what is set above
-from distributed import Client  # noqa: E402
+    # It binds what is set above.
+    from dask_cloudprovider.gcp import GCPCluster, instances
+    from distributed import Client
 
-# It would ask a name server of the internet for the metadata server's address.
-instances.is_inside_gce = lambda: False
-
-if __name__ == "__main__":
+    # It would ask a name server of the internet for the metadata server's address.
+    instances.is_inside_gce = lambda: False
     with (
         GCPCluster(
             n_workers=2,
@@ -51,3 +51,7 @@ if __name__ == "__main__":
             "workers": [one["name"] for one in cluster.scheduler_info["workers"].values()],
         }
         print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from clusters import PATIENCE, wait_until
-from guests import NEEDS_NAMESPACES, Guest, emulate, open_port
+from namespace_guests import NEEDS_NAMESPACES, Guest, emulate, open_port
 from rest import PROJECT, ZONE, Rest
 
 pytestmark = NEEDS_NAMESPACES
