@@ -21,7 +21,8 @@ from distributed.security import Security
 from dask_gce import names
 from dask_gce.blueprint import Blueprint
 from dask_gce.boot.dask_config import changed_configuration
-from dask_gce.boot.environment import Environment, resolve
+from dask_gce.boot.environment import Environment
+from dask_gce.boot.resolution import resolve
 from dask_gce.client import client_mark, current_user
 from dask_gce.cluster_records import ClusterRecord
 from dask_gce.compute import Compute

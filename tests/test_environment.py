@@ -17,9 +17,10 @@ import dask
 import pytest
 from projects import install, make_project
 
-from dask_gce.boot import environment as module
+from dask_gce.boot import resolution as module
 from dask_gce.boot.distributions import Inventory, take_inventory
-from dask_gce.boot.environment import Environment, resolve
+from dask_gce.boot.environment import Environment
+from dask_gce.boot.resolution import resolve
 from dask_gce.errors import SettingsError
 from dask_gce.settings import Settings
 from dask_gce.startup import Payload, build_metadata
@@ -312,11 +313,12 @@ def test_metadata_name_the_programs_that_an_environment_takes(tmp_path: Path) ->
         assert os.fspath(tmp_path) not in json.dumps(items)
         return set(items["dask-gce-programs"].split())
 
-    assert programs(None) == {"start"}
-    assert programs(made(["lz4"], **VM)) == {"start", "install"}
+    always = {"start", "supervision"}
+    assert programs(None) == always
+    assert programs(made(["lz4"], **VM)) == always | {"install"}
     local = made([str(project)], **VM)
-    assert programs(local, "worker") == {"start", "install", "wheelhouse"}
-    assert programs(local) == {"start", "install", "wheelhouse", "config-preloads"}
+    assert programs(local, "worker") == always | {"install", "wheelhouse"}
+    assert programs(local) == always | {"install", "wheelhouse", "config-preloads"}
 
 
 def test_an_environment_that_metadata_cannot_hold_names_its_setting(tmp_path: Path) -> None:

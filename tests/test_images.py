@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from dask_gce.blueprint import Blueprint
-from dask_gce.boot.environment import resolve
+from dask_gce.boot.resolution import resolve
 from dask_gce.image_build import builder_spec
 from dask_gce.placement import Location, MachineShape
 from dask_gce.settings import Settings

@@ -21,7 +21,7 @@ from projects import install, make_project
 
 from dask_gce import GCECluster, preparation
 from dask_gce.boot.distributions import take_inventory
-from dask_gce.boot.environment import resolve
+from dask_gce.boot.resolution import resolve
 from dask_gce.emulator import ComputeEmulator
 
 pytestmark = [

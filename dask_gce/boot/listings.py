@@ -1,7 +1,7 @@
 """The files in which a user lists packages: requirements files and lock files.
 
 Owns reading them, and the refusal of what would mean something here only. Which of the lines are
-folders that become wheels is the matter of `environment`.
+folders that become wheels is the matter of `resolution`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The spellings in which a user names the packages of an environment.
 
 Owns what one requirement, and the setting ``environment``, may be. Nothing here reads a file or
-asks an index: that a folder is there, or that a package exists, is found out by `environment` and
+asks an index: that a folder is there, or that a package exists, is found out by `resolution` and
 by the machine.
 
 Sources: `Dependency specifiers

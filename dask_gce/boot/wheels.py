@@ -1,7 +1,7 @@
 """Wheels of packages that no index has: built from a folder, or packed again as installed.
 
 Owns the wheels of this machine, and the cache in which they stay for the next cluster. What has to
-become a wheel is decided in `environment`; how it gets to the machines in `shipping`.
+become a wheel is decided in `resolution`; how it gets to the machines in `shipping`.
 
 A build is a process of its own, with the tools that the user has: uv, else pip. Both fetch what the
 package's own build system needs from wherever they are configured to. A package that was installed
