@@ -304,7 +304,7 @@ def _container(payload: Payload, image: str) -> dict[str, str]:
 
 def _programs(payload: Payload) -> dict[str, str]:
     """Return the programs that the startup script writes beside each other, and their list."""
-    programs = ["start.py"]
+    programs = ["start.py", "supervision.py"]
     environment = payload.environment
     wheels = environment is not None and bool(environment.wheels)
     if environment is not None:

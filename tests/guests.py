@@ -34,7 +34,7 @@ class Guest:
     """A folder that looks to the start program like the inside of the container."""
 
     def __init__(self, folder, status=0, dask=WITNESS, **changes):
-        """Let `dask` be a program; change constants of the start program, to be quicker."""
+        """Let `dask` be a program; change constants of the programs, to be quicker."""
         self.folder = folder
         self.output = folder / "seen.json"
         (folder / "bin").mkdir()
@@ -45,7 +45,8 @@ class Guest:
             dask.format(python=sys.executable, output=str(self.output), status=status)
         )
         program.chmod(0o755)
-        (folder / "guest" / "start.py").write_text(_changed(guest_file("start.py"), changes))
+        for name, text in _changed(("start.py", "supervision.py"), changes).items():
+            (folder / "guest" / name).write_text(text)
         (folder / "guest" / "entrypoint.json").write_text("null")
 
     async def run(self, payload, during=None):
@@ -92,8 +93,14 @@ class Guest:
         return process.returncode, seen, output.decode()
 
 
-def _changed(program, constants):
+def _changed(programs, constants):
+    texts = {program: guest_file(program) for program in programs}
     for name, value in constants.items():
-        program, found = re.subn(rf"^{name} = .*$", f"{name} = {value}", program, flags=re.M)
+        found = 0
+        for program, text in texts.items():
+            texts[program], count = re.subn(
+                rf"^{name} = .*$", f"{name} = {value}", text, flags=re.M
+            )
+            found += count
         assert found == 1, name
-    return program
+    return texts

@@ -116,7 +116,8 @@ def test_the_script_is_valid_bash():
     subprocess.run([bash, "-n"], input=guest_file("startup.sh"), text=True, check=True)
 
 
-def test_the_start_program_needs_only_the_standard_library_of_python_3_10():
-    program = guest_file("start.py")
-    compile(program, "start.py", "exec")
+@pytest.mark.parametrize("name", ["start.py", "supervision.py"])
+def test_the_start_program_needs_only_the_standard_library_of_python_3_10(name):
+    program = guest_file(name)
+    compile(program, name, "exec")
     assert "dask_gce" not in program

@@ -4,8 +4,7 @@ Everything comes from the metadata server and is data: the environment, the Dask
 certificates. What Dask needs as files is written to a private temporary folder, by the user that
 Dask runs as, whoever that is: nobody else can read it. In a container it is in memory.
 
-A scheduler's machine may have workers too. They are a second process, which starts when the
-scheduler answers, starts again when it fails, and ends when the scheduler does.
+A scheduler's machine may have workers too. How Dask, and they, are run is in `supervision.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import runpy
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -36,12 +33,6 @@ HERE = Path(__file__).parent
 PRIVATE = HERE.parent / "private"
 #: Exit status after this program has itself published why it failed; startup.sh knows it too.
 PHASE_IS_TOLD = 113
-#: Seconds until workers beside a scheduler that failed are started again: at first, and at most.
-AGAIN, AGAIN_AT_MOST = 1.0, 30.0
-#: Seconds after which such workers count as started, so that the next failure is a first one.
-STEADY = 60.0
-#: Seconds that they may take to end.
-GRACE = 5.0
 
 #: Variables that change which Dask is found.
 MOVING = ("PATH", "PYTHONHOME", "PYTHONPATH")
@@ -220,104 +211,6 @@ def prepare_local(
     return ["spec", contact, "--spec-file", str(mine / "spec.json")]
 
 
-class Supervisor:
-    """Runs Dask, and beside a scheduler its workers, until Dask ends."""
-
-    def __init__(self, dask: list[str], local: list[str], environment: dict[str, str]) -> None:
-        self._local_command = local
-        self._environment = environment
-        # Filled by threads and signal handlers, which is why it is this kind of queue.
-        self._happened: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
-        self._local: subprocess.Popen[bytes] | None = None
-        self._local_since = 0.0
-        self._again_at: float | None = None
-        self._pause = AGAIN
-        self._ending = False
-        self._dask = self._start("dask", dask)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: self._happened.put(("signal", number)))
-
-    def _start(self, which: str, command: list[str]) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, env=self._environment)
-
-        def wait() -> None:
-            self._happened.put((which, process.wait()))
-
-        threading.Thread(target=wait, daemon=True).start()
-        return process
-
-    def announce(
-        self, role: str, host: str, port: int, verdict: Path | None, packages: Any
-    ) -> None:
-        """Publish the phase `running` once Dask runs; for the scheduler, once its port answers."""
-        while verdict is not None and not verdict.exists():
-            if self._dask.poll() is not None:
-                return
-            time.sleep(0.02)
-        if verdict is not None and verdict.read_text():
-            return  # versions.py ends without Dask
-        if role == "scheduler":
-            while not reachable(host, port):
-                if self._dask.poll() is not None:
-                    return
-                time.sleep(0.1)
-        phase("running")
-        if packages is None or packages.has_come():
-            self._happened.put(("answers", 0))
-
-    def run(self) -> int:
-        """Wait for the end of Dask and return its exit status."""
-        while True:
-            what, number = self._next()
-            if what == "dask":
-                self._end_local()
-                return 128 - number if number < 0 else number
-            if what == "signal":
-                self._ending, self._again_at = True, None
-                for process in (self._dask, self._local):
-                    if process is not None:
-                        process.send_signal(number)
-            elif what == "local":
-                self._lose_local(number)
-            elif self._local_command and not self._ending:
-                self._local_since = time.monotonic()
-                self._local = self._start("local", self._local_command)
-
-    def _next(self) -> tuple[str, int]:
-        if self._again_at is None:
-            return self._happened.get()
-        try:
-            return self._happened.get(timeout=max(0.0, self._again_at - time.monotonic()))
-        except queue.Empty:
-            self._again_at = None
-            return "again", 0
-
-    def _lose_local(self, status: int) -> None:
-        self._local = None
-        if status == 0 or self._ending:
-            return  # somebody has let them go
-        if time.monotonic() - self._local_since > STEADY:
-            self._pause = AGAIN
-        print(
-            f"dask-gce: the workers beside the scheduler ended with exit status {status}; "
-            f"they start again in {self._pause:g} s",
-            flush=True,
-        )
-        self._again_at = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, AGAIN_AT_MOST)
-
-    def _end_local(self) -> None:
-        if self._local is None:
-            return
-        if not self._ending:  # else they were told; told twice, Dask drops everything
-            self._local.terminate()
-        try:
-            self._local.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            self._local.kill()
-            self._local.wait()
-
-
 def main() -> None:
     """Prepare what Dask needs, run it, and pass on its exit status."""
     become_init()
@@ -391,16 +284,23 @@ def main() -> None:
     if role == "worker":
         wait_for_scheduler(scheduler["host"], scheduler["port"], deadline)
 
-    supervisor = Supervisor(
+    supervisor = runpy.run_path(str(HERE / "supervision.py"))["Supervisor"](
         [*start, "spec", *arguments, "--spec-file", str(folder / "spec.json")],
         [*dask, *local] if local else [],
         environment,
     )
     announcing = threading.Thread(
-        target=supervisor.announce, args=(role, address, port, verdict, packages), daemon=True
+        target=supervisor.announce,
+        args=(
+            phase,
+            lambda: role != "scheduler" or reachable(address, port),
+            verdict,
+            packages,
+        ),
+        daemon=True,
     )
     announcing.start()
-    status = supervisor.run()
+    status: int = supervisor.run()
     if verdict is not None and verdict.exists():
         refuse(verdict.read_text())
     sys.exit(status)
