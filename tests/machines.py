@@ -41,6 +41,8 @@ DASK_IMAGE = "localhost/dask-gce-test:latest"
 CONTENTS = ("distributed", "bokeh", "joblib", "numpy", "scikit-learn")
 
 _FORMAT = "1"
+#: The same of what is in the images besides packages.
+_STORE = "2"
 _USER = 1000
 _PATH = "/opt/dask/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -91,7 +93,7 @@ def wheels_folder() -> Path:
 @functools.cache
 def store_folder() -> Path:
     """Return where the store with the container images is."""
-    parts = (image_folder().name, *pins(requirements(CONTENTS)), *_names())
+    parts = (_STORE, image_folder().name, *pins(requirements(CONTENTS)), *_names())
     return _cache() / f"store-{_digest(*parts)}"
 
 
@@ -165,6 +167,8 @@ def write_archive(
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "config": config,
         "rootfs": {"type": "layers", "diff_ids": identifiers},
+        # An engine builds on nothing whose layers it cannot account for.
+        "history": [{"created_by": layer.name} for layer in layers],
     }
     manifest = {
         "Config": "config.json",
