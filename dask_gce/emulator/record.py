@@ -109,9 +109,15 @@ class InstanceRecord:
         return str(self.resource["name"])
 
     @property
+    def domain(self) -> str:
+        """The domain of the project's internal DNS names."""
+        # The ID of a project of a domain, example.com:p, is p.example.com in names.
+        return f"c.{'.'.join(reversed(self.project.split(':')))}.internal"
+
+    @property
     def hostname(self) -> str:
         """The zonal DNS name."""
-        return f"{self.name}.{self.zone}.c.{self.project}.internal"
+        return f"{self.name}.{self.zone}.{self.domain}"
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ from dask_gce.emulator.machines.namespace.view import (
     read_interface,
     read_rule,
 )
+from dask_gce.emulator.record import InstanceRecord
 
 NETWORK = "http://127.0.0.1:1/compute/v1/projects/p-123456/global/networks/default"
 OTHER = f"{NETWORK}-2"
@@ -183,6 +184,13 @@ def test_they_know_nobody_else(name, kind):
 def test_a_project_of_a_domain_has_the_domain_behind_it():
     name = "foreigner.us-central1-a.c.p-654321.example.com.internal"
     assert ask(name, "A", ALL, FOREIGNER) == ("NOERROR", ["10.128.0.11"])
+
+
+def test_a_machine_is_called_as_the_name_server_calls_it():
+    record = InstanceRecord(FOREIGNER.project, 1, ZONE, {"name": FOREIGNER.name})
+    known = collect_names(View(ALL))[FOREIGNER.address].addresses
+    assert known[record.hostname] == FOREIGNER.address
+    assert known[f"{record.name}.{record.domain}"] == FOREIGNER.address
 
 
 @pytest.mark.parametrize(

@@ -236,12 +236,11 @@ class NamespaceKind(MachineKind):
         shared = {path: str(folder) for path, folder in self.shared_folders.items()}
         if self._image is not None:
             shared.setdefault("/opt/store", str(self._image / "store"))
-        domain = f"c.{record.project}.internal"
         return {
             "slot": machine.slot,
             "name": record.name,
             "hostname": record.hostname,
-            "domains": [f"{record.zone}.{domain}", domain, "google.internal"],
+            "domains": [f"{record.zone}.{record.domain}", record.domain, "google.internal"],
             "address": machine.address,
             "folder": str(machine.folder),
             "lower": "/" if self._image is None else str(self._image / "root"),
