@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,15 +18,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rest import PROJECT, ZONE, Rest, boot_disk
+from rest import PROJECT, ZONE, Rest, boot_disk, instance
 
 import dask_gce
 from dask_gce.emulator import ComputeEmulator
-from dask_gce.emulator.machines.namespace import obstacles
+from dask_gce.emulator.machines.namespace import obstacles, vpc_process
 from dask_gce.emulator.machines.namespace.images import image_folder
 from dask_gce.emulator.machines.namespace.kind import NamespaceKind
 from dask_gce.emulator.machines.namespace.obstacles import BASE, find_obstacle
+from dask_gce.emulator.machines.namespace.vpc import cgroups, cos
 from dask_gce.emulator.machines.namespace.vpc.cgroups import group_folders
+from dask_gce.emulator.machines.namespace.vpc_process import VPCProcess, VPCProcessGone
 
 OBSTACLE = find_obstacle() or (
     None if importlib.util.find_spec("dnslib") else "dask-gce[namespace] is not installed"
@@ -131,8 +134,11 @@ def inhabitants(claim: str) -> set[int]:
     found: set[int] = set()
     for group in groups(claim):
         for folder, _, _ in os.walk(group):
-            with contextlib.suppress(FileNotFoundError):  # a machine has ended meanwhile
+            try:
                 found.update(map(int, Path(folder, "cgroup.procs").read_text().split()))
+            except OSError as error:
+                # A machine has ended meanwhile, perhaps between the opening and the reading.
+                assert error.errno in (errno.ENOENT, errno.ENODEV), error
     return found
 
 
@@ -145,7 +151,10 @@ def runs(pid: int) -> bool:
 
 
 def claims() -> set[str]:
-    return {one.name for one in Path(BASE).iterdir()} if Path(BASE).exists() else set()
+    try:
+        return {one.name for one in Path(BASE).iterdir()}
+    except FileNotFoundError:
+        return set()
 
 
 # What needs no root
@@ -191,6 +200,18 @@ def test_the_first_process_has_nothing_of_the_host_s(machines):
     assert {one.partition("=")[0] for one in lines if "=" in one} == {"PATH"}
     # The three standard ones, two of signals, the requests for power, and the script's output.
     assert lines[-3:] == ["7", "a", f"a.{ZONE}.c.{PROJECT}.internal"]
+
+
+@needs_namespaces
+def test_a_machine_in_a_project_of_a_domain_knows_its_names(machines):
+    ask = {"key": "startup-script", "value": "#!/bin/sh\nhostname -f; getent hosts a; echo asked\n"}
+    project = "/compute/v1/projects/example.com:p-123456/zones"
+    body = instance(metadata={"items": [ask]})
+    machines.wait(machines.post(f"{project}/{ZONE}/instances", body))
+    path = f"{project}/{ZONE}/instances/a/serialPort"
+    wait_until(lambda: "asked" in machines.get(path)["contents"], "it asks for its names")
+    said = machines.get(path)["contents"]
+    assert said.count(f"a.{ZONE}.c.p-123456.example.com.internal") == 2
 
 
 @needs_namespaces
@@ -452,6 +473,90 @@ def test_what_a_killed_keeper_left_is_swept_and_a_living_emulator_s_is_not(progr
             assert kind.vpc.name in claims()
         machines.act("b", "stop")
         assert "shutdown-script: going down" in machines.console("b")
+
+
+@needs_namespaces
+def test_a_group_that_somebody_else_removes_at_the_same_time_is_no_error(monkeypatch):
+    folder = Path(group_folders(f"dask-gce-test-{os.getpid()}")[0])
+    folder.mkdir()
+
+    def open_and_remove(path, **options):
+        try:
+            return Path(path).open(**options)
+        finally:
+            folder.rmdir()
+
+    monkeypatch.setattr(cgroups, "open", open_and_remove, raising=False)
+    cgroups._kill(str(folder))
+    assert not folder.exists()
+
+
+FORKING = """
+import os, signal, sys
+from dask_gce.emulator import ComputeEmulator
+with ComputeEmulator("namespace-quick") as emulator:
+    heir = os.fork()
+    if heir == 0:
+        signal.pause()
+    with open(sys.argv[1] + ".new", "w") as file:
+        print(emulator.endpoint, file=file)
+    os.rename(sys.argv[1] + ".new", sys.argv[1])
+    print(heir, flush=True)
+    signal.pause()
+"""
+
+
+@needs_namespaces
+def test_a_killed_emulator_is_noticed_though_what_it_has_forked_lives_on(tmp_path):
+    address = tmp_path / "address"
+    command = [sys.executable, "-W", "ignore", "-c", FORKING, str(address)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        heir = int(process.stdout.readline())
+        try:
+            program = Program(process, address)
+            program.kill()
+            wait_until(program.gone, "its keeper has cleaned up")
+            assert runs(heir)
+        finally:
+            process.kill()
+            os.kill(heir, signal.SIGKILL)
+
+
+@needs_namespaces
+def test_an_emulator_whose_vpc_process_hangs_can_be_closed(monkeypatch):
+    monkeypatch.setattr(vpc_process, "END_LIMIT", 0.2)
+    vpc = VPCProcess()
+    vpc.start()
+    keeper = psutil.Process(vpc.pid)
+    (held,) = keeper.children()
+    held.suspend()
+    outcome = []
+
+    def ask():
+        try:
+            vpc.listening()
+        except VPCProcessGone as error:
+            outcome.append(str(error))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until(vpc._lock.locked, "somebody waits for an answer")
+    vpc.close()
+    asking.join(PATIENCE)
+    assert len(outcome) == 1
+    wait_until(lambda: not runs(held.pid), "the process has ended")
+    assert vpc.leftovers() == []
+
+
+@needs_namespaces
+def test_a_program_of_the_guest_s_does_not_hold_up_a_boot(monkeypatch, tmp_path, capsys):
+    hanging = tmp_path / "iptables-restore"
+    hanging.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hanging.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(cos, "FIREWALL_LIMIT", 0.1)
+    cos.close_firewall()
+    assert "could not be set up" in capsys.readouterr().out
 
 
 # With systemd

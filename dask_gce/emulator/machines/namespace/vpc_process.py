@@ -254,10 +254,13 @@ class VPCProcess:
 
     def close(self) -> None:
         """Hang up and wait until the process has ended everything. May be called twice."""
+        connection = self._socket
+        if connection is not None:
+            # Not with the lock: it ends the wait of whoever has that for an answer.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         with self._lock:
             if self._socket is not None:
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
                 self._socket.close()
                 self._socket = None
         if self._process is not None:

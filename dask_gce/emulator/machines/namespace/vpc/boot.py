@@ -32,6 +32,10 @@ _ENVIRONMENT = {
     "TERM": "linux",
 }
 
+#: Seconds that one step of a machine's first process may take; all of them take milliseconds. The
+#: VPC process waits for it, and with it all other machines.
+_LIMIT = 60.0
+
 #: How the end of a machine's first process reads; everything else is a panic.
 _ENDS = {signal.SIGINT: "poweroff", signal.SIGHUP: "reboot", signal.SIGKILL: "kill"}
 
@@ -184,12 +188,16 @@ def fork_machine(plan: Plan, group: Group, control: int) -> Boot:
     finally:
         os.close(home)
         child_end.close()
-    word = starter.recv(4096)
-    if word != b"unshared":
-        # It ends by itself.
+    try:
+        starter.settimeout(_LIMIT)
+        word = starter.recv(4096)
+        if word != b"unshared":
+            raise OSError(word.decode(errors="replace") or "its first process died")
+        return Boot(pid, plan.slot, os.dup(control), starter)
+    except BaseException:
         starter.close()
-        raise OSError(word.decode(errors="replace") or "its first process died")
-    return Boot(pid, plan.slot, os.dup(control), starter)
+        os.kill(pid, signal.SIGKILL)
+        raise
 
 
 def _become(plan: Plan, group: Group, starter: socket.socket) -> NoReturn:

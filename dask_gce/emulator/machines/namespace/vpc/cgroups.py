@@ -275,12 +275,19 @@ def _remove(folder: str) -> None:
 
 
 def _kill(folder: str) -> None:
-    with contextlib.suppress(FileNotFoundError), open(f"{folder}/cgroup.procs") as file:
-        for line in file:
-            # 0 is a process of another namespace, which only the host's sees.
-            if int(line):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(line), signal.SIGKILL)
+    try:
+        with open(f"{folder}/cgroup.procs", encoding="ascii") as file:
+            processes = file.read().split()
+    except OSError as error:
+        # Somebody else has removed it, perhaps between the opening and the reading.
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+        return
+    for process in processes:
+        # 0 is a process of another namespace, which only the host's sees.
+        if int(process):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
 
 
 def _write(path: str, value: str) -> None:

@@ -21,6 +21,9 @@ from .paths import within
 
 __all__ = ["close_firewall", "lay_out"]
 
+#: Seconds for setting up the host firewall by a program that a guest may have changed.
+FIREWALL_LIMIT = 20.0
+
 _SAFE = kernel.NO_SETUID | kernel.NO_DEVICES
 
 #: What comes in: answers, what stays on the machine, ping, and SSH.
@@ -137,7 +140,18 @@ def close_firewall() -> None:
     if command is None:
         print("This machine has no host firewall: there is no iptables-restore.", flush=True)
         return
-    done = subprocess.run([command], input=_RULES, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            [command],
+            input=_RULES,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=FIREWALL_LIMIT,
+        )
+    except subprocess.TimeoutExpired as error:
+        print(f"The host firewall could not be set up: {error}", flush=True)
+        return
     if done.returncode:
         print(f"The host firewall could not be set up: {done.stderr.strip()}", flush=True)
 

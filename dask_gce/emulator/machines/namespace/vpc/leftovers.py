@@ -66,6 +66,28 @@ class Claim:
         match = _NAME.fullmatch(self.name)
         return match is None or _start_time(int(match[1])) == match[2]
 
+    def open_owner(self) -> int:
+        """Return a descriptor that can be read once the process that made it has ended.
+
+        Returns
+        -------
+        int
+            The descriptor.
+
+        Raises
+        ------
+        ProcessLookupError
+            It has ended already.
+        """
+        match = _NAME.fullmatch(self.name)
+        if match is None:
+            raise ProcessLookupError(f"{self.name} names no process")
+        descriptor = os.pidfd_open(int(match[1]))
+        if not self.owned:
+            os.close(descriptor)
+            raise ProcessLookupError(f"the process of {self.name} has ended")
+        return descriptor
+
     def note_keeper(self) -> None:
         """Write down that this process cleans up in the end."""
         with open(f"{self.folder}/keeper", "w", encoding="ascii") as file:
@@ -103,7 +125,11 @@ def sweep(base: str) -> list[str]:
         The claims that were removed.
     """
     swept = []
-    for name in os.listdir(base) if os.path.isdir(base) else ():
+    try:
+        names = os.listdir(base)
+    except FileNotFoundError:  # the last one to clean up has taken it away
+        return []
+    for name in names:
         claim = Claim(f"{base}/{name}")
         if claim.owned:
             continue

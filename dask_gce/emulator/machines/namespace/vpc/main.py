@@ -8,9 +8,10 @@ descriptors travel beside them. `_VERBS` says which requests there are::
     {"do": "listen", "kind": "tcp", "address": ..., "port": ...}  ->  {} with the socket
     anything that fails                        ->  {"error": TEXT}
 
-The process is the first of a process namespace. It ends when the emulator hangs up, and the kernel
-ends every machine with it. Its keeper, which stays in the host's namespaces, then removes what the
-kernel keeps: control groups and files. A keeper that was killed leaves that to the next emulator.
+The process is the first of a process namespace. It ends when the emulator hangs up or ends, and the
+kernel ends every machine with it. Its keeper, which stays in the host's namespaces, then removes
+what the kernel keeps: control groups and files. A keeper that was killed leaves that to the next
+emulator.
 """
 
 from __future__ import annotations
@@ -49,12 +50,15 @@ class VPC:
     ----------
     control : socket
         The connection with the emulator.
+    owner : int
+        A descriptor that can be read when the emulator's process has ended.
     cgroups : Cgroups
         Where the machines' control groups are made.
     """
 
-    def __init__(self, control: socket.socket, cgroups: Cgroups) -> None:
+    def __init__(self, control: socket.socket, owner: int, cgroups: Cgroups) -> None:
         self._control = control
+        self._owner = owner
         self._cgroups = cgroups
         self._network = Network()
         self._boots: dict[int, Boot] = {}
@@ -80,7 +84,10 @@ class VPC:
         connection = self._control.fileno()
         self._send(self._attempt(self._set_up))
         while True:
-            ready, _, _ = select.select([connection, wake], [], [])
+            # A process that the emulator has forked may hold its end of the connection for longer.
+            ready, _, _ = select.select([connection, wake, self._owner], [], [])
+            if self._owner in ready:
+                return
             if wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
@@ -204,12 +211,12 @@ class VPC:
         return {}, [os.dup(self._network.client_namespace())]
 
 
-def _serve_alone(control: socket.socket, claim: Claim) -> None:
+def _serve_alone(control: socket.socket, owner: int, claim: Claim) -> None:
     kernel.die_with_parent()
     kernel.unshare(kernel.NEW_MOUNTS | kernel.NEW_NETWORK | kernel.NEW_IPC | kernel.NEW_UTS)
     kernel.make_private()
     kernel.mount("proc", "/proc", "proc", kernel.NO_SETUID | kernel.NO_DEVICES | kernel.NO_PROGRAMS)
-    VPC(control, Cgroups(claim.name)).run()
+    VPC(control, owner, Cgroups(claim.name)).run()
 
 
 def main() -> None:
@@ -220,16 +227,22 @@ def main() -> None:
     control = socket.socket(fileno=int(descriptor))
     claim = Claim(folder)
     claim.note_keeper()
+    try:
+        owner = claim.open_owner()
+    except ProcessLookupError:
+        claim.clean_up()
+        return
     kernel.unshare(kernel.NEW_PIDS)
     pid = os.fork()
     if pid == 0:
         try:
-            _serve_alone(control, claim)
+            _serve_alone(control, owner, claim)
             os._exit(0)
         finally:
             sys.excepthook(*sys.exc_info())
             os._exit(1)
     control.close()
+    os.close(owner)
     # The first of a namespace ends after all the others.
     os.waitpid(pid, 0)
     claim.clean_up()
