@@ -366,6 +366,8 @@ def test_only_what_was_made_here_is_deleted(cloud, monkeypatch):
     ("options", "text"),
     [
         (["--timeout", "soon"], "--timeout"),
+        (["--timeout", "0"], "from a minute to a day"),
+        (["--timeout", "40 days"], "from a minute to a day"),
         (["--family", "Ours"], "family = 'Ours'"),
         (["--name", "Mine"], "name = 'Mine'"),
         (["--machine-type", "huge"], "machine_type"),

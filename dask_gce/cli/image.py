@@ -99,6 +99,9 @@ async def _build(
         raise click.BadParameter(
             "is no time, such as 30 minutes.", param_hint="--timeout"
         ) from None
+    # No machine is ready sooner, and one that is forgotten is paid for all that time.
+    if not 60 <= seconds <= 86400:
+        raise click.BadParameter("is not from a minute to a day.", param_hint="--timeout")
     settings = Settings.load(**keywords)
     progress = Progress("Making a disk image")
     try:
