@@ -144,6 +144,8 @@ async def _run(command: list[str], emulator: ComputeEmulator, ending: asyncio.Ev
     # A terminal sends Ctrl-C to the program as well, which knows best what it means.
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     loop.add_signal_handler(signal.SIGTERM, _terminate, process)
+    if ending.is_set():  # it was asked to end while the program was started
+        _terminate(process)
     status = await process.wait()
     return status if status >= 0 else 128 - status
 

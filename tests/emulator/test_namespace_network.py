@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import pytest
 from clusters import PATIENCE, wait_until
 from namespace_guests import NEEDS_NAMESPACES, Guest, emulate, open_port
 from rest import PROJECT, ZONE, Rest
+
+from dask_gce.emulator.__main__ import _run
 
 pytestmark = NEEDS_NAMESPACES
 
@@ -427,3 +431,25 @@ def test_a_program_that_is_not_there_or_is_ended_says_so_as_in_a_shell():
         assert process.stdout.readline() == b"up\n"
         process.terminate()
         assert process.wait(PATIENCE) == 128 + 15
+
+
+class Interrupted:
+    """An emulator that is asked to end at the moment in which it starts a program."""
+
+    endpoint = "http://127.0.0.1:1"
+
+    def __init__(self):
+        self.ending = asyncio.Event()
+
+    def client_command(self, command):
+        self.ending.set()
+        return command
+
+
+async def test_a_program_ends_though_the_request_came_while_it_was_started():
+    emulator = Interrupted()
+    try:
+        assert await _run(["sleep", "1000"], emulator, emulator.ending) == 128 + 15
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(number)
