@@ -150,7 +150,7 @@ async def test_an_environment_is_built_and_dask_started_in_it(tmp_path: Path) ->
     assert guest["texts"]["uv"] == str(tmp_path / "bin" / "uv")
     assert guest["texts"]["entrypoint.json"] == "null\n"
     assert guest["environment"]["PATH"].startswith(f"{place}/bin:")
-    assert guest["environment"]["HOME"] == str(machine.home)
+    assert guest["environment"]["HOME"] == str(machine.home / "work")
     assert guest["folder"] == str(machine.home / "work")
     assert "the environment (sync: 30 packages) took" in console
 
@@ -162,6 +162,9 @@ async def test_all_of_it_is_done_by_a_user_without_rights(tmp_path: Path) -> Non
     user = ["--reuid", "dask", "--regid", "dask", "--init-groups"]
     run = [Path(call[5]).name for call in machine.called("setpriv") if call[:5] == user]
     assert run == ["true", "uv", "uv", "touch", "python"]
+    # Root's uv is not in a folder of that user's, who could put another in its place.
+    owned = [f"{machine.home}/environments", f"{machine.home}/work"]
+    assert machine.called("chown", "dask:dask") == [owned]
 
 
 async def test_where_nobody_can_become_that_user_the_machine_says_so(tmp_path: Path) -> None:

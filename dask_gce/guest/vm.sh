@@ -22,15 +22,16 @@ make_user() {
   # Dask runs what it gets over the network. It needs no right of root's for that, nor do the
   # packages that are built here.
   if ! getent passwd dask >/dev/null; then
-    useradd --system --user-group --no-create-home --home-dir "$home" --shell /usr/sbin/nologin dask
+    useradd --system --user-group --no-create-home --home-dir "$home/work" --shell /usr/sbin/nologin dask
   fi
   if setpriv --reuid dask --regid dask --init-groups true 2>/dev/null; then
     user=(setpriv --reuid dask --regid dask --init-groups)
-    chown dask:dask "$home" "$home/environments" "$home/work"
+    # Not $home itself, where root keeps uv: whoever owns a folder can replace what is in it.
+    chown dask:dask "$home/environments" "$home/work"
   else
     echo "dask-gce: this system has no user dask, so that Dask runs as $(id -un)"
   fi
-  export HOME=$home
+  export HOME=$home/work
 }
 
 find_uv() { # the path of uv is then $uv
