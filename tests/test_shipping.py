@@ -232,6 +232,39 @@ async def test_nobody_waits_for_ever(
             await ship(connection, missing, timeout=60)
 
 
+async def test_a_wheel_that_has_shrunk_on_the_scheduler_is_not_asked_for_for_ever(
+    scheduler: Running, wheels: list[Wheel], tmp_path: Path
+) -> None:
+    running, machine = scheduler
+    async with rpc(running.address) as connection:
+        await ship(connection, wheels, timeout=60)
+    os.truncate(machine.store / wheels[1].sha256 / wheels[1].name, 1000)
+    status, output = await fetch(Machine(tmp_path / "worker", wheels), running.address)
+    assert status == 1
+    assert "is shorter on the scheduler" in output
+
+
+async def test_more_than_a_wheel_is_not_written(scheduler: Running, wheels: list[Wheel]) -> None:
+    running, machine = scheduler
+    large = wheels[1]
+    async with rpc(running.address) as connection:
+        with pytest.raises(ValueError, match="longer than"):
+            await connection.dask_gce_put_wheel(
+                name=large.name, offset=0, data=b"x" * (large.size + 1)
+            )
+        assert (await connection.dask_gce_wheels(wait=0))["missing"][large.name] == 0
+    assert not (machine.store / large.sha256 / large.name).with_suffix(".part").exists()
+
+
+async def test_an_answer_that_never_comes_is_not_waited_for_for_ever(wheels: list[Wheel]) -> None:
+    class Silent:
+        async def dask_gce_wheels(self, wait: float) -> None:
+            await asyncio.Event().wait()
+
+    with pytest.raises(GCEError, match="the scheduler does not answer"):
+        await ship(Silent(), wheels, timeout=0.1)
+
+
 async def test_a_scheduler_that_starts_again_has_them_still(
     tmp_path: Path, wheels: list[Wheel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,4 +283,4 @@ async def test_a_scheduler_that_starts_again_has_them_still(
 
 def test_the_program_needs_nothing_of_this_package() -> None:
     assert "dask_gce." not in PROGRAM.read_text()
-    assert load().CHUNK == shipping.CHUNK
+    load()

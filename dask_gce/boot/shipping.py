@@ -9,8 +9,7 @@ for machines that come later, also when this process is gone. Its side, and the 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +53,24 @@ async def ship(
     known = {wheel.name: wheel for wheel in wheels}
     if not known:
         return
-    deadline = time.monotonic() + timeout
+    reasons = ["the scheduler does not answer"]
+    try:
+        # Also an answer that never comes is waited for no longer.
+        await asyncio.wait_for(_ship(scheduler, known, tell, reasons), timeout)
+    except asyncio.TimeoutError:
+        raise GCEError(
+            f"Local packages could not be sent to the scheduler within {timeout:g} s "
+            f"(start_timeout): {reasons[-1]}."
+        ) from None
+
+
+async def _ship(
+    scheduler: Any,
+    known: Mapping[str, Wheel],
+    tell: Callable[[str], object],
+    reasons: list[str],
+) -> None:
+    """Send what is missing until all is installed; add why it is not yet."""
     told = False
     while True:
         try:
@@ -66,21 +82,16 @@ async def ship(
                 tell(f"Sending {len(missing)} local packages to the scheduler ({size:.1f} MB)")
             for name, offset in missing.items():
                 await _send(scheduler, known[name], offset)
+            reasons.append("the scheduler has not installed them")
             state = await scheduler.dask_gce_wheels(wait=AGAIN)
             if state["error"]:
                 raise GCEError(f"Local packages {', '.join(sorted(known))} {state['error']}")
             if state["ready"]:
                 return
-            reason = "the scheduler has not installed them"
         except OSError as error:
             # It goes on where it was.
-            reason = f"the scheduler does not answer: {error}"
+            reasons.append(f"the scheduler does not answer: {error}")
             await asyncio.sleep(AGAIN)
-        if time.monotonic() > deadline:
-            raise GCEError(
-                f"Local packages could not be sent to the scheduler within {timeout:g} s "
-                f"(start_timeout): {reason}."
-            )
 
 
 async def _send(scheduler: Any, wheel: Wheel, have: int) -> None:

@@ -24,8 +24,9 @@ from typing import Any
 from distributed import Scheduler, rpc
 from distributed.security import Security
 
-#: Bytes of a wheel in one message.
-CHUNK = 4 * 2**20
+#: Bytes of a wheel in one message. A thousand workers may ask at once, and what they are sent waits
+#: in the scheduler's memory until they have taken it.
+CHUNK = 2**20
 #: Seconds until a scheduler that did not answer is asked again.
 AGAIN = 0.2
 #: Seconds that one question may wait for the wheels to be there.
@@ -74,12 +75,14 @@ class Store:
         have = part.stat().st_size if part.exists() else 0
         if offset != have:
             return have
+        if have + len(data) > wheel["size"]:
+            part.unlink(missing_ok=True)
+            raise ValueError(f"{name} is longer than the metadata say")
         with part.open("ab") as file:
             file.write(data)
         have += len(data)
-        if have >= wheel["size"]:
-            digest = hashlib.sha256(part.read_bytes()).hexdigest()
-            if have > wheel["size"] or digest != wheel["sha256"]:
+        if have == wheel["size"]:
+            if digest_of(part) != wheel["sha256"]:
                 part.unlink()
                 raise ValueError(f"{name} is not the file that the metadata describes")
             part.replace(self.path(name))
@@ -107,6 +110,15 @@ class Store:
         if done.returncode != 0:
             raise RuntimeError(f"cannot be installed: {done.stdout.strip()}")
         self._installed.touch()
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, of which only a piece is in memory at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class Wheelhouse:
@@ -202,6 +214,8 @@ async def get(store: Store, scheduler: Any) -> None:
         have = offset
         while have < store.wheels[name]["size"]:
             data = await scheduler.dask_gce_get_wheel(name=name, offset=have)
+            if not data:
+                raise ValueError(f"{name} is shorter on the scheduler than the metadata say")
             have = store.add(name, have, data)
     store.install()
 
