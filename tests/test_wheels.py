@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import sys
 from pathlib import Path
@@ -48,6 +49,25 @@ def test_the_same_content_is_built_once_and_changed_content_anew(tmp_path: Path)
     (project / "mine.py").write_text("def double(number):\n    return number + number\n")
     changed = build_wheel(project)
     assert changed.sha256 != first.sha256
+
+
+def test_a_package_may_be_called_like_a_folder_of_builds(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "src")
+    code = project / "mine" / "build" / "rules.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("answer = 41\n")
+    about = json.loads((project / "project.json").read_text())
+    about["files"] = ["mine/build/rules.py"]
+    (project / "project.json").write_text(json.dumps(about))
+    first = build_wheel(project)
+    # What an earlier build left beside pyproject.toml counts for nothing.
+    (project / "build").mkdir()
+    (project / "build" / "mine.py").write_text("")
+    assert build_wheel(project) == first
+    code.write_text("answer = 42\n")
+    changed = build_wheel(project)
+    assert changed.path is not None
+    assert read(changed.path)["mine/build/rules.py"] == "answer = 42\n"
 
 
 def test_a_folder_that_is_no_project_is_refused(tmp_path: Path) -> None:

@@ -78,9 +78,9 @@ class Installed:
         Its name.
     version : str
         Its version.
-    origin : {"index", "url", "folder", "build", "files"}
+    origin : {"index", "url", "folder", "files"}
         An index has it; a machine can fetch its ``source``; it is edited in the folder ``source``;
-        only this user can fetch its ``source``; or nothing but its installed files is at hand.
+        or its installed files are what a machine can get.
     source : str
         The URL or folder; empty for an index and for files.
     distribution : importlib.metadata.Distribution
@@ -89,7 +89,7 @@ class Installed:
 
     name: str
     version: str
-    origin: Literal["index", "url", "folder", "build", "files"]
+    origin: Literal["index", "url", "folder", "files"]
     source: str
     distribution: importlib.metadata.Distribution = field(repr=False, compare=False)
 
@@ -133,7 +133,8 @@ def take_inventory(paths: Iterable[str] | None = None, *, key: str = "environmen
     found: dict[str, importlib.metadata.Distribution] = {}
     for each in importlib.metadata.distributions(path=list(sys.path if paths is None else paths)):
         name = each.metadata["Name"]
-        if name:
+        # pip leaves what it could not delete under a name with a tilde, which nobody imports.
+        if name and not _is_rest(each):
             # The first on the path is the one that is imported.
             found.setdefault(canonicalize_name(name), each)
     needed, elsewhere = _needs(found.values())
@@ -146,6 +147,10 @@ def take_inventory(paths: Iterable[str] | None = None, *, key: str = "environmen
         elif reason:
             left_out[name] = reason
     return Inventory(tuple(installed), left_out)
+
+
+def _is_rest(distribution: importlib.metadata.Distribution) -> bool:
+    return Path(getattr(distribution, "_path", "")).name.startswith("~")
 
 
 def _needs(
@@ -231,17 +236,17 @@ def _from_url(
         )
     parts = urlsplit(url)
     inner = f"#subdirectory={direct['subdirectory']}" if direct.get("subdirectory") else ""
-    if "vcs_info" in direct:
+    if "vcs_info" in direct and parts.scheme == "https":
         vcs = direct["vcs_info"]
         full = f"{vcs['vcs']}+{url}@{vcs['commit_id']}{inner}"
-        public = parts.scheme == "https"
-        return Installed(name, version, "url" if public else "build", full, distribution)
+        return Installed(name, version, "url", full, distribution)
+    # What only this user can fetch, as by SSH, is here in its files: nothing has to build it again.
     if parts.scheme == "file":
         if direct.get("dir_info", {}).get("editable"):
             folder = url2pathname(parts.path)
             return Installed(name, version, "folder", folder, distribution)
         return Installed(name, version, "files", "", distribution)
-    if parts.scheme == "https":
+    if parts.scheme == "https" and "vcs_info" not in direct:
         digest = direct.get("archive_info", {}).get("hashes", {}).get("sha256")
         inner = inner or (f"#sha256={digest}" if digest else "")
         return Installed(name, version, "url", url + inner, distribution)

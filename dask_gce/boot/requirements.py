@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -39,6 +39,8 @@ SYNC: Final = "sync"
 
 _LOCK: Final = re.compile(r"pylock(\.[^.]+)?\.toml")
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"]+", re.IGNORECASE)
+# Of signed URLs and the like.
+_KEY: Final = re.compile(r"token|signature|^sig$|secret|password|passwd|key|credential", re.I)
 _LOCAL: Final = re.compile(r"(?:\.{0,2}[/\\]|\.{1,2}(?:\[|$)|~|[A-Za-z]:[/\\]|file:)")
 _EXTRAS: Final = re.compile(r"(?P<path>.+?)(?:\[(?P<extras>[^]]*)\])?")
 
@@ -263,6 +265,8 @@ def has_credentials(text: str) -> bool:
     True
     >>> has_credentials("mine @ git+ssh://git@example.com/mine.git")
     False
+    >>> has_credentials("https://storage.googleapis.com/b/mine.whl?X-Goog-Signature=1234")
+    True
     """
     for url in _URL.findall(text):
         try:
@@ -271,6 +275,8 @@ def has_credentials(text: str) -> bool:
         except ValueError:
             return True  # whatever it is, it goes nowhere
         if has_password or (user and "ssh" not in parts.scheme):
+            return True
+        if any(_KEY.search(name) for name, _ in parse_qsl(parts.query)):
             return True
     return False
 

@@ -38,7 +38,7 @@ from dask_gce.errors import SettingsError
 
 __all__ = ["Wheel", "build_wheel", "pack_installed", "read_wheel"]
 
-#: Folders of a project that do not end in its wheel, or hold what was made of it.
+#: Folders that do not end in a wheel, wherever in a project they are.
 _NOT_SOURCE: Final = frozenset(
     {
         ".git",
@@ -50,12 +50,11 @@ _NOT_SOURCE: Final = frozenset(
         ".tox",
         ".venv",
         "__pycache__",
-        "build",
-        "dist",
-        "node_modules",
-        "venv",
     }
 )
+#: Folders beside the project's pyproject.toml that hold what was made of it. Elsewhere they may be
+#: packages.
+_MADE: Final = frozenset({"build", "dist", "node_modules", "venv"})
 #: What an installer wrote about itself, and what it writes anew where the wheel is installed.
 _INSTALLERS: Final = frozenset({"INSTALLER", "RECORD", "REQUESTED", "direct_url.json"})
 #: Lines of a failed build that an error repeats.
@@ -134,14 +133,13 @@ def read_wheel(path: Path, *, key: str = "environment") -> Wheel:
     return Wheel(path.name, size, digest.hexdigest(), path)
 
 
-def build_wheel(source: str | Path, *, key: str = "environment") -> Wheel:
+def build_wheel(source: Path, *, key: str = "environment") -> Wheel:
     """Build the wheel of a project, unless one of the same content was built before.
 
     Parameters
     ----------
-    source : str or Path
-        The project's folder; or what else pip takes, such as the URL of a repository that only the
-        user can read.
+    source : Path
+        The project's folder.
     key : str
         The setting to name in errors.
 
@@ -155,17 +153,13 @@ def build_wheel(source: str | Path, *, key: str = "environment") -> Wheel:
     SettingsError
         If there is no such project, or nothing here can build it.
     """
-    if isinstance(source, Path):
-        if not any((source / name).is_file() for name in ("pyproject.toml", "setup.py")):
-            raise SettingsError(
-                f"{key}: {source} has no pyproject.toml and no setup.py, so that it is no package.",
-                key=key,
-            )
-        content = _source_digest(source)
-    else:
-        content = hashlib.sha256(source.encode()).hexdigest()
+    if not any((source / name).is_file() for name in ("pyproject.toml", "setup.py")):
+        raise SettingsError(
+            f"{key}: {source} has no pyproject.toml and no setup.py, so that it is no package.",
+            key=key,
+        )
     # A wheel may depend on the Python that built it.
-    version = f"{sys.implementation.cache_tag}-{content[:32]}"
+    version = f"{sys.implementation.cache_tag}-{_source_digest(source)[:32]}"
     folder = _cache() / version
     for known in sorted(folder.glob("*.whl")):
         return read_wheel(known, key=key)
@@ -185,9 +179,9 @@ def _cache() -> Path:
     return user_cache_path("dask_gce") / "wheels"
 
 
-def _build(source: str | Path, folder: Path, key: str) -> None:
+def _build(source: Path, folder: Path, key: str) -> None:
     what = str(source)
-    uv = shutil.which("uv") if isinstance(source, Path) else None
+    uv = shutil.which("uv")
     if uv is not None:
         command = [uv, "build", "--wheel", "--no-progress", "--python", sys.executable]
         command += ["--out-dir", str(folder), "--", what]
@@ -230,7 +224,9 @@ def _source_files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(
             each
             for each in folders
-            if each not in _NOT_SOURCE and not each.endswith((".egg-info", ".dist-info"))
+            if each not in _NOT_SOURCE
+            and not (each in _MADE and Path(here) == folder)
+            and not each.endswith((".egg-info", ".dist-info"))
         )
         yield from (Path(here, each) for each in sorted(files) if Path(here, each).is_file())
     # A version may be made of the last commit and its tags.
