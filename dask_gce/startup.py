@@ -338,6 +338,7 @@ _SETTING_BEHIND = {
     "dask-gce-docker-options": "docker_options",
     "dask-gce-local-spec": "worker_options",
     "dask-gce-requirements": "environment",
+    "dask-gce-wheels": "environment",
 }
 
 

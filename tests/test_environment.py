@@ -21,6 +21,7 @@ from dask_gce.boot import resolution as module
 from dask_gce.boot.distributions import Inventory, take_inventory
 from dask_gce.boot.environment import Environment
 from dask_gce.boot.resolution import resolve
+from dask_gce.boot.wheels import Wheel
 from dask_gce.errors import SettingsError
 from dask_gce.settings import Settings
 from dask_gce.startup import Payload, build_metadata
@@ -162,9 +163,30 @@ def test_hashes_of_a_requirements_file_are_checked_on_the_machine(tmp_path: Path
     assert "no dask[distributed]" in refused(path)
 
 
+def test_hashes_go_with_a_package_of_ones_own(tmp_path: Path) -> None:
+    make_project(tmp_path / "src", requires=["numpy>=1", "lz4"])
+    path = tmp_path / "requirements.txt"
+    line = f"--hash=sha256:{'0' * 64}"
+    dask = f"dask==2026.8.0 {line}\ndistributed==2026.8.0 {line}\n"
+    path.write_text(f"{dask}numpy==2.0 {line}\n./src\n")
+    assert "no line for lz4" in refused(path)
+    path.write_text(f"{dask}numpy==2.0 {line}\nlz4==4.4 {line}\n./src\n")
+    found = made(path, **VM)
+    # A line without hashes would make the installer refuse all of them.
+    assert all(line in each for each in found.text.splitlines())
+    assert len(found.wheels) == 1
+
+
+def test_a_version_of_an_old_tool_is_asked_for_as_it_is(tmp_path: Path) -> None:
+    install(tmp_path, "dask", "2026.8.0")
+    install(tmp_path, "old", "2004d-final")
+    assert "old==2004d-final" in made("sync", **VM, inventory=at(tmp_path)).text
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
+        ("mine @ https://example.com/mine.whl?token=hidden\n", "password or token"),
         ("-c constraints.txt\n", "uv pip compile"),
         ("--index-url https://me:hidden@example.com/simple\n", "password or token"),
         ("mine @ https://hidden@example.com/mine.whl\n", "password or token"),
@@ -325,6 +347,12 @@ def test_an_environment_that_metadata_cannot_hold_names_its_setting(tmp_path: Pa
     path = tmp_path / "pylock.toml"
     path.write_text(LOCK + "# " + "x" * 270_000)
     payload = Payload("worker", "p", None, {"opts": {}}, environment=made(path, **VM))
+    with pytest.raises(SettingsError) as caught:
+        build_metadata(payload)
+    assert caught.value.key == "environment"
+    many = tuple(Wheel(f"mine-{number}.whl", 1, "0" * 64) for number in range(3000))
+    wanted = Environment("3.11", "requirements.txt", "", wheels=many)
+    payload = Payload("worker", "p", None, {"opts": {}}, environment=wanted)
     with pytest.raises(SettingsError) as caught:
         build_metadata(payload)
     assert caught.value.key == "environment"

@@ -22,7 +22,7 @@ from urllib.request import url2pathname
 from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from dask_gce.boot import requirements
 from dask_gce.boot.distributions import Installed, Inventory, take_inventory
@@ -106,7 +106,10 @@ def _pins(names: Iterable[str]) -> list[str]:
 
 def _public(version: str) -> str:
     # "2.3.0+cu121" is on no common index; asked for without its end, it is found where it exists.
-    return Version(version).public
+    try:
+        return Version(version).public
+    except InvalidVersion:
+        return version  # of old tools; who installed it from an index did so by that name
 
 
 def _text(lines: Iterable[str]) -> str:
@@ -159,9 +162,7 @@ def _wheel(each: Installed, tell: Callable[[str], object]) -> Wheel:
     if each.origin == "files":
         return pack_installed(each.distribution)
     tell(f"Building a wheel of {each.name} {each.version}")
-    if each.origin == "folder":
-        return build_wheel(Path(each.source))
-    return build_wheel(f"{each.name} @ {each.source}")
+    return build_wheel(Path(each.source))
 
 
 def _closure(installed: Iterable[Installed]) -> frozenset[str]:
@@ -215,9 +216,13 @@ def _listed(
             named.update(_names(line))
     # Wheels from here are installed without what they need, which comes with all the rest.
     mine = {canonicalize_name(wheel.name.partition("-")[0]) for wheel in wheels}
-    lines += dict.fromkeys(str(each) for each in needs if each.name not in mine)
-    named.update(each.name for each in needs)
     hashed = any("--hash=" in line for line in lines)
+    if hashed:
+        # Which has its own pin of each.
+        _refuse_unhashed(needs, named)
+    else:
+        lines += dict.fromkeys(str(each) for each in needs if each.name not in mine)
+    named.update(each.name for each in needs)
     if local_roots := mine.intersection(_ROOTS):
         raise SettingsError(
             f"environment: {min(local_roots)} is a folder of yours. Machines need it before they "
@@ -237,6 +242,16 @@ def _listed(
     summary = f"{len(lines)} requirements, {len(wheels)} local wheels"
     options = (_HASHED,) if hashed else ()
     return Environment(_python(), _REQUIREMENTS, _text(lines), options, tuple(wheels), summary)
+
+
+def _refuse_unhashed(needs: Iterable[Requirement], named: set[str]) -> None:
+    """Refuse what machines would refuse: with hashes, everything needs some."""
+    if missing := sorted({each.name for each in needs} - named):
+        raise SettingsError(
+            f"environment: the requirements file has hashes, but no line for {', '.join(missing)}, "
+            "which your own packages need; add it with its hashes.",
+            key="environment",
+        )
 
 
 def _local(
