@@ -13,7 +13,8 @@ from typing import Any
 from dask_gce import families, images, names, shares, startup
 from dask_gce.boot.environment import Environment
 from dask_gce.boot.versions import expectation
-from dask_gce.instance import Hardware, InstanceSpec
+from dask_gce.hardware_fields import Hardware
+from dask_gce.instance import InstanceSpec
 from dask_gce.placement import Location, MachineShape
 from dask_gce.settings import Settings
 

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from dask_gce.errors import SettingsError
+from dask_gce.hardware_fields import ORDINARY, Hardware, hardware_fields, local_ssd
 
 #: The fields of an instance that this package reads. Sent as a field mask, because a list answer
 #: otherwise carries every instance's whole metadata, up to 512 KiB each.
@@ -31,37 +32,6 @@ LOGGING = "google-logging-enabled"
 ENDED = frozenset(
     {"STOPPING", "PENDING_STOP", "STOPPED", "TERMINATED", "SUSPENDED", "DEPROVISIONING"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """What is asked of an instance's host, beside its machine type.
-
-    Parameters
-    ----------
-    accelerator_type : str or None
-        Type of the GPUs that are added to it; None for none.
-    accelerator_count : int
-        How many are added.
-    migrates : bool
-        Whether it can be moved to another host while it runs.
-    min_cpu_platform : str or None
-        The oldest CPU platform it may be on.
-    reservation : str or None
-        Reservation that it is taken from, a name or ``projects/P/reservations/NAME``.
-    confidential_type : str or None
-        Technology that makes it a Confidential VM; None for none.
-    secure_boot : bool
-        Whether it boots signed software only.
-    """
-
-    accelerator_type: str | None = None
-    accelerator_count: int = 0
-    migrates: bool = True
-    min_cpu_platform: str | None = None
-    reservation: str | None = None
-    confidential_type: str | None = None
-    secure_boot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +96,7 @@ class InstanceSpec:
     service_account: str | None = None
     scopes: tuple[str, ...] = ()
     local_ssds: int = 0
-    hardware: Hardware = Hardware()
+    hardware: Hardware = ORDINARY
     expires: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -172,7 +142,7 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
         # The API's default for autoDelete is false: the disk would outlive the instance.
         "disks": [
             {"boot": True, "autoDelete": True, "initializeParams": disk},
-            *(_local_ssd(spec.zone) for _ in range(spec.local_ssds)),
+            *(local_ssd(spec.zone) for _ in range(spec.local_ssds)),
         ],
         "networkInterfaces": [_network_interface(spec)],
         "labels": dict(spec.labels),
@@ -187,7 +157,7 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
         end = datetime.fromtimestamp(spec.expires, timezone.utc)
         body["scheduling"]["terminationTime"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
         body["scheduling"]["instanceTerminationAction"] = "DELETE"
-    body.update(_hardware(spec.hardware, spec.zone))
+    body.update(hardware_fields(spec.hardware, spec.zone))
     if not spec.hardware.migrates:
         body["scheduling"]["onHostMaintenance"] = "TERMINATE"
     if spec.tags:
@@ -216,45 +186,6 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
             parameters = each["initializeParams"]
             parameters["labels"] = {**_mapping(parameters, "labels"), **spec.labels}
     return body
-
-
-def _local_ssd(zone: str) -> dict[str, Any]:
-    """Return a local SSD: https://docs.cloud.google.com/compute/docs/disks/add-local-ssd ."""
-    return {
-        "type": "SCRATCH",
-        "interface": "NVME",
-        "autoDelete": True,
-        "initializeParams": {"diskType": f"zones/{zone}/diskTypes/local-ssd"},
-    }
-
-
-def _hardware(asked: Hardware, zone: str) -> dict[str, Any]:
-    """Return what is asked of the machine's host; an empty mapping for an ordinary one."""
-    fields: dict[str, Any] = {}
-    if asked.accelerator_type is not None and asked.accelerator_count:
-        kind = f"zones/{zone}/acceleratorTypes/{asked.accelerator_type}"
-        fields["guestAccelerators"] = [
-            {"acceleratorType": kind, "acceleratorCount": asked.accelerator_count}
-        ]
-    if asked.min_cpu_platform is not None:
-        fields["minCpuPlatform"] = asked.min_cpu_platform
-    if asked.reservation is not None:
-        # https://docs.cloud.google.com/compute/docs/instances/reservations-consume
-        fields["reservationAffinity"] = {
-            "consumeReservationType": "SPECIFIC_RESERVATION",
-            "key": "compute.googleapis.com/reservation-name",
-            "values": [asked.reservation],
-        }
-    if asked.confidential_type is not None:
-        fields["confidentialInstanceConfig"] = {"confidentialInstanceType": asked.confidential_type}
-    if asked.secure_boot:
-        # https://docs.cloud.google.com/compute/shielded-vm/docs/modifying-shielded-vm
-        fields["shieldedInstanceConfig"] = {
-            "enableSecureBoot": True,
-            "enableVtpm": True,
-            "enableIntegrityMonitoring": True,
-        }
-    return fields
 
 
 def _mapping(body: Mapping[str, Any], name: str) -> dict[str, Any]:
