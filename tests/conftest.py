@@ -121,7 +121,8 @@ def namespace_emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
         image=machines.image_folder(),
         shared_folders=machines.shared_folders(),
     )
-    with ComputeEmulator(kind) as running:
+    # A power button that is pressed on a busy host: what runs then must not be cut off.
+    with ComputeEmulator(kind, timings=Timings(stopping=30)) as running:
         yield running
     assert not running.leftovers()
 

@@ -57,7 +57,7 @@ class Rest:
     ) -> tuple[int, bytes, dict[str, str]]:
         """Return status, body and headers of an answer."""
         netloc = urlsplit(self.emulator.endpoint).netloc
-        connection = http.client.HTTPConnection(netloc, timeout=20)
+        connection = http.client.HTTPConnection(netloc, timeout=60)
         try:
             url = path + (f"?{urlencode(query)}" if query else "")
             connection.request(verb, url, body=body, headers=headers or {})

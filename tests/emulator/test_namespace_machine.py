@@ -21,7 +21,7 @@ import pytest
 from rest import PROJECT, ZONE, Rest, boot_disk, instance
 
 import dask_gce
-from dask_gce.emulator import ComputeEmulator
+from dask_gce.emulator import ComputeEmulator, Timings
 from dask_gce.emulator.machines.namespace import obstacles, vpc_process
 from dask_gce.emulator.machines.namespace.images import image_folder
 from dask_gce.emulator.machines.namespace.kind import NamespaceKind
@@ -108,7 +108,8 @@ def quick_kind() -> NamespaceKind:
 
 @contextmanager
 def running(kind: NamespaceKind) -> Iterator[Machines]:
-    with ComputeEmulator(kind) as emulator:
+    # On a busy host what runs before a power off must not be cut off.
+    with ComputeEmulator(kind, timings=Timings(stopping=30)) as emulator:
         yield Machines(emulator)
     assert emulator.leftovers() == []
 
