@@ -151,7 +151,14 @@ async def build_image(
             logger.error("%s", left)
         raise
     else:
-        await _to_the_end(build.delete_builder())
+        there = f"Image {image.name} is made; boot from it with source-image: {image.source_image}"
+        try:
+            await _to_the_end(build.delete_builder())
+        except GCEError as error:
+            raise GCEError(f"{there}\nThe machine that made it may be left. {error}") from error
+        except asyncio.CancelledError:
+            logger.warning("%s", there)
+            raise
     finally:
         not_at_exit(build)
     return image

@@ -262,6 +262,31 @@ async def test_what_cannot_be_deleted_is_told_with_the_first_failure(cloud, monk
     assert "gcloud compute instances list" in str(caught.value)
 
 
+async def test_an_image_is_told_whose_builder_cannot_be_deleted(cloud, monkeypatch):
+    monkeypatch.setattr(removal, "CERTAIN_WITHIN", 0.2)
+    emulator = cloud()
+    refused = {"status": 403, "reason": "forbidden", "message": "Not allowed."}
+    emulator.faults.add(Fault("compute.instances.delete", **refused, times=10**6))
+    with pytest.raises(GCEError) as caught:
+        await build(emulator, name="done")
+    assert "source-image: projects/local-project/global/images/done" in str(caught.value)
+    assert "The machine that made it may be left." in str(caught.value)
+    assert "gcloud compute instances list" in str(caught.value)
+    assert images(emulator) and left(emulator)
+
+
+async def test_cancelled_with_the_image_done_it_deletes_the_builder_and_tells(cloud, caplog):
+    emulator = cloud(Timings(deleting=0.3))
+    task = asyncio.ensure_future(build(emulator, name="done"))
+    await until(lambda: emulator.requests["compute.instances.delete"])
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, PATIENCE)
+    await until(lambda: not left(emulator))
+    assert images(emulator) == ["image done in local-project exists"]
+    assert "Image done is made" in caplog.text
+
+
 async def test_a_builder_without_a_client_is_an_orphan(cloud):
     emulator = cloud(phases=("booted",), ends=False)
     task = asyncio.ensure_future(build(emulator))
