@@ -21,8 +21,8 @@ from distributed.deploy.spec import SpecCluster
 
 from dask_gce import names
 from dask_gce.boot.shipping import ship
+from dask_gce.connection_content import Connection
 from dask_gce.connections import (
-    Connection,
     connection_path,
     delete_connection,
     load_connection,

@@ -19,7 +19,8 @@ from typing import Final
 
 from dask_gce.cluster import GCECluster
 from dask_gce.compute import Compute
-from dask_gce.connections import Connection, list_connections, load_connection
+from dask_gce.connection_content import Connection
+from dask_gce.connections import list_connections, load_connection
 from dask_gce.credentials import load_credentials
 from dask_gce.errors import GCEError
 from dask_gce.inventory import list_clusters

@@ -14,7 +14,7 @@ from dask_gce.blueprint import Blueprint
 from dask_gce.boot.dask_config import changed_configuration
 from dask_gce.cluster_records import ClusterRecord, Machine
 from dask_gce.compute import Compute
-from dask_gce.connections import Connection
+from dask_gce.connection_content import Connection
 from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
 from dask_gce.instance import Instance
 from dask_gce.inventory import find_cluster, list_clusters

@@ -14,7 +14,8 @@ from test_cli import LISTING
 
 from dask_gce import names as naming
 from dask_gce import removal
-from dask_gce.connections import Connection, connection_path, list_connections, save_connection
+from dask_gce.connection_content import Connection
+from dask_gce.connections import connection_path, list_connections, save_connection
 from dask_gce.emulator import Fault
 from dask_gce.settings import Settings
 

@@ -15,7 +15,8 @@ from fleets import QUICK, Cloud
 from records import AGGREGATED, compute_of, insert, labels_of
 
 from dask_gce import GCECluster, discovery
-from dask_gce.connections import Connection, connection_path, save_connection
+from dask_gce.connection_content import Connection
+from dask_gce.connections import connection_path, save_connection
 from dask_gce.settings import Settings
 
 PROJECT = "local-project"

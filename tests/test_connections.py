@@ -24,8 +24,8 @@ from leftovers import Snapshot, used_by_others
 
 from dask_gce.boot.environment import Environment
 from dask_gce.boot.wheels import Wheel
+from dask_gce.connection_content import Connection
 from dask_gce.connections import (
-    Connection,
     connection_path,
     delete_connection,
     list_connections,

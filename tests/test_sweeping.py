@@ -11,7 +11,8 @@ from records import AGGREGATED, NOON, compute_of, insert, labels_of, machine, re
 
 from dask_gce import removal
 from dask_gce.client import client_mark
-from dask_gce.connections import Connection, delete_connection, save_connection
+from dask_gce.connection_content import Connection
+from dask_gce.connections import delete_connection, save_connection
 from dask_gce.emulator import Fault
 from dask_gce.errors import GCEError, SettingsError
 from dask_gce.inventory import Inventory, list_clusters

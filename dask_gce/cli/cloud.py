@@ -16,7 +16,7 @@ from dask_gce.cli.output import note
 if TYPE_CHECKING:
     from dask_gce.cluster_records import ClusterRecord
     from dask_gce.compute import Compute
-    from dask_gce.connections import Connection
+    from dask_gce.connection_content import Connection
     from dask_gce.inventory import Inventory
 
 __all__ = ["find", "open_compute", "read_connection", "survey"]

@@ -21,7 +21,7 @@ from dask_gce.terminal import harmless
 if TYPE_CHECKING:
     from dask_gce.cluster_records import Machine
     from dask_gce.compute import Compute
-    from dask_gce.connections import Connection
+    from dask_gce.connection_content import Connection
 
 __all__ = ["logs", "new_lines"]
 
