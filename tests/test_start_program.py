@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 
 import pytest
 from guests import Guest
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from dask_gce.boot.environment import Environment
 from dask_gce.startup import Payload, Tls, scheduler_spec, worker_spec
 
 
@@ -162,3 +164,14 @@ async def test_the_images_entry_point_runs_in_between(guest):
     assert status == 0, output
     assert marker.exists()
     assert seen is not None
+
+
+@pytest.mark.parametrize("python", ["2.7", f"{sys.version_info[0]}.{sys.version_info[1]}"])
+async def test_another_python_is_named_where_packages_cannot_be_added(guest, python):
+    # No machine asks an index for it.
+    text = "--no-index\nthere-is-no-such-package==1.0\n"
+    environment = Environment(python, "requirements.txt", text, summary="sync: 1 package")
+    status, seen, output = await guest.run(payload(environment=environment))
+    assert (status, seen) == (113, None)
+    assert "(sync: 1 package) cannot be added to the container image" in output
+    assert ("(the client has 2.7)" in output) is (python == "2.7")

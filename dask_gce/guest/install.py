@@ -137,6 +137,10 @@ class Packages:
             path.write_text(given if lock else "\n".join(missing) + "\n")
             options = [*self._item("install-options").split(), "--requirement", str(path)]
             what = f"the environment ({self._summary}) cannot be added to the container image"
+            here, client = "{}.{}".format(*sys.version_info), self._item("python")
+            if here != client:
+                # Versions of the client's need not exist for another Python.
+                what += f", which has Python {here} (the client has {client})"
             self._run([*self._installer(lock), *options], what)
         (self._folder / COMPLETE).touch()
 
