@@ -256,6 +256,24 @@ async def test_more_than_a_wheel_is_not_written(scheduler: Running, wheels: list
     assert not (machine.store / large.sha256 / large.name).with_suffix(".part").exists()
 
 
+async def test_a_scheduler_that_does_not_know_of_wheels_yet_is_asked_again(
+    wheels: list[Wheel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "AGAIN", 0.01)
+    machine, worker = Machine(tmp_path / "scheduler", wheels), Machine(tmp_path / "worker", wheels)
+    monkeypatch.setenv("DASK_GCE_WHEELS", str(machine.write()))
+    # It listens, and its preloads have not started.
+    async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as running:
+        status, output = await fetch(worker, running.address, timeout=0.0)
+        assert (status, "the client has not sent" in output) == (1, True)
+        async with rpc(running.address) as connection:
+            assert await connection.dask_gce_wheels(wait=0) is None
+            sending = asyncio.ensure_future(ship(connection, wheels, timeout=60))
+            await load().dask_setup(running)
+            await sending
+    assert len(machine.installed) == 1
+
+
 async def test_an_answer_that_never_comes_is_not_waited_for_for_ever(wheels: list[Wheel]) -> None:
     class Silent:
         async def dask_gce_wheels(self, wait: float) -> None:

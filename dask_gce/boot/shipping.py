@@ -75,6 +75,10 @@ async def _ship(
     while True:
         try:
             state = await scheduler.dask_gce_wheels(wait=0)
+            if state is None:
+                # It listens already, and starts its preloads only then.
+                await asyncio.sleep(AGAIN)
+                continue
             missing = state["missing"]
             if missing and not told:
                 told = True

@@ -194,13 +194,17 @@ async def fetch(plan: dict[str, Any], install: bool) -> str:
                 plan["contact"], connection_args=arguments, timeout=1 + min(left, PATIENCE)
             ) as scheduler:
                 state = await scheduler.dask_gce_wheels(wait=min(left, PATIENCE))
+                if state is None:
+                    # It listens before it starts its preloads.
+                    state = {"missing": {}, "ready": False, "error": ""}
                 if state["error"]:
                     return f"on the scheduler they {state['error']}"
                 if state["ready"]:
                     if install:
                         await get(Store(plan), scheduler)
                     return ""
-                reason = "the client has not sent " + ", ".join(sorted(state["missing"]))
+                missing = ", ".join(sorted(state["missing"])) or "what it is to hand out"
+                reason = f"the client has not sent {missing}"
         except OSError as error:
             reason = f"the scheduler does not answer: {error}"
         if not left:
