@@ -146,8 +146,8 @@ def _names(key: str, words: Sequence[str]) -> Iterator[str]:
         if not word.startswith("-") or word in ("-", "--"):
             raise SettingsError(
                 f"{key}[{len(words) - len(rest) - 1}] is neither an option nor the value of one, "
-                "so docker would take it for the image. Write each option and its value as words of "
-                "their own.",
+                "so docker would take it for the image. Write each option and its value as words "
+                "of their own.",
                 key=key,
             )
         if word.startswith("--"):
