@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +73,11 @@ async def test_a_cluster_without_containers_works(
         await client.wait_for_workers(1, timeout=PATIENCE)
         places = [await client.submit(travelling.place)]
         places.append(await client.run_on_scheduler(travelling.place))
+        # Beside the environment, which belongs to the user that Dask runs as.
+        plan = await client.run_on_scheduler(
+            lambda: Path(os.environ["DASK_GCE_WHEELS"]).read_text()
+        )
+        assert json.loads(plan)["folder"].endswith("/dask/environments/dask-gce-wheels")
         # A worker that comes later gets the package too.
         cluster.scale(2)
         await client.wait_for_workers(2, timeout=PATIENCE)

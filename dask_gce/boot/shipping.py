@@ -77,6 +77,7 @@ async def _ship(
             state = await scheduler.dask_gce_wheels(wait=0)
             if state is None:
                 # It listens already, and starts its preloads only then.
+                reasons.append("the scheduler does not take any; its console may say why")
                 await asyncio.sleep(AGAIN)
                 continue
             missing = state["missing"]

@@ -182,7 +182,7 @@ class Packages:
         path = folder / "wheels.json"
         plan = {
             "wheels": self.wheels,
-            "folder": str(self._folder.parent.parent / "dask-gce-wheels"),
+            "folder": str(self._folder.parent / "dask-gce-wheels"),
             "install": [*self._installer(alone=True), "--no-deps", "--no-index"],
             "installed": str(self._folder / self._has_wheels),
             "contact": contact,
