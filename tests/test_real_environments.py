@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import requests
+from adapting import see_it_adapt
 from clusters import wait_until, worker_machines
 from distributed import Client
 from machines import admit, needs_namespaces
@@ -138,6 +139,7 @@ def test_a_synced_environment_with_a_package_that_is_edited_here(
         client.wait_for_workers(2, timeout=LONG)
         assert [result for result, _, _ in everywhere()] == [42, 42]
         assert "on this machine already, so it is not built" in _consoles(emulator, first)
+        see_it_adapt(emulator, cluster, client)
 
 
 def _consoles(emulator: ComputeEmulator, name: str) -> str:
