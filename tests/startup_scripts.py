@@ -107,6 +107,8 @@ class ScriptedMachine:
             self._command(name, COMMAND)
         self._command("docker", ENGINE)
         self.console = ""
+        #: The guest attribute that tells the phase, as the script left it.
+        self.published: str | None = None
 
     def _command(self, name: str, text: str) -> None:
         program = self.folder / "bin" / name
@@ -200,5 +202,6 @@ class ScriptedMachine:
         finally:
             await server.close()
         self.console = output.decode()
+        self.published = record.guest_attributes.get("dask-gce", {}).get("phase")
         assert process.returncode is not None
         return process.returncode

@@ -72,6 +72,7 @@ async def test_a_boot_goes_through_its_phases_and_ends_the_machine(tmp_path):
     machine = ScriptedMachine(tmp_path)
     assert await machine.boot(payload()) == 0, machine.console
     assert machine.phases == ["booted", "image-pulling", "image-ready", "ended"]
+    assert machine.published == "ended"
     assert machine.called("poweroff") == [[]]
     (rule,) = machine.called("iptables")
     assert " ".join(rule) == "-w -I INPUT -p tcp -m multiport --dports 8786,8787 -j ACCEPT"

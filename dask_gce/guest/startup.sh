@@ -33,11 +33,19 @@ attribute() { # NAME: print one of our attributes
   fi
 }
 
+report() { # publish the phases that are read, one after another, as a guest attribute; none ends it
+  local text
+  while IFS= read -r -d '' text && [ -n "$text" ]; do
+    printf '%s' "$text" | curl --silent --output /dev/null --max-time 10 --request PUT --data-binary @- \
+      --header 'Metadata-Flavor: Google' \
+      "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/guest-attributes/dask-gce/phase"
+  done
+}
+
 phase() { # TEXT: say how far the boot has come, on the serial console and as a guest attribute
   echo "dask-gce phase: $1"
-  printf '%s' "$1" | curl --silent --output /dev/null --request PUT --data-binary @- \
-    --header 'Metadata-Flavor: Google' \
-    "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/guest-attributes/dask-gce/phase"
+  # In a process of its own, which alone suffers if nobody reads any more.
+  (printf '%s\0' "$1" >&"$reporter")
 }
 
 delete_self() { # ask Compute Engine to delete this instance; fails if the service account may not
@@ -53,6 +61,8 @@ delete_self() { # ask Compute Engine to delete this instance; fails if the servi
 }
 
 finish() { # STATUS: a machine without Dask is of no use to anybody
+  (printf '\0' >&"$reporter")
+  wait "$reporting"
   if [ "$1" -ne 0 ]; then
     # Time for the client to see the phase and read the serial console before both are gone.
     sleep "$(metadata attributes/dask-gce-linger || echo 120)"
@@ -152,6 +162,9 @@ install_gpu_driver() { # see to the driver of this machine's GPUs; containers ge
   [ "$found" -ge "$count" ] || fail "the driver finds $found of this machine's $count GPUs"
 }
 
+# The boot does not wait for it.
+exec {reporter}> >(report)
+reporting=$!
 phase booted
 folder=$(mktemp -d)
 gather role programs gpus image ports memory shm-size docker-options \
