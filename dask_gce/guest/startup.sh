@@ -45,7 +45,7 @@ report() { # publish the phases that are read, one after another, as a guest att
 phase() { # TEXT: say how far the boot has come, on the serial console and as a guest attribute
   echo "dask-gce phase: $1"
   # In a process of its own, which alone suffers if nobody reads any more.
-  (printf '%s\0' "$1" >&"$reporter")
+  (printf '%s\0' "$1" >&9)
 }
 
 delete_self() { # ask Compute Engine to delete this instance; fails if the service account may not
@@ -61,8 +61,8 @@ delete_self() { # ask Compute Engine to delete this instance; fails if the servi
 }
 
 finish() { # STATUS: a machine without Dask is of no use to anybody
-  (printf '\0' >&"$reporter")
-  wait "$reporting"
+  (printf '\0' >&9)
+  [ -z "$reporting" ] || wait "$reporting"
   if [ "$1" -ne 0 ]; then
     # Time for the client to see the phase and read the serial console before both are gone.
     sleep "$(metadata attributes/dask-gce-linger || echo 120)"
@@ -163,8 +163,8 @@ install_gpu_driver() { # see to the driver of this machine's GPUs; containers ge
 }
 
 # The boot does not wait for it.
-exec {reporter}> >(report)
-reporting=$!
+exec 9> >(report)
+reporting=${!:-} # which an old bash does not tell
 phase booted
 folder=$(mktemp -d)
 gather role programs gpus image ports memory shm-size docker-options \
