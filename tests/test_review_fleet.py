@@ -152,7 +152,7 @@ async def test_an_address_without_a_route_does_not_slow_the_other_down():
                 members={"s": SimpleNamespace(instance=instance)}, mark_ready=ready.append
             ),
             blueprint=SimpleNamespace(
-                settings=SimpleNamespace(start_timeout=10, scheduler_port=port),
+                settings=SimpleNamespace(start_timeout=10, scheduler_port=port, is_local=False),
                 scheduler=lambda name, location: SimpleNamespace(name=name),
             ),
             placement=None,
