@@ -27,7 +27,7 @@ from dask_gce.emulator.machines.namespace.kind import NamespaceKind
 from dask_gce.emulator.machines.namespace.obstacles import BASE
 from dask_gce.emulator.machines.namespace.vpc.cgroups import ROOT, unified_only
 from dask_gce.emulator.machines.namespace.vpc.device_filter import attach_filter
-from dask_gce.emulator.machines.namespace.vpc.paths import within
+from dask_gce.emulator.machines.namespace.vpc.paths import make_folder, within
 
 
 def unified_folder() -> Path:
@@ -68,20 +68,45 @@ def test_links_of_a_machine_lead_nowhere_but_into_the_machine(tmp_path):
         within(str(root), "circle")
 
 
+def test_a_folder_is_made_where_a_guest_has_left_what_cannot_be_gone_through(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "etc").symlink_to("/nowhere/else")
+    (root / "tmp").symlink_to("/tmp/below")
+    (root / "mnt").write_text("a file")
+    for path, place in {
+        "etc/default": "/nowhere/else/default",
+        "tmp": "/tmp",
+        "mnt/disks": "/mnt/disks",
+        "new/folder": "/new/folder",
+    }.items():
+        assert make_folder(str(root), path) == f"{root}{place}"
+        assert Path(f"{root}{place}").is_dir()
+
+
 @needs_namespaces
 @pytest.mark.parametrize("image", ["projects/debian-cloud/global/images/family/debian-12", COS])
-def test_a_boot_does_not_follow_a_guests_links_to_the_host(machines, tmp_path, image):
-    folders = [tmp_path / name for name in ("etc", "lib", "mnt", "tmp")]
-    for folder in folders:
-        folder.mkdir()
-        folder.chmod(0o700)
+@pytest.mark.parametrize("circle", [False, True])
+def test_a_boot_does_not_follow_a_guests_links_to_the_host(machines, image, circle):
+    # Not below /tmp, which the guest makes a link as well: every link would end there.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
+        folders = [Path(place, name) for name in ("etc", "lib", "mnt", "tmp")]
+        for folder in folders:
+            folder.mkdir()
+            folder.chmod(0o700)
+        boot_with_links(machines, image, folders, circle)
+        assert [list(folder.iterdir()) for folder in folders] == [[]] * 4
+        assert {folder.stat().st_mode & 0o7777 for folder in folders} == {0o700}
+
+
+def boot_with_links(machines: Machines, image: str, folders: list[Path], circle: bool) -> None:
     etc, lib, mnt, tmp = folders
-    # Root remounts what is read-only.
+    # Root remounts what is read-only, and lets go of what is busy.
     script = f"""#!/bin/bash
 [ -e /seen ] && {{ cat /etc/hostname; exit; }}
 mount -o remount,rw / && touch /seen
-umount /etc /var/lib/* /var /mnt/* /tmp 2>/dev/null
-for pair in /etc:{etc} /var/lib:{lib} /mnt:{mnt} /tmp:{tmp}
+umount -l /etc /var/lib/* /var /mnt/* /tmp 2>/dev/null
+for pair in /etc:{etc} /var/lib:{lib} /mnt:{mnt} /tmp:{"/tmp/below" if circle else tmp}
 do rm -rf ${{pair%:*}}; ln -s ${{pair#*:}} ${{pair%:*}}; done
 echo linked
 """
@@ -90,8 +115,6 @@ echo linked
     machines.act("a", "reset")
     wanted = "startup-script: a\n" if "debian" in image else "startup-script"
     machines.until_said("a", wanted, 1 if "debian" in image else 2)
-    assert [list(folder.iterdir()) for folder in folders] == [[]] * 4
-    assert {folder.stat().st_mode & 0o7777 for folder in folders} == {0o700}
 
 
 @needs_namespaces

@@ -17,7 +17,7 @@ import subprocess
 
 from . import kernel
 from .layers import overlay
-from .paths import within
+from .paths import make_folder, within
 
 __all__ = ["close_firewall", "lay_out"]
 
@@ -104,18 +104,18 @@ def lay_out(lower: str, folder: str, root: str) -> None:
         file.write(_HELPER)
     os.chmod(helper, 0o755)  # noqa: S103 # everybody runs it, as there
     # Programs' writable places that start empty: stateful ones from the disk, the others not.
-    _make_folder(root, "mnt/stateful_partition")
-    _make_folder(root, "mnt/disks")
+    make_folder(root, "mnt/stateful_partition")
+    make_folder(root, "mnt/disks")
     scratch = f"{folder}/stateless"
     os.makedirs(scratch, exist_ok=True)
     kernel.mount("tmpfs", scratch, "tmpfs", _SAFE, "mode=755")
-    overlay(f"{lower}/etc", f"{scratch}/etc", f"{scratch}/etc.work", within(root, "etc"))
+    overlay(f"{lower}/etc", f"{scratch}/etc", f"{scratch}/etc.work", make_folder(root, "etc"))
     for name in ("home", "var"):
         overlay(
             f"{lower}/{name}",
             f"{folder}/{name}.upper",
             f"{folder}/{name}.work",
-            within(root, name),
+            make_folder(root, name),
             _SAFE | kernel.NO_PROGRAMS,
         )
     for name in ("google", "toolbox"):
@@ -126,10 +126,10 @@ def lay_out(lower: str, folder: str, root: str) -> None:
         ("mnt/disks", "755", 0),
         ("var/lib/cloud", "755", 0),
     ):
-        place = _make_folder(root, target)
+        place = make_folder(root, target)
         kernel.mount("tmpfs", place, "tmpfs", _SAFE | more, f"mode={mode}")
     # Where the guest agent may run scripts, as its settings on this system say.
-    settings = f"{_make_folder(root, 'etc/default')}/instance_configs.cfg"
+    settings = f"{make_folder(root, 'etc/default')}/instance_configs.cfg"
     with open(settings, "a", encoding="utf-8") as file:  # /etc is as the image has it
         file.write("\n[MetadataScripts]\nrun_dir = /var/lib/google\n")
 
@@ -158,10 +158,4 @@ def close_firewall() -> None:
 
 def _bind(source: str, root: str, target: str) -> None:
     os.makedirs(source, exist_ok=True)
-    kernel.bind(source, _make_folder(root, target))
-
-
-def _make_folder(root: str, path: str) -> str:
-    folder = within(root, path)
-    os.makedirs(folder, exist_ok=True)
-    return folder
+    kernel.bind(source, make_folder(root, target))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["within"]
+__all__ = ["make_folder", "within"]
 
 #: As the kernel's own limit; see path_resolution(7).
 _MOST_LINKS = 40
@@ -57,3 +57,37 @@ def within(root: str, path: str) -> str:
             done.clear()
         waiting += link.split("/")[::-1]
     return "/".join((root, *done))
+
+
+def make_folder(root: str, path: str) -> str:
+    """Make a folder of a machine where there is none; links count from the machine's root.
+
+    Where a guest has left links that lead in a circle, or something else than folders, it is
+    removed: a launcher mounts at this path, and a machine boots whatever its guest has done to it.
+
+    Parameters
+    ----------
+    root : str
+        Where the machine's root is mounted. Nothing in it may change meanwhile.
+    path : str
+        The path as the machine knows it.
+
+    Returns
+    -------
+    str
+        A path below the root, without links.
+    """
+    try:
+        folder = within(root, path)
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EEXIST):
+            raise
+        folder = root
+        for part in path.split("/"):
+            folder = f"{folder}/{part}"
+            if os.path.islink(folder) or not os.path.isdir(folder):
+                if os.path.lexists(folder):
+                    os.unlink(folder)
+                os.mkdir(folder)
+    return folder

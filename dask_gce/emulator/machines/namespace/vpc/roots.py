@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import struct
 import termios
 import tty
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 from . import cos, kernel
 from .cgroups import Group, unified_only
 from .layers import hide, overlay
-from .paths import within
+from .paths import make_folder, within
 
 if TYPE_CHECKING:
     from .boot import Plan
@@ -127,9 +128,7 @@ class Root:
         return within(self._root, path)
 
     def _make_folder(self, path: str) -> str:
-        folder = self._at(path)
-        os.makedirs(folder, exist_ok=True)
-        return folder
+        return make_folder(self._root, path)
 
     # The disk
 
@@ -157,10 +156,13 @@ class Root:
             ),
             "resolv.conf": f"nameserver 169.254.169.254\nsearch {' '.join(plan.domains)}\n",
         }.items():
-            # It may be a link into a folder that does not exist yet.
+            # It may be a link into a folder that does not exist yet, or whatever a guest has made.
+            place = f"{etc}/{name}"
+            if os.path.isdir(place) and not os.path.islink(place):
+                shutil.rmtree(place)
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{etc}/{name}")
-            with open(f"{etc}/{name}", "x", encoding="utf-8") as file:
+                os.unlink(place)
+            with open(place, "x", encoding="utf-8") as file:
                 file.write(text)
 
     # What the kernel shows
