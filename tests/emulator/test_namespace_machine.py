@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import importlib.util
 import json
@@ -23,6 +24,7 @@ from rest import PROJECT, ZONE, Rest, boot_disk, instance
 import dask_gce
 from dask_gce.emulator import ComputeEmulator, Timings
 from dask_gce.emulator.machines.namespace import obstacles, vpc_process
+from dask_gce.emulator.machines.namespace.fabric import Fabric
 from dask_gce.emulator.machines.namespace.images import image_folder
 from dask_gce.emulator.machines.namespace.kind import NamespaceKind
 from dask_gce.emulator.machines.namespace.obstacles import BASE, find_obstacle
@@ -183,7 +185,7 @@ def test_a_missing_tool_is_named_with_its_package(monkeypatch):
 @needs_namespaces
 def test_the_startup_script_runs_as_google_runs_it(machines):
     machines.boot("a", "#!/bin/bash\necho $PWD ${HOME-no home}\necho oops >&2\nexit 3\n")
-    text = machines.until_said("a", "exit status")
+    text = machines.until_said("a", "startup-script exit status 3\n")
     assert "startup-script: / no home\n" in text
     assert "startup-script: oops\n" in text
     assert text.endswith("startup-script exit status 3\n")
@@ -196,10 +198,12 @@ def test_a_script_without_an_interpreter_is_the_shell_s(machines):
 
 @needs_namespaces
 def test_the_first_process_has_nothing_of_the_host_s(machines):
-    script = "tr '\\0' '\\n' </proc/1/environ; echo; ls /proc/1/fd | wc -w; hostname; hostname -f"
+    # The three standard ones, two of signals, the requests for power, and the script's output, whose
+    # other end is still open for a moment.
+    count = "until [ $(ls /proc/1/fd | wc -w) -le 7 ]; do sleep 0.02; done; ls /proc/1/fd | wc -w"
+    script = f"tr '\\0' '\\n' </proc/1/environ; echo; {count}; hostname; hostname -f"
     lines = machines.run("a", script)
     assert {one.partition("=")[0] for one in lines if "=" in one} == {"PATH"}
-    # The three standard ones, two of signals, the requests for power, and the script's output.
     assert lines[-3:] == ["7", "a", f"a.{ZONE}.c.{PROJECT}.internal"]
 
 
@@ -281,8 +285,8 @@ def test_a_machine_out_of_memory_loses_a_process_and_its_siblings_nothing(machin
 def test_a_stop_runs_the_shutdown_script_and_keeps_the_disk(machines):
     script = """#!/bin/sh
 echo boot >>/var/lib/boots; wc -l </var/lib/boots
-ls /tmp/passing /run/passing 2>/dev/null; touch /tmp/passing /run/passing; echo ready
-trap 'echo asked to end; exit' TERM; while :; do sleep 0.01; done
+ls /tmp/passing /run/passing 2>/dev/null; touch /tmp/passing /run/passing
+trap 'echo asked to end; exit' TERM; echo ready; while :; do sleep 0.01; done
 """
     machines.boot("a", script, shutdown="#!/bin/sh\necho going down\n")
     assert "startup-script: 1\n" in machines.until_said("a", "startup-script: ready\n")
@@ -294,6 +298,50 @@ trap 'echo asked to end; exit' TERM; while :; do sleep 0.01; done
     text = machines.until_said("a", "startup-script: ready\n", 2)
     assert "startup-script: 2\n" in text
     assert "passing" not in text
+
+
+@needs_namespaces
+def test_a_stop_while_a_machine_is_still_being_attached_is_no_power_cut(machines, monkeypatch):
+    attach, may_go_on = Fabric.attached, threading.Event()
+
+    async def attach_late(fabric: Fabric, slot: int, address: str) -> None:
+        while not may_go_on.is_set():
+            await asyncio.sleep(0.01)
+        await attach(fabric, slot, address)
+
+    monkeypatch.setattr(Fabric, "attached", attach_late)
+    try:
+        machines.boot("a", "echo up", shutdown="echo begins; sleep 1; echo ends")
+        machines.until_said("a", "startup-script: up")
+        stop = machines.post(f"zones/{ZONE}/instances/a/stop")
+        machines.until_said("a", "shutdown-script: begins")
+    finally:
+        may_go_on.set()
+    machines.wait(stop)
+    assert "shutdown-script: ends" in machines.console("a")
+
+
+SLOW_INIT = """\
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from vpc import init
+from vpc.main import main
+run = init.run
+def run_late(*arguments):
+    time.sleep(1)
+    run(*arguments)
+init.run = run_late
+main()
+"""
+
+
+@needs_namespaces
+def test_a_power_button_pressed_before_the_first_program_listens_is_not_lost(kind, monkeypatch):
+    monkeypatch.setattr(vpc_process, "_PROGRAM", SLOW_INIT)
+    with running(kind) as machines:
+        machines.boot("a", "sleep 1000", shutdown="echo going down")
+        machines.act("a", "stop")
+        assert "shutdown-script: going down" in machines.console("a")
 
 
 @needs_namespaces

@@ -51,7 +51,10 @@ class _Boot:
         self._again: asyncio.TimerHandle | None = None
         self._carry = b""
         self.reason = "kill"
+        #: Whether its end is asked for, so that it is no exit of the guest's.
         self.asked = False
+        #: Whether nobody wants it any more, though its thread may still get a machine.
+        self.abandoned = False
         self.ended = asyncio.Event()
         self._control, self._control_end = socket.socketpair()
         self._control.setblocking(False)
@@ -185,7 +188,7 @@ class NamespaceMachine(Machine):
             try:
                 await asyncio.shield(begun)
             except asyncio.CancelledError:
-                boot.asked = True  # the thread may still get its machine, which is not wanted then
+                boot.asked = boot.abandoned = True
                 raise
 
     async def _follow(self, boot: _Boot, begun: asyncio.Future[int]) -> None:
@@ -202,7 +205,8 @@ class NamespaceMachine(Machine):
             except RuntimeError as error:
                 # The emulator is closing, or the machine is off again.
                 logger.debug("Machine %s is not served: %s", self.record.name, error)
-            if boot.asked:
+            # Not where its end was asked for meanwhile: then its scripts have their time.
+            if boot.abandoned:
                 await self._kind.in_thread(self._kind.vpc.signal, self.slot, signal.SIGKILL)
             await boot.ended.wait()
             boot.finish()

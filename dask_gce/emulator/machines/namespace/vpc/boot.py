@@ -206,6 +206,9 @@ def _become(plan: Plan, group: Group, starter: socket.socket) -> NoReturn:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
+        # The kernel drops what a first program does not handle yet, but keeps what is blocked. All
+        # first programs let these in once they can take them, as systemd does by a descriptor.
+        signal.pthread_sigmask(signal.SIG_BLOCK, init.BUTTONS)
         os.setsid()
         os.umask(0o022)
         group.join()

@@ -26,10 +26,11 @@ from typing import NoReturn
 
 from . import kernel
 
-__all__ = ["BUTTON", "run"]
+__all__ = ["BUTTON", "BUTTONS", "run"]
 
 #: The signal of the power button, as systemd knows it; the next one restarts.
 BUTTON = signal.SIGRTMIN + 4
+BUTTONS = (BUTTON, BUTTON + 1)
 
 _METADATA = "169.254.169.254"
 
@@ -85,8 +86,9 @@ class Init:
         os.set_blocking(wake, False)
         os.set_blocking(woken, False)
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, BUTTON, BUTTON + 1):
+        for number in (signal.SIGCHLD, *BUTTONS):
             signal.signal(number, lambda number, frame: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BUTTONS)  # who booted this has blocked them
         # "kill 1" does nothing to a real machine either.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -104,7 +106,7 @@ class Init:
                     self._read(descriptor)
             if wake in ready:
                 for number in os.read(wake, 4096):
-                    if number in (BUTTON, BUTTON + 1):
+                    if number in BUTTONS:
                         self._end("reboot" if number > BUTTON else "poweroff")
                 self._bury()
             if requests in ready:
