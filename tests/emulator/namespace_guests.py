@@ -62,14 +62,18 @@ class Guest:
         self.address: str = resource["networkIP"]
         self.external: str = resource["accessConfigs"][0]["natIP"] if external else ""
 
-    def attempt(self, command: str) -> tuple[int, str]:
-        """Return the exit status and the output of a command."""
+    def tell(self, command: str) -> None:
+        """Have a command run, of which the guest may not live to tell the outcome."""
         self._count += 1
         metadata = self._rest.instance(self.name)["metadata"]
         for item in metadata["items"]:
             if item["key"] == "command":
                 item["value"] = f"{self._count} {command}"
         self._rest.wait(self._rest.post(f"{self._path}/setMetadata", metadata))
+
+    def attempt(self, command: str) -> tuple[int, str]:
+        """Return the exit status and the output of a command."""
+        self.tell(command)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             try:

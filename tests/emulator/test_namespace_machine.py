@@ -198,8 +198,8 @@ def test_a_script_without_an_interpreter_is_the_shell_s(machines):
 
 @needs_namespaces
 def test_the_first_process_has_nothing_of_the_host_s(machines):
-    # The three standard ones, two of signals, the requests for power, and the script's output, whose
-    # other end is still open for a moment.
+    # The three standard ones, two of signals, the requests for power, and the script's output; the
+    # other end of that is open for a moment longer.
     count = "until [ $(ls /proc/1/fd | wc -w) -le 7 ]; do sleep 0.02; done; ls /proc/1/fd | wc -w"
     script = f"tr '\\0' '\\n' </proc/1/environ; echo; {count}; hostname; hostname -f"
     lines = machines.run("a", script)
@@ -305,8 +305,7 @@ def test_a_stop_while_a_machine_is_still_being_attached_is_no_power_cut(machines
     attach, may_go_on = Fabric.attached, threading.Event()
 
     async def attach_late(fabric: Fabric, slot: int, address: str) -> None:
-        while not may_go_on.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(may_go_on.wait, PATIENCE)
         await attach(fabric, slot, address)
 
     monkeypatch.setattr(Fabric, "attached", attach_late)

@@ -73,13 +73,26 @@ class Forwards:
             if place in self._servers or place in self._refused:
                 continue
             try:
-                self._servers[place] = await asyncio.start_server(
-                    partial(self._accept, place), *place, limit=_PIECE
-                )
+                await self._listen(place)
             except OSError as error:
                 # Somebody else has the port on all addresses of the host, as its SSH server may.
                 logger.info("The host does not listen on %s:%d: %s", *place, error)
                 self._refused.add(place)
+
+    async def _listen(self, place: Target) -> None:
+        server = await asyncio.start_server(
+            partial(self._accept, place), *place, limit=_PIECE, start_serving=False
+        )
+        if place not in self._targets:
+            server.close()  # its machine went off meanwhile
+            return
+        # Noted first: who is interrupted while it begins to serve has something to close.
+        self._servers[place] = server
+        try:
+            await server.start_serving()
+        except OSError:
+            self._servers.pop(place).close()
+            raise
 
     def retain(self, places: Collection[Target]) -> None:
         """Listen nowhere else any more.
@@ -91,6 +104,8 @@ class Forwards:
         """
         for place in [one for one in self._servers if one not in places]:
             self._servers.pop(place).close()
+        for place in [one for one in self._targets if one not in places]:
+            del self._targets[place]
 
     async def close(self) -> None:
         """Stop listening and end every connection. May be called twice."""
