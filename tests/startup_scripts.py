@@ -30,7 +30,7 @@ sys.exit(plan["status"].get(name, 0))
 
 #: A container engine: it has an image once a pull went well, and containers that do as planned.
 ENGINE = """#!{python} -IS
-import json, os, sys
+import json, os, sys, time
 folder = {folder!r}
 words = sys.argv[1:]
 home = dict(HOME=os.environ.get("HOME"), DOCKER_CONFIG=os.environ.get("DOCKER_CONFIG"))
@@ -57,7 +57,10 @@ elif words[0] == "pull":
     sys.exit(status)
 elif words[0] == "run":
     guest = next(word.split(":")[0] for word in words if word.endswith(":ro"))
-    seen = dict(modes={{}}, texts={{}})
+    while os.path.exists(guest + "/reporting"):  # start.py waits for this, too
+        time.sleep(0.01)
+    before = [json.loads(line) for line in open(folder + "/calls")]
+    seen = dict(modes={{}}, texts={{}}, before=before)
     for name in sorted(os.listdir(guest)):
         seen["modes"][name] = oct(os.stat(guest + "/" + name).st_mode & 0o777)
         seen["texts"][name] = open(guest + "/" + name).read()
@@ -73,6 +76,18 @@ elif words[:2] == ["container", "inspect"]:
     if state is None:
         sys.exit("Error: No such container: dask")
     print(str(state[field]).lower() if isinstance(state[field], bool) else state[field])
+"""
+
+#: A ``curl`` that publishes no phase before Dask is to start, and writes down when it has.
+LATE_CURL = """#!/bin/sh
+PATH=/usr/bin:/bin
+case " $* " in
+*" PUT "*) ;;
+*) exec curl "$@" ;;
+esac
+until grep --quiet '^."\\(docker\\|python\\)", .*/start.py"' {folder}/calls; do sleep 0.01; done
+curl "$@"
+echo '["published"]' >>{folder}/calls
 """
 
 #: Paths of the system that lead into the machine's folder.
@@ -114,6 +129,10 @@ class ScriptedMachine:
         program = self.folder / "bin" / name
         program.write_text(text.format(python=sys.executable, folder=str(self.folder)))
         program.chmod(0o755)
+
+    def publish_late(self) -> None:
+        """Let no phase be published before Dask is to start."""
+        self._command("curl", LATE_CURL)
 
     def memory(self, kilobytes: int) -> None:
         """Let the machine have so much memory."""

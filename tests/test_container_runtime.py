@@ -79,6 +79,15 @@ async def test_a_boot_goes_through_its_phases_and_ends_the_machine(tmp_path):
     assert machine.called("docker", "pull") == [[IMAGE]]
 
 
+async def test_what_the_script_says_is_published_before_what_the_container_says(tmp_path):
+    """An old phase that arrives late would hide why Dask does not start."""
+    machine = ScriptedMachine(tmp_path)
+    machine.publish_late()
+    assert await machine.boot(payload()) == 0, machine.console
+    assert machine.guest["before"].count(["published"]) == machine.phases.index("ended") == 3
+    assert machine.published == "ended"
+
+
 async def test_the_container_has_the_machines_network_and_programs_that_anybody_can_read(tmp_path):
     machine = ScriptedMachine(tmp_path)
     assert await machine.boot(payload()) == 0, machine.console

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import runpy
 import socket
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 from guests import Guest
@@ -147,6 +151,26 @@ async def test_a_worker_without_a_scheduler_gives_up(guest):
     assert status == 113  # startup.sh knows that the reason is told
     assert seen is None
     assert f"dask-gce phase: failed: no scheduler at 127.0.0.1:{port}" in output
+
+
+def test_nothing_is_published_before_what_the_startup_script_has_said(guest):
+    said = runpy.run_path(str(guest.folder / "guest" / "start.py"))["phase"]
+    reporting = guest.folder / "guest" / "reporting"
+    reporting.touch()
+    happened = []
+
+    def published(request, timeout):
+        happened.append(request.data)
+        return io.BytesIO()
+
+    def wait(seconds):
+        happened.append("waited")
+        reporting.unlink()
+
+    said.__globals__["NO_PROXY"] = SimpleNamespace(open=published)
+    said.__globals__["time"] = SimpleNamespace(sleep=wait, monotonic=time.monotonic)
+    said("starting")
+    assert happened == ["waited", b"starting"]
 
 
 async def test_the_exit_status_is_dasks(tmp_path):

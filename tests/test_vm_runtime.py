@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from startup_scripts import LATE_CURL
 
 from dask_gce.boot.environment import Environment
 from dask_gce.emulator.machines.metadata import MetadataServer
@@ -18,7 +19,7 @@ from dask_gce.startup import Payload, build_metadata
 
 #: A command that writes down how it was called, does what uv or Python would, and ends as planned.
 COMMAND = """#!{python} -IS
-import json, os, shutil, sys
+import json, os, shutil, sys, time
 folder, me = {folder!r}, os.path.abspath(sys.argv[0])
 name, words = os.path.basename(me), sys.argv[1:]
 call = [name, *words]
@@ -46,8 +47,11 @@ elif name == "python" and words[:2] == ["-m", "pip"]:
     put(os.path.dirname(me) + "/uv")
 elif name == "python":
     guest = os.path.dirname(words[0])
+    while os.path.exists(guest + "/reporting"):  # start.py waits for this, too
+        time.sleep(0.01)
     texts = {{each: open(guest + "/" + each).read() for each in os.listdir(guest)}}
-    about = dict(texts=texts, environment=dict(os.environ), folder=os.getcwd())
+    before = [json.loads(line) for line in open(folder + "/calls")]
+    about = dict(before=before, texts=texts, environment=dict(os.environ), folder=os.getcwd())
     json.dump(about, open(folder + "/guest.json", "w"))
     status = plan.get("dask", 0)
 sys.exit(status)
@@ -153,6 +157,15 @@ async def test_an_environment_is_built_and_dask_started_in_it(tmp_path: Path) ->
     assert guest["environment"]["HOME"] == str(machine.home / "work")
     assert guest["folder"] == str(machine.home / "work")
     assert "the environment (sync: 30 packages) took" in console
+
+
+async def test_what_the_script_says_is_published_before_what_dask_says(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    (tmp_path / "bin" / "curl").write_text(LATE_CURL.format(folder=tmp_path))
+    (tmp_path / "bin" / "curl").chmod(0o755)
+    status, phases, console = await machine.boot(environment())
+    assert (status, phases) == (0, ["booted", "environment-building", "ended"]), console
+    assert machine.read("guest.json")["before"].count(["published"]) == 2
 
 
 async def test_all_of_it_is_done_by_a_user_without_rights(tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ run_dask() {
   # The container of an earlier boot keeps its name, and on the disk what Dask had spilled.
   [ ! -e "$kept/container" ] || docker rm --force dask >/dev/null 2>&1
   : >"$kept/container"
+  hand_over
   run
   case $status in
   0) ;;

@@ -31,6 +31,8 @@ SERVER = "http://{}/computeMetadata/v1/instance/".format(
 HERE = Path(__file__).parent
 #: Where files that only Dask may read do not reach a disk, if the startup script has made it.
 PRIVATE = HERE.parent / "private"
+#: There until the startup script has published all that it said; and until when that is waited for.
+REPORTING, REPORTED_BY = HERE / "reporting", time.monotonic() + 30.0
 #: Exit status after this program has itself published why it failed; startup.sh knows it too.
 PHASE_IS_TOLD = 113
 
@@ -66,6 +68,9 @@ def metadata(path: str, default: str | None = None) -> str:
 def phase(text: str) -> None:
     """Say how far the boot has come, on the serial console and as a guest attribute."""
     print("dask-gce phase:", text, flush=True)
+    # What was said before this, and is published after it, would be the last word.
+    while REPORTING.exists() and time.monotonic() < REPORTED_BY:
+        time.sleep(0.01)
     request = urllib.request.Request(  # noqa: S310
         SERVER + "guest-attributes/dask-gce/phase",
         data=text.encode(),

@@ -36,6 +36,8 @@ attribute() { # NAME: print one of our attributes
 report() { # publish the phases that are read, one after another, as a guest attribute; none ends it
   local text
   while IFS= read -r -d '' text && [ -n "$text" ]; do
+    # A path is no phase, but a file that is there until all that was said before it is published.
+    case $text in /*) rm -f "$text" && continue ;; esac
     printf '%s' "$text" | curl --silent --output /dev/null --max-time 10 --request PUT --data-binary @- \
       --header 'Metadata-Flavor: Google' \
       "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/guest-attributes/dask-gce/phase"
@@ -46,6 +48,12 @@ phase() { # TEXT: say how far the boot has come, on the serial console and as a 
   echo "dask-gce phase: $1"
   # In a process of its own, which alone suffers if nobody reads any more.
   (printf '%s\0' "$1" >&9)
+}
+
+hand_over() { # have start.py publish its phases after all of these
+  local file=$folder/guest/reporting
+  : >"$file"
+  (printf '%s\0' "$file" >&9) || rm -f "$file"
 }
 
 delete_self() { # ask Compute Engine to delete this instance; fails if the service account may not

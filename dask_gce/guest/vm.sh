@@ -97,6 +97,7 @@ run_dask() {
   printf '%s' "$uv" >"$folder/guest/uv"
   [ -z "$scratch" ] || printf '%s' "$scratch" >"$folder/guest/scratch"
   cd "$home/work" || fail "no folder to work in"
+  hand_over
   PATH=$environment/bin:$PATH "${user[@]}" "$environment/bin/python" "$folder/guest/start.py"
   status=$?
   [ "$status" -ne 113 ] || finish 1 # start.py has said why
