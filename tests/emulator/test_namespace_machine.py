@@ -300,22 +300,41 @@ trap 'echo asked to end; exit' TERM; echo ready; while :; do sleep 0.01; done
     assert "passing" not in text
 
 
-@needs_namespaces
-def test_a_stop_while_a_machine_is_still_being_attached_is_no_power_cut(machines, monkeypatch):
+@contextmanager
+def attaching_late(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serve no machine that boots before the end of the context."""
     attach, may_go_on = Fabric.attached, threading.Event()
 
-    async def attach_late(fabric: Fabric, slot: int, address: str) -> None:
+    async def attach_late(fabric: Fabric, *arguments) -> None:
         await asyncio.to_thread(may_go_on.wait, PATIENCE)
-        await attach(fabric, slot, address)
+        await attach(fabric, *arguments)
 
     monkeypatch.setattr(Fabric, "attached", attach_late)
     try:
+        yield
+    finally:
+        may_go_on.set()
+
+
+@needs_namespaces
+def test_the_first_thing_that_a_script_does_may_be_a_call_of_the_api(machines, monkeypatch):
+    url = f"{machines.emulator.endpoint}/compute/v1/projects/{PROJECT}/zones/{ZONE}/instances"
+    script = f"""curl --silent --show-error --fail {url} >/dev/null &
+sleep 1; echo has called; wait $!; echo status $?
+"""
+    with attaching_late(monkeypatch):
+        machines.boot("a", script)
+        machines.until_said("a", "startup-script: has called")
+    assert "startup-script: status 0\n" in machines.until_said("a", "startup-script: status")
+
+
+@needs_namespaces
+def test_a_stop_while_a_machine_is_still_being_attached_is_no_power_cut(machines, monkeypatch):
+    with attaching_late(monkeypatch):
         machines.boot("a", "echo up", shutdown="echo begins; sleep 1; echo ends")
         machines.until_said("a", "startup-script: up")
         stop = machines.post(f"zones/{ZONE}/instances/a/stop")
         machines.until_said("a", "shutdown-script: begins")
-    finally:
-        may_go_on.set()
     machines.wait(stop)
     assert "shutdown-script: ends" in machines.console("a")
 

@@ -278,7 +278,12 @@ class Fabric(Network):
         self._api = port, serve
         self._unserve[None] = await serve(await self._socket(self._vpc.listen_client, port))
 
-    async def attached(self, slot: int, address: str) -> None:
+    @property
+    def api_port(self) -> int | None:
+        """The port of their loopback addresses on which machines call the Compute API."""
+        return None if self._api is None else self._api[0]
+
+    async def attached(self, slot: int, address: str, listener: socket.socket | None) -> None:
         """Serve a machine that was switched on a moment ago.
 
         Parameters
@@ -287,19 +292,13 @@ class Fabric(Network):
             Its number.
         address : str
             Its internal address.
+        listener : socket or None
+            Where it calls the Compute API.
         """
         await self.detached(slot)
         self._attached[slot] = address
-        if self._api is None:
-            return
-        port, serve = self._api
-        try:
-            listener = await self._socket(self._vpc.listen_machine, slot, port)
-        except VPCProcessGone as error:
-            # It may be off again.
-            logger.debug("A machine cannot reach the Compute API: %s", error)
-            return
-        self._unserve[slot] = await serve(listener)
+        if self._api is not None and listener is not None:
+            self._unserve[slot] = await self._api[1](listener)
 
     async def detached(self, slot: int) -> None:
         """Serve a machine no longer: it is off.

@@ -60,10 +60,12 @@ class _Boot:
         self._control.setblocking(False)
         self._loop.add_reader(self._control, self._read_control)
 
-    def begin(self, plan: dict[str, Any], vpc: VPCProcess) -> int:
-        """Have the machine booted and return its console; for a thread."""
+    def begin(
+        self, plan: dict[str, Any], vpc: VPCProcess, api_port: int | None
+    ) -> tuple[int, socket.socket | None]:
+        """Have the machine booted; return its console and its listener. For a thread."""
         with self._control_end:
-            return vpc.boot(plan, self._control_end)
+            return vpc.boot(plan, self._control_end, api_port)
 
     def watch(self, console: int) -> None:
         """Pass on what the console says, from now on."""
@@ -175,7 +177,7 @@ class NamespaceMachine(Machine):
             if self._watch is not None:
                 await self._watch
             await self._kind.network.settled()
-            plan = self._kind.plan(self)
+            plan, port = self._kind.plan(self), self._kind.network.api_port
             if not self._installed:
                 image = self.contents.folder if isinstance(self.contents, DiskCopy) else None
                 await self._kind.in_thread(_install, self.folder, image)
@@ -183,7 +185,9 @@ class NamespaceMachine(Machine):
             # Here and not below, where all other machines would wait for it.
             await self._kind.in_thread(remove_tree, str(self.folder / "tmp"))
             boot = self._boot = _Boot(self)
-            begun = asyncio.ensure_future(self._kind.in_thread(boot.begin, plan, self._kind.vpc))
+            begun = asyncio.ensure_future(
+                self._kind.in_thread(boot.begin, plan, self._kind.vpc, port)
+            )
             self._watch = asyncio.create_task(self._follow(boot, begun))
             try:
                 await asyncio.shield(begun)
@@ -191,9 +195,11 @@ class NamespaceMachine(Machine):
                 boot.asked = boot.abandoned = True
                 raise
 
-    async def _follow(self, boot: _Boot, begun: asyncio.Future[int]) -> None:
+    async def _follow(
+        self, boot: _Boot, begun: asyncio.Future[tuple[int, socket.socket | None]]
+    ) -> None:
         try:
-            console = await begun
+            console, listener = await begun
         except RuntimeError:
             # Whoever asked for the machine knows why there is none.
             boot.asked = True
@@ -201,9 +207,9 @@ class NamespaceMachine(Machine):
         else:
             boot.watch(console)
             try:
-                await self._kind.network.attached(self.slot, self.address)
+                await self._kind.network.attached(self.slot, self.address, listener)
             except RuntimeError as error:
-                # The emulator is closing, or the machine is off again.
+                # The emulator is closing.
                 logger.debug("Machine %s is not served: %s", self.record.name, error)
             # Not where its end was asked for meanwhile: then its scripts have their time.
             if boot.abandoned:

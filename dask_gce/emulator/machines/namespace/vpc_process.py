@@ -116,7 +116,9 @@ class VPCProcess:
             raise
         return swept
 
-    def boot(self, plan: dict[str, Any], control: socket.socket) -> int:
+    def boot(
+        self, plan: dict[str, Any], control: socket.socket, api_port: int | None
+    ) -> tuple[int, socket.socket | None]:
         """Boot a machine.
 
         Parameters
@@ -125,19 +127,24 @@ class VPCProcess:
             The fields of :class:`vpc.boot.Plan`.
         control : socket
             The machine's end of a connection on which its end will be told.
+        api_port : int or None
+            A TCP port of its loopback address on which to listen before it runs.
 
         Returns
         -------
-        int
+        console : int
             A descriptor of its console, to be read.
+        listener : socket or None
+            The listener on the port, which does not block; None without a port.
 
         Raises
         ------
         VPCProcessGone
             The machine could not be made.
         """
-        _, (console,) = self._ask({"do": "boot", **plan}, [control.fileno()])
-        return console
+        request = {"do": "boot", "api_port": api_port, **plan}
+        _, (console, *listeners) = self._ask(request, [control.fileno()])
+        return console, socket.socket(fileno=listeners[0]) if listeners else None
 
     def signal(self, slot: int, number: int) -> None:
         """Send a signal to a machine's first process; does nothing if the machine is off.
@@ -195,23 +202,6 @@ class VPCProcess:
             The socket, which does not block.
         """
         return self._open({"do": "listen_client", "port": port})
-
-    def listen_machine(self, slot: int, port: int) -> socket.socket:
-        """Open a listener on a machine's loopback address.
-
-        Parameters
-        ----------
-        slot : int
-            The machine's number.
-        port : int
-            The TCP port.
-
-        Returns
-        -------
-        socket
-            The socket, which does not block.
-        """
-        return self._open({"do": "listen_machine", "slot": slot, "port": port})
 
     def listening(self) -> dict[str, list[int]]:
         """Return on which TCP ports the machines listen.

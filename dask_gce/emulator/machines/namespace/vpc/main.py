@@ -4,7 +4,7 @@ Owns the requests of the emulator, the machines' first processes, and what becom
 when the emulator dies. A request is a length and JSON, as is its answer; sockets and other
 descriptors travel beside them. `_VERBS` says which requests there are::
 
-    {"do": "boot", ...} with a control socket  ->  {} with the console
+    {"do": "boot", ...} with a control socket  ->  {} with the console, and a listener if asked for
     {"do": "listen", "kind": "tcp", "address": ..., "port": ...}  ->  {} with the socket
     anything that fails                        ->  {"error": TEXT}
 
@@ -68,7 +68,6 @@ class VPC:
             "apply": self._apply,
             "listen": self._listen,
             "listen_client": self._listen_client,
-            "listen_machine": self._listen_machine,
             "listening": self._listening,
             "connect": self._connect,
             "client_namespace": self._client_namespace,
@@ -149,6 +148,7 @@ class VPC:
 
     def _boot(self, request: Request, descriptors: list[int]) -> Answer:
         (control,) = descriptors
+        port = request.pop("api_port")
         plan = Plan(**request)
         # Its predecessor may have ended a moment ago.
         self._collect()
@@ -157,7 +157,11 @@ class VPC:
         self._boots[boot.pid] = boot
         try:
             self._network.attach(boot.pid, plan.slot, plan.address)
-            return {}, [boot.switch_on()]
+            if port is None:
+                return {}, [boot.switch_on()]
+            # Before its first program runs, whose first word may be a call.
+            with self._network.listen_machine(plan.slot, port) as listener:
+                return {}, [boot.switch_on(), listener.detach()]
         except BaseException:
             os.kill(boot.pid, signal.SIGKILL)
             raise
@@ -197,9 +201,6 @@ class VPC:
 
     def _listen_client(self, request: Request, descriptors: list[int]) -> Answer:
         return {}, [self._network.listen_client(**request).detach()]
-
-    def _listen_machine(self, request: Request, descriptors: list[int]) -> Answer:
-        return {}, [self._network.listen_machine(**request).detach()]
 
     def _listening(self, request: Request, descriptors: list[int]) -> Answer:
         return {"ports": self._network.listening()}, []
