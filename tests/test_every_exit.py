@@ -13,6 +13,7 @@ import time
 
 import pytest
 from clusters import until
+from interruption import HEARS
 
 from dask_gce import GCECluster, names
 from dask_gce.connections import delete_connection, list_connections
@@ -42,7 +43,7 @@ def slow_deletes(discovery):
 def run(emulator, program, *, interrupt_at=None, by=signal.SIGINT):
     """Run a program; interrupt it once, when the emulator has seen a call."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE.format(endpoint=emulator.endpoint) + program],
+        [sys.executable, "-c", HEARS + PREAMBLE.format(endpoint=emulator.endpoint) + program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -121,6 +122,20 @@ cluster.close()
     _, output, errors = run(process_emulator, "import json, urllib.request" + program)
     assert output == "['RUNNING']\n", errors
     assert_all_gone(process_emulator)
+
+
+def test_a_program_hears_ctrl_c_that_python_ignored(emulator):
+    program = """
+class Finalized:
+    def __del__(self):
+        raise KeyboardInterrupt
+Finalized()
+time.sleep(90)
+"""
+    status, _, errors = run(emulator, program)
+    assert status != 0
+    assert "Exception ignored in" in errors
+    assert errors.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_interrupt_in_the_constructor(process_emulator):

@@ -1,0 +1,20 @@
+"""Programs that hear Ctrl-C whenever it comes.
+
+Owns what a program of a test begins with that is to be interrupted once. Python prints and forgets
+an exception that is raised in a finalizer, and Ctrl-C may come in one. Whoever sits at the keyboard
+presses it again; here the program does so itself.
+"""
+
+from __future__ import annotations
+
+HEARS = """
+import _thread as _interrupting, sys as _hearing, threading as _pausing
+def _hear(ignored):
+    _hearing.__unraisablehook__(ignored)
+    if ignored.exc_type is KeyboardInterrupt:
+        # A moment later: whatever is raised in here is ignored as well.
+        again = _pausing.Timer(0.05, _interrupting.interrupt_main)
+        again.daemon = True
+        again.start()
+_hearing.unraisablehook = _hear
+"""
