@@ -92,8 +92,8 @@ def time_is_up(instance: Instance) -> Operation:
     return instance.begin("compute.instances.terminateOnSchedule", instance.end)
 
 
-async def follow_guest(instance: Instance, how: str) -> None:
-    """Do what a guest has done by itself.
+async def follow_guest(instance: Instance, how: str, boots: int) -> None:
+    """Do what a guest has done by itself, unless it has been booted again since.
 
     Parameters
     ----------
@@ -101,20 +101,23 @@ async def follow_guest(instance: Instance, how: str) -> None:
         The instance.
     how : str
         ``poweroff`` or ``reboot``.
+    boots : int
+        How often the instance had booted when the guest did it.
     """
     async with instance.transition:
-        if not instance.running:
+        if not instance.running or instance.boots != boots:
             return
         if how == "reboot":
             await instance.power.cut()
             await instance.boot_again()
             return
-    instance.begin("compute.instances.guestTerminate", partial(_follow_power_off, instance))
+    work = partial(_follow_power_off, instance, boots)
+    instance.begin("compute.instances.guestTerminate", work)
 
 
-async def _follow_power_off(instance: Instance, operation: Operation) -> None:
+async def _follow_power_off(instance: Instance, boots: int, operation: Operation) -> None:
     async with instance.transition:
-        if instance.running:
+        if instance.running and instance.boots == boots:
             await instance.shut_down()
 
 

@@ -106,6 +106,8 @@ class Instance:
         machine.contents = cloud.shelf.get(self.boot_disk["id"])
         # One transition at a time; those in progress give way to the deletion, which ends the nap.
         self.transition = asyncio.Lock()
+        #: How often it has booted, by which the end of one boot is told from the next one's.
+        self.boots = 0
         self._leaving = False
         self._nap: asyncio.Future[None] | None = None
         self._gone = asyncio.Event()
@@ -224,6 +226,7 @@ class Instance:
         )
 
     async def _boot(self) -> None:
+        self.boots += 1
         await self.power.on()
         self.resource["lastStartTimestamp"] = now()
         self.record.preempted = False
@@ -353,8 +356,9 @@ class Instance:
 
     def _guest_ended(self, how: str) -> None:
         """Note that the guest powered off or rebooted by itself; any thread may call this."""
+        boots = self.boots  # of a boot that ends now; what is done meanwhile may begin another
         self._loop.call_soon_threadsafe(
-            lambda: self.cloud.operations.spawn(deaths.follow_guest(self, how))
+            lambda: self.cloud.operations.spawn(deaths.follow_guest(self, how, boots))
         )
 
     def disarm(self) -> None:

@@ -149,6 +149,20 @@ def test_a_guest_that_powers_off_while_it_is_deleted_ends_once(rest, kind):
     assert [one[1] for one in why(rest, "a")] == ["insert", "delete"]
 
 
+@pytest.mark.parametrize("how", ["poweroff", "reboot"])
+def test_what_a_guest_did_before_a_reset_is_not_done_to_it_after(rest, kind, how):
+    rest.insert(name="a")
+    with kind.holding("kill"):
+        reset = rest.post(f"{INSTANCES}/a/reset")
+        until(lambda: kind.machines["a"].deeds == ["boot", "kill"])
+        kind.machines["a"].on_exit(how)
+    rest.wait(reset)
+    # Its turn comes after what the guest has done.
+    rest.wait(rest.post(f"{INSTANCES}/a/reset"))
+    assert kind.machines["a"].deeds == ["boot", *["kill", "boot"] * 2]
+    assert [one[1] for one in why(rest, "a")] == ["insert", "reset", "reset"]
+
+
 def test_the_longest_run_time_is_an_operation_of_the_system(discovery):
     timings = Timings(latency=0, run_duration_scale=0.005)
     with ComputeEmulator("paper", timings=timings) as emulator:
