@@ -324,7 +324,8 @@ class Fleet:
             ),
         )
         for member, before in zip(asked, told, strict=True):
-            if member.phase != before:
+            # One that became ready before its answer came boots no more.
+            if member.phase != before and not member.ready:
                 self.events.note(member.name, "booting", member.phase)
         verdicts += [
             (member, InstanceError, member.phase)

@@ -300,6 +300,20 @@ async def test_how_far_a_boot_has_come_is_an_event_for_each_change(cloud, fleet,
     assert len([event for event in fleet.events if event.what == "booting"]) == 2
 
 
+async def test_who_is_ready_before_it_tells_its_phase_does_not_boot(cloud, fleet, monkeypatch):
+    monkeypatch.setattr(fleet_module, "PHASE_AFTER", 0.0)
+    await request(fleet, workers("vm"))
+    await running(fleet, "vm")
+
+    async def attributes(*_):
+        fleet.mark_ready("vm")
+        return {"phase": "starting"}
+
+    fleet.compute.get_guest_attributes = attributes
+    assert await fleet.check(["vm"]) == []
+    assert [event.what for event in fleet.events][-1] == "ready"
+
+
 async def test_a_failed_phase_is_a_failure(cloud, fleet, monkeypatch):
     monkeypatch.setattr(fleet_module, "PHASE_AFTER", 0.0)
     await request(fleet, workers("vm"))
