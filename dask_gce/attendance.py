@@ -46,6 +46,8 @@ class AttendedCluster(AssembledCluster):
     _phase = ""
     #: Whether the scheduler left the last question unanswered which workers there are.
     _unanswered = False
+    #: Since when it has told nothing of its workers, on the monotonic clock; None while it does.
+    _silent_since: float | None = None
 
     def _drop(self, name: str, failure: GCEError) -> None:
         """Take a machine that failed out of the plan; without its scheduler the cluster is lost."""
@@ -83,10 +85,25 @@ class AttendedCluster(AssembledCluster):
         if self._fleet is not None and name in self._fleet.members:
             self._fleet.members[name].inserted = time.monotonic()
 
+    def _note_silence(self, since: float) -> None:
+        if self._silent_since is None:
+            self._silent_since = since
+
+    def _note_voice(self) -> None:
+        """Let the time in which nothing was heard count for no machine that is to come."""
+        since = self._silent_since
+        if since is None or self._is_deaf or self._fleet is None:
+            return
+        self._silent_since, now = None, time.monotonic()
+        for name in self._fleet.waiting:
+            member = self._fleet.members[name]
+            member.inserted += now - max(since, member.inserted)
+
     async def _watch_worker_status(self, comm: Any) -> None:
         await super()._watch_worker_status(comm)
         # The scheduler has gone, or the network has, or we have.
         if self.status == Status.running:
+            self._note_silence(time.monotonic())
             self._watcher.disturb()
             self._spawn(self._reconnect())
 
@@ -111,6 +128,7 @@ class AttendedCluster(AssembledCluster):
                     )
                     self.events.note(scheduler.name, "reconnected")
                     self._note_arrival(set(self._registered()))
+                    self._note_voice()
                     self._watcher.disturb()
                     return
             await asyncio.sleep(RECONNECT_AFTER)
@@ -123,6 +141,7 @@ class AttendedCluster(AssembledCluster):
         """
         while self._lost is None:
             await asyncio.sleep(FOLLOW_AFTER + len(self.scheduler_info["workers"]) / 1000)
+            asked = time.monotonic()
             try:
                 known = self.scheduler_info["workers"]
                 if (await self._ask("ncores")).keys() != known.keys():
@@ -130,8 +149,10 @@ class AttendedCluster(AssembledCluster):
             except OSError as error:
                 logger.info("The scheduler does not tell its workers: %s", error)
                 self._unanswered = True
+                self._note_silence(asked)
             else:
                 self._unanswered = False
+                self._note_voice()
 
     async def _ask(self, what: str) -> Any:
         return await shared_plan.answer(getattr(self.scheduler_comm, what)())
