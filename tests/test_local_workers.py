@@ -6,12 +6,12 @@ import asyncio
 import json
 import re
 import signal
-import socket
 from types import SimpleNamespace
 
 import pytest
 from clusters import until
 from guests import Guest
+from ports import quiet_port
 
 from dask_gce.startup import (
     LocalWorkers,
@@ -100,12 +100,11 @@ class Machine(Guest):
 
     async def until(self, role, what, count=1):
         """Wait until something was written down so often."""
-        await until(lambda: len(self.log(role, what)) >= count, 30)
+        await until(lambda: len(self.log(role, what)) >= count)
 
 
 def payload(*, options=None, tls=None, worker_tls=None, processes=2, **scheduler_options):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = quiet_port()
     return Payload(
         role="scheduler",
         project="p",
