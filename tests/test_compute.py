@@ -198,10 +198,9 @@ async def test_nothing_goes_out_while_the_rate_is_used_up_and_no_stampede_follow
         assert len(sent) == 21
         assert {name for _, name in sent} == set(names)
         passed = [at - sent[4][0] for at, _ in sent[5:]]
-        # One may have been on its way; then nothing, then one at a time.
-        late = [at for at in passed if at > 10]
-        assert len(late) >= 15
-        assert min(late) >= 29.9
+        # One may have been on its way, however slowly; then nothing, then one at a time.
+        late = [at for at in passed if at >= 29.9]
+        assert len(late) >= len(passed) - 1
         assert len([at for at in late if at < 30.9]) <= 6
         assert max(late) >= 30 + (len(late) - 1) / 5 - 0.1
         # Other regions and groups have quotas of their own.
