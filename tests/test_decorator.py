@@ -16,7 +16,7 @@ import typing
 
 import dask
 import pytest
-from clusters import BULK, DELETE, INSERT, is_worker, refuse, until, wait_until
+from clusters import BULK, DELETE, INSERT, PATIENCE, is_worker, refuse, until, wait_until
 from dask.base import get_scheduler
 from distributed import Client, LocalCluster, get_client, get_worker
 from distributed.core import Status
@@ -140,7 +140,7 @@ async def test_a_cancelled_coroutine_leaves_nothing(light):
         await asyncio.sleep(60)
 
     task = asyncio.ensure_future(wait())
-    await asyncio.wait_for(begun.wait(), 30)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -211,19 +211,20 @@ def test_ten_threads_share_one_kept_cluster(light):
 
 
 def test_all_who_wait_hear_of_a_failure_and_the_next_call_tries_anew(emulator):
-    def fail(message):
+    def fail(message, delay=0.0):
         emulator.faults.add(
             Fault(
                 INSERT,
                 status=400,
                 reason="invalid",
                 message=message,
-                delay=0.3,
+                delay=delay,
                 match=lambda name: not is_worker(name),
             )
         )
 
-    fail("First.")
+    # All three have asked by then.
+    fail("First.", delay=2.0)
     errors = []
 
     @requires_cluster(**on(emulator, keep_alive=60))
