@@ -17,6 +17,7 @@ from google.auth.credentials import AnonymousCredentials
 import dask_gce.batch
 import dask_gce.fleet
 import dask_gce.insertion
+import dask_gce.probing
 from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault, Timings
 from dask_gce.errors import InstanceLost, StartTimeout, TransportError
@@ -133,7 +134,9 @@ async def test_calls_that_are_called_off_leave_their_turns_to_others():
 # -- reaching the scheduler -----------------------------------------------------------------------
 
 
-async def test_an_address_without_a_route_does_not_slow_the_other_down():
+async def test_an_address_without_a_route_does_not_slow_the_other_down(monkeypatch):
+    # For so long such an address keeps its probe.
+    monkeypatch.setattr(dask_gce.probing, "PROBE_TIMEOUT", 60.0)
     # Taken from the start, but for now nobody listens there.
     answering = socket.socket()
     answering.bind(("127.0.0.1", 0))
@@ -164,8 +167,7 @@ async def test_an_address_without_a_route_does_not_slow_the_other_down():
         server = await asyncio.start_server(lambda _, writer: writer.close(), sock=answering)
         began = time.monotonic()
         assert await reaching == "127.0.0.1"
-        # The other keeps its probe for 3 s.
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 30
         assert ready == ["s"]
         server.close()
         await server.wait_closed()
@@ -196,7 +198,7 @@ async def test_without_its_scheduler_a_cluster_keeps_and_makes_no_machines(light
 
 
 async def test_a_worker_that_arrives_while_its_machine_goes_gets_nothing_to_lose(discovery):
-    with ComputeEmulator("light", timings=Timings(booting=1, stopping=1)) as light:
+    with ComputeEmulator("light", timings=Timings(booting=2, stopping=1)) as light:
         async with (
             cluster_on(light, n_workers=1) as cluster,
             Client(cluster, asynchronous=True) as client,
