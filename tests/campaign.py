@@ -50,7 +50,7 @@ MACHINES = 5
 RECOVERY = 90.0
 
 #: Seconds that closing may take, and after that the last instances.
-CLOSING = 30.0
+CLOSING = 60.0
 
 #: Seconds that a machine may take to die: data that it takes meanwhile dies with it.
 DYING = 8.0
@@ -661,7 +661,7 @@ class Campaign:
         await self._heal()
         await self._until(
             lambda: not self._emulator.leftovers(),
-            10,
+            CLOSING,
             lambda: "left:\n" + "\n".join(self._emulator.leftovers()),
         )
 

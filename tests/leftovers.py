@@ -43,7 +43,7 @@ KNOWN_FILES = ("pytest-of-",)
 DATA_FOLDER = "data"
 
 #: Seconds that endings which were begun may take.
-PATIENCE = 15.0
+PATIENCE = 60.0
 
 
 #: From linux/prctl.h.

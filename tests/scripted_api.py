@@ -226,7 +226,7 @@ def run_python(code: str, *arguments: str, python: str = sys.executable) -> str:
         [python, "-c", textwrap.dedent(code), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
         env={**os.environ, "PYTHONWARNINGS": "error::ResourceWarning,ignore::FutureWarning"},
     )

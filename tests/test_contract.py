@@ -17,6 +17,7 @@ import pytest
 from clusters import (
     DELETE,
     INSERT,
+    PATIENCE,
     cluster_on,
     refuse,
     settings,
@@ -249,7 +250,7 @@ async def test_the_scheduler_is_known_and_knows_its_cluster(light):
         assert info["type"].endswith("GCECluster")
         cluster.name = "renamed"
 
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while (await client.get_metadata("cluster-manager-info"))["name"] != "renamed":
             assert time.monotonic() < deadline
 
@@ -520,7 +521,7 @@ async def test_restarting_workers_costs_no_machine(process_emulator):
     ):
         await client.wait_for_workers(1)
         plan = cluster.plan
-        await client.restart(timeout=30)
+        await client.restart(timeout=PATIENCE)
         assert await client.submit(sum, [1, 2]) == 3
         # The cluster hears of workers on another way than the client of its results.
         await until(lambda: cluster.observed == plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clusters import PATIENCE
 from distributed import Client
 
 from dask_gce.blueprint import Blueprint
@@ -33,7 +34,7 @@ async def test_the_workers_of_a_machine_register_by_its_name(process_emulator):
         try:
             address = f"tcp://{await boot(plan.scheduler('dask-1-s', here))}:8786"
             await boot(plan.worker("dask-1-w", here, address))
-            async with Client(address, asynchronous=True, timeout=30) as client:
+            async with Client(address, asynchronous=True, timeout=PATIENCE) as client:
                 await client.wait_for_workers(2, timeout=60)
                 info = await client.scheduler.identity()
         finally:

@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from clusters import BULK, INSERT, cluster_on, until, worker_machines
+from clusters import BULK, INSERT, PATIENCE, cluster_on, until, worker_machines
 from distributed import Client
 
 from dask_gce.blueprint import Blueprint
@@ -48,7 +48,7 @@ async def test_scheduler_and_workers_share_a_machine(process_emulator):
             host = parse_instance(await compute.get_instance(ZONE, NAME)).internal_ip
             address = f"tls://{host}:8790"
             async with Client(
-                address, asynchronous=True, timeout=30, security=trust.client
+                address, asynchronous=True, timeout=PATIENCE, security=trust.client
             ) as client:
                 await client.wait_for_workers(2, timeout=60)
                 await look(client, plan, host)

@@ -414,7 +414,7 @@ async def test_p22_a_scheduler_that_is_gone_is_noticed_and_not_called(light):
         await cluster.wait_for_workers(2, timeout=5)
     began = time.monotonic()
     await cluster.close()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 25
 
 
 def test_p23_a_failed_start_raises_its_own_error_and_leaves_no_loop(paper_workers):
