@@ -28,6 +28,7 @@ from machine_bench import (
     until_said,
 )
 
+from dask_gce.emulator.machines.layout import Layout
 from dask_gce.emulator.machines.process import ProcessKind
 from dask_gce.emulator.machines.supervision import Supervision
 
@@ -270,6 +271,34 @@ async def test_a_cancelled_boot_leaves_no_machine_running(kind):
             await boot
         await machine.kill()
         assert machine.pid is None
+
+
+async def test_a_boot_that_is_interrupted_while_it_writes_its_disk_leaves_nothing(monkeypatch):
+    begun, closed = threading.Event(), threading.Event()
+    close = Supervision.close
+
+    def add_late(layout: Layout, *arguments) -> Path:
+        begun.set()
+        assert closed.wait(30)
+        folder = layout.folder / "machines" / "1-m"
+        folder.mkdir(parents=True)
+        return folder
+
+    def close_and_say_so(supervision: Supervision) -> None:
+        close(supervision)
+        closed.set()
+
+    monkeypatch.setattr(Layout, "add_machine", add_late)
+    monkeypatch.setattr(Supervision, "close", close_and_say_so)
+    kind = ProcessKind(access_token="t")
+    await kind.start()
+    boot = asyncio.create_task(new_machine(kind, make_record("m")).boot())
+    await until(begun.is_set)
+    boot.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await boot
+    await kind.close()
+    assert kind.leftovers() == []
 
 
 async def test_the_environment_is_clean_and_the_folders_are_its_own(monkeypatch):

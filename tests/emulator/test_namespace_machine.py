@@ -19,10 +19,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from machine_bench import Exits, make_record, until
 from rest import PROJECT, ZONE, Rest, boot_disk, instance
 
 import dask_gce
 from dask_gce.emulator import ComputeEmulator, Timings
+from dask_gce.emulator.machines.namespace import machine as namespace_machine
 from dask_gce.emulator.machines.namespace import obstacles, vpc_process
 from dask_gce.emulator.machines.namespace.fabric import Fabric
 from dask_gce.emulator.machines.namespace.images import image_folder
@@ -477,6 +479,35 @@ def test_a_closed_emulator_leaves_nothing():
     assert groups(claim) == []
     assert not runs(keeper)
     assert claim not in Path("/proc/self/mountinfo").read_text()
+
+
+@needs_namespaces
+async def test_a_boot_that_is_interrupted_while_it_writes_its_disk_leaves_nothing(
+    kind, monkeypatch
+):
+    begun, closed = threading.Event(), threading.Event()
+    install, close = namespace_machine._install, VPCProcess.close
+
+    def install_late(folder: Path, image: Path | None) -> None:
+        begun.set()
+        assert closed.wait(PATIENCE)
+        install(folder, image)
+
+    def close_and_say_so(vpc: VPCProcess) -> None:
+        close(vpc)
+        closed.set()
+
+    monkeypatch.setattr(namespace_machine, "_install", install_late)
+    monkeypatch.setattr(VPCProcess, "close", close_and_say_so)
+    await kind.start()
+    record = make_record("a")
+    boot = asyncio.create_task(kind.create(record, kind.allocate(record), Exits()).boot())
+    await until(begun.is_set)
+    boot.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await boot
+    await kind.close()
+    assert kind.leftovers() == []
 
 
 class Address:

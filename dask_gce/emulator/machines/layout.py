@@ -16,6 +16,7 @@ commands, the name table. Nothing here starts a process.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -54,7 +55,8 @@ class Layout:
     def __init__(self, folder: Path, *, shared: bool) -> None:
         self.folder = folder
         self._shared = shared
-        self._count = 0
+        # Of folders that threads make at the same time.
+        self._numbers = itertools.count(1)
 
     @property
     def hosts(self) -> Path:
@@ -118,8 +120,7 @@ class Layout:
         Path
             The folder.
         """
-        self._count += 1
-        folder = self.folder / "machines" / f"{self._count}-{name}"
+        folder = self.folder / "machines" / f"{next(self._numbers)}-{name}"
         folder.mkdir(mode=0o755)
         (folder / "curl").mkdir(mode=0o755)
         disk = folder / "disk"
@@ -146,8 +147,7 @@ class Layout:
         Path
             The copy.
         """
-        self._count += 1
-        copy = self.folder / "images" / str(self._count)
+        copy = self.folder / "images" / str(next(self._numbers))
         copy.mkdir(mode=0o700)
         copy_tree(folder / "disk", copy, uid=None, without=PASSING)
         return copy

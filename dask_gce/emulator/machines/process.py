@@ -131,7 +131,10 @@ class ProcessKind(MachineKind):
                 self._addresses.close()
                 self._addresses = self._leases = None
             self._executor = None
-            executor.shutdown()
+            await asyncio.to_thread(executor.shutdown)
+            if self._supervision is not None:
+                # Once more: a boot that was interrupted may have gone on writing its disk.
+                await asyncio.to_thread(self._supervision.close)
 
     async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run something that blocks, in a thread of this kind's own.

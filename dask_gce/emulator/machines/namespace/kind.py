@@ -140,7 +140,9 @@ class NamespaceKind(MachineKind):
             finally:
                 await self.in_thread(self.vpc.close)
                 self._executor = None
-                executor.shutdown()
+                await asyncio.to_thread(executor.shutdown)
+                # Once more: a boot that was interrupted may have gone on writing its disk.
+                await asyncio.to_thread(self.vpc.close)
 
     async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run something that blocks, in a thread of this kind's own.
