@@ -7,6 +7,7 @@ the attempt succeeded would not be harmed.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -33,6 +34,16 @@ from dask_gce.emulator.machines.namespace.vpc.paths import make_folder, within
 def unified_folder() -> Path:
     """Return where control groups of version 2 are."""
     return Path(ROOT) if unified_only() else Path(ROOT, "unified")
+
+
+def is_removed(group: Path) -> bool:
+    """Remove a control group; tell whether that worked. It shows nobody before nobody is in it."""
+    try:
+        group.rmdir()
+    except OSError as error:
+        assert error.errno == errno.EBUSY, error
+        return False
+    return True
 
 
 COS = "projects/cos-cloud/global/images/family/cos-stable"
@@ -152,8 +163,7 @@ mknod log c 1 11 && echo made
                 ["bash", "-c", script], check=False, capture_output=True, text=True, cwd=folder
             )
     finally:
-        wait_until(lambda: not (group / "cgroup.procs").read_text(), "nobody is in the group")
-        group.rmdir()
+        wait_until(lambda: is_removed(group), "nobody is in the group, and it is removed")
     assert done.stdout.split() == ["made", "1"]
     assert "Operation not permitted" in done.stderr
 
