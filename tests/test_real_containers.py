@@ -10,7 +10,8 @@ import cloudpickle
 import dask
 import pytest
 import requests
-from clusters import PATIENCE, wait_until
+from adapting import LONG
+from clusters import wait_until
 from distributed import Client
 from machines import DASK_IMAGE, admit, needs_namespaces
 
@@ -81,7 +82,7 @@ def test_a_container_on_container_optimized_os(namespace_emulator: ComputeEmulat
     admit(namespace_emulator, LOCAL_PROJECT)
     with (
         # Nobody is to give a machine up that is only slow.
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "120 s"}),
+        dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LONG} s"}),
         requests.Session() as session,
         GCECluster(
             api_endpoint=namespace_emulator.endpoint,
@@ -94,7 +95,7 @@ def test_a_container_on_container_optimized_os(namespace_emulator: ComputeEmulat
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.wait_for_workers(1, timeout=PATIENCE)
+        client.wait_for_workers(1, timeout=LONG)
         (seen,) = client.run(look).values()
         assert seen["user"] == 1000  # the image's own
         assert seen["first"].endswith("/guest/start.py")
@@ -109,7 +110,7 @@ def test_a_container_on_container_optimized_os(namespace_emulator: ComputeEmulat
         assert seen["greeting"] == NASTY
 
         client.run(leave_an_orphan)
-        wait_until(lambda: list(client.run(zombies).values()) == [[]])
+        wait_until(lambda: list(client.run(zombies).values()) == [[]], LONG)
 
         session.trust_env = False
         zone = f"{namespace_emulator.endpoint}/compute/v1/projects/{LOCAL_PROJECT}/zones/{ZONE}"
@@ -119,14 +120,15 @@ def test_a_container_on_container_optimized_os(namespace_emulator: ComputeEmulat
             return str(session.get(f"{instance}/serialPort", timeout=60).json()["contents"])
 
         client.run(print, "said on a worker", flush=True)
-        wait_until(lambda: "startup-script: said on a worker" in console())
+        wait_until(lambda: "startup-script: said on a worker" in console(), LONG)
 
         runs = "dask-gce phase: running"
+        wait_until(lambda: runs in console(), LONG)
         before = console().count(runs)
         session.post(f"{instance}/reset", timeout=60).raise_for_status()
-        wait_until(lambda: console().count(runs) > before)
-        client.wait_for_workers(1, timeout=PATIENCE)
-        assert client.submit(os.getuid).result(PATIENCE) == 1000
+        wait_until(lambda: console().count(runs) > before, LONG)
+        client.wait_for_workers(1, timeout=LONG)
+        assert client.submit(os.getuid).result(LONG) == 1000
         # It is the same machine, whose container of before is gone; nobody had to replace it.
         assert cluster.failures == []
         assert "already in use" not in console()

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 import requests
 from adapting import see_it_adapt
@@ -132,11 +133,14 @@ def test_a_synced_environment_with_a_package_that_is_edited_here(
         assert client.run_on_scheduler(os.getuid) != 0
 
         first = min(worker_machines(emulator))
-        reset(emulator, first)
-        wait_until(lambda: _consoles(emulator, first).count("phase: running") == 2, LONG)
-        client.wait_for_workers(2, timeout=LONG)
-        wait_until(lambda: sorted(client.scheduler_info(n_workers=-1)["workers"]) != workers, LONG)
-        client.wait_for_workers(2, timeout=LONG)
+        # Nobody is to give a machine up that is only slow.
+        with dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LONG} s"}):
+            reset(emulator, first)
+            wait_until(lambda: _consoles(emulator, first).count("phase: running") == 2, LONG)
+            wait_until(
+                lambda: sorted(client.scheduler_info(n_workers=-1)["workers"]) != workers, LONG
+            )
+            client.wait_for_workers(2, timeout=LONG)
         assert [result for result, _, _ in everywhere()] == [42, 42]
         assert "on this machine already, so it is not built" in _consoles(emulator, first)
         see_it_adapt(emulator, cluster, client)
