@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import dask
 import pytest
 from clusters import wait_until
 from distributed import Client, wait
@@ -17,14 +18,14 @@ from dask_gce.emulator import ComputeEmulator
 
 pytestmark = [
     needs_namespaces,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     # They differ in the patch release, which does no harm.
     pytest.mark.filterwarnings("ignore::distributed.versions.VersionMismatchWarning"),
 ]
 
 MIB = 2**20
 #: Seconds in which a task of a few hundred MiB is done on a busy machine.
-LONG = 180.0
+LONG = 300.0
 
 
 class Tasks:
@@ -36,10 +37,14 @@ class Tasks:
 
             return os.urandom(2**20) * size
 
-        def hold(size: int, dask_worker: Any) -> None:
-            import os
+        def hold(size: float, dask_worker: Any) -> None:
+            import psutil
 
-            dask_worker.held_by_the_test = [os.urandom(2**20) for _ in range(size)]
+            process = psutil.Process()
+            held = getattr(dask_worker, "held_by_the_test", None) or []
+            while process.memory_info().rss < size:
+                held.append(b"x" * 2**20)
+            dask_worker.held_by_the_test = held
 
         def let_go(dask_worker: Any) -> None:
             dask_worker.held_by_the_test = None
@@ -57,7 +62,8 @@ class Tasks:
 
         #: Returns so much data in MiB.
         self.fill = fill
-        #: Keeps memory of which Dask does not know that it could be spilled.
+        #: Lets its process have so many bytes, with memory of which Dask does not know that it
+        #: could be spilled.
         self.hold = hold
         #: Frees it.
         self.let_go = let_go
@@ -70,6 +76,8 @@ class Tasks:
 def test_a_worker_of_2_gb_spills_pauses_and_dies_alone(namespace_emulator: ComputeEmulator) -> None:
     admit(namespace_emulator, "my-project")
     with (
+        # Nobody is to give a machine up that is only slow.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LONG} s"}),
         GCECluster(
             project="my-project",
             api_endpoint=namespace_emulator.endpoint,
@@ -104,10 +112,14 @@ def test_a_worker_of_2_gb_spills_pauses_and_dies_alone(namespace_emulator: Compu
         def used() -> int:
             return int(client.scheduler_info(n_workers=-1)["workers"][small]["metrics"]["memory"])
 
+        def is_paused() -> bool:
+            # What was freed only now leaves room for more.
+            client.run(tasks.hold, 0.85 * limit, workers=[small])
+            return status() == "paused"
+
         # Memory that cannot be spilled: it takes no more work until that is free again.
         _until(lambda: used() < 0.3 * limit)
-        client.run(tasks.hold, int((0.85 * limit - used()) / MIB), workers=[small])
-        _until(lambda: status() == "paused")
+        _until(is_paused)
         client.run(tasks.let_go, workers=[small])
         _until(lambda: status() == "running")
 
