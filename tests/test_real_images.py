@@ -46,11 +46,11 @@ def console(emulator: ComputeEmulator, name: str) -> str:
 
 
 @machines.needs_namespaces
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_cluster_boots_from_an_image_with_its_environment(namespace_emulator, monkeypatch):
     monkeypatch.setattr(image_build, "INTERVAL", 0.2)
     machines.admit(namespace_emulator, "local-project")
-    how = {"runtime": "vm", "machine_type": "e2-medium", "start_timeout": "3 minutes"}
+    how = {"runtime": "vm", "machine_type": "e2-medium", "start_timeout": "5 minutes"}
     async with compute_of(namespace_emulator) as compute:
         settings = Settings.load(api_endpoint=namespace_emulator.endpoint, **how)
         made = await build_image(compute, settings, name="with-dask")
