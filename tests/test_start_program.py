@@ -12,13 +12,26 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from guests import Guest
+from guests import WITNESS, Guest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from dask_gce.boot.environment import Environment
 from dask_gce.startup import Payload, Tls, scheduler_spec, worker_spec
+
+#: A `dask` that stays until it has been published that it runs.
+STAYING = WITNESS.replace(
+    "sys.exit(",
+    """
+import time, urllib.request
+url = "http://" + os.environ["GCE_METADATA_HOST"] + "/computeMetadata/v1/instance/"
+url += "guest-attributes/dask-gce/phase"
+phase = urllib.request.Request(url, headers=dict([("Metadata-Flavor", "Google")]))
+while urllib.request.urlopen(phase).read() != b"running":
+    time.sleep(0.02)
+sys.exit(""",
+)
 
 
 @pytest.fixture
@@ -85,7 +98,8 @@ async def test_certificates_become_private_files(guest):
     assert "the key" not in output
 
 
-async def test_a_worker_is_called_like_its_instance_and_waits_for_the_scheduler(guest):
+async def test_a_worker_is_called_like_its_instance_and_waits_for_the_scheduler(tmp_path):
+    guest = Guest(tmp_path, dask=STAYING)
     with socket.create_server(("127.0.0.1", 0)) as scheduler:
         port = scheduler.getsockname()[1]
         _, seen, output = await guest.run(
