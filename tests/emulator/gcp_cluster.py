@@ -44,7 +44,7 @@ def main(endpoint: str, project: str, zone: str, image: str) -> None:
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=200)
         answer = {
             "sum": client.submit(sum, range(100)).result(),
             "hosts": list(client.run(socket.gethostname).values()),

@@ -12,6 +12,9 @@ from dask_gce.emulator.machines.process import ProcessKind
 from dask_gce.emulator.machines.process_machine import ProcessMachine
 from dask_gce.emulator.record import InstanceRecord
 
+#: Seconds for anything to happen; it takes milliseconds.
+PATIENCE = 60.0
+
 
 def make_record(name: str, script: str | None = None, **metadata: str) -> InstanceRecord:
     if script is not None:
@@ -57,7 +60,7 @@ def script_output(machine: Machine) -> str:
     return "\n".join(line.removeprefix(prefix) for line in lines if line.startswith(prefix))
 
 
-async def until(condition: Callable[[], object], timeout: float = 30) -> None:
+async def until(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -12,7 +12,7 @@ import dask
 import psutil
 import pytest
 from distributed import Client, Scheduler
-from machine_bench import Exits, console, make_record, until
+from machine_bench import PATIENCE, Exits, console, make_record, until
 from ports import quiet_port
 
 from dask_gce.emulator.machine import MachineKind
@@ -51,7 +51,9 @@ async def scheduler(scratch: None) -> AsyncIterator[Scheduler]:
         yield running
 
 
-def worker_record(name: str, port: int, *, timeout: float = 30, **more: str) -> InstanceRecord:
+def worker_record(
+    name: str, port: int, *, timeout: float = PATIENCE, **more: str
+) -> InstanceRecord:
     options = {"nthreads": 1, "memory_limit": "1 GiB", "dashboard_address": ":0"}
     spec = {
         "cls": "distributed.Nanny",
@@ -152,7 +154,7 @@ async def test_only_a_worker_that_is_stopped_says_goodbye(kind, scheduler):
         await machine.boot()
         await until(lambda: len(scheduler.workers) == 1)
         (address,) = scheduler.workers
-        await (machine.stop(5) if verb == "stop" else machine.kill())
+        await (machine.stop(PATIENCE) if verb == "stop" else machine.kill())
         await until(lambda: not scheduler.workers)
         said[verb] = [event["action"] for _, event in scheduler.get_events(address)]
     assert "closing-worker" in said["stop"]

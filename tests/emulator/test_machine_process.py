@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from machine_bench import (
+    PATIENCE,
     Exits,
     console,
     make_record,
@@ -114,7 +115,7 @@ async def test_stopping_runs_the_shutdown_script_then_terminates(kind):
     machine = new_machine(kind, record)
     await machine.boot()
     await until_said(machine, "startup-script: ready")
-    await machine.stop(10)
+    await machine.stop(PATIENCE)
     text = console(machine)
     assert text.index("shutdown-script: last words") < text.index("startup-script: told to end")
     assert "shutdown-script exit status 0" in text
@@ -279,7 +280,7 @@ async def test_a_boot_that_is_interrupted_while_it_writes_its_disk_leaves_nothin
 
     def add_late(layout: Layout, *arguments) -> Path:
         begun.set()
-        assert closed.wait(30)
+        assert closed.wait(PATIENCE)
         folder = layout.folder / "machines" / "1-m"
         folder.mkdir(parents=True)
         return folder
@@ -425,7 +426,7 @@ def test_nothing_survives_the_emulator_when_it_is_killed():
         assert int(machine) in [process.pid for process in below]
         assert len(below) >= 4
         emulator.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while any(map(runs, below)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(runs, below))
@@ -492,7 +493,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartOfSupervisor]:
 
     def slow(supervision: Supervision) -> None:
         held.begun.set()
-        assert held.may_go_on.wait(30)
+        assert held.may_go_on.wait(PATIENCE)
         start(supervision)
         held.ended.set()
 
