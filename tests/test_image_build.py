@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from clusters import PATIENCE, until
+from clusters import PATIENCE, hold_first, until
 from command_line import read, run, run_process, succeed
 from records import compute_of
 
@@ -276,12 +276,15 @@ async def test_an_image_is_told_whose_builder_cannot_be_deleted(cloud, monkeypat
 
 
 async def test_cancelled_with_the_image_done_it_deletes_the_builder_and_tells(cloud, caplog):
-    emulator = cloud(Timings(deleting=0.3))
-    task = asyncio.ensure_future(build(emulator, name="done"))
-    await until(lambda: emulator.requests["compute.instances.delete"])
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, PATIENCE)
+    emulator = cloud()
+    async with compute_of(emulator) as compute:
+        held, leave = hold_first(compute, "delete_instance")
+        task = asyncio.ensure_future(build_image(compute, settings_of(), name="done"))
+        await asyncio.wait_for(held.wait(), PATIENCE)
+        task.cancel()
+        leave.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, PATIENCE)
     await until(lambda: not left(emulator))
     assert images(emulator) == ["image done in local-project exists"]
     assert "Image done is made" in caplog.text
