@@ -211,7 +211,7 @@ async def test_a_package_that_cannot_be_installed_fails_everywhere(
 
 
 async def test_nobody_waits_for_ever(
-    scheduler: Running, wheels: list[Wheel], tmp_path: Path
+    scheduler: Running, wheels: list[Wheel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running, _ = scheduler
     worker = Machine(tmp_path / "worker", wheels)
@@ -219,13 +219,14 @@ async def test_nobody_waits_for_ever(
     assert status == 1
     for part in ("the client has not sent", wheels[0].name, "worker_start_timeout"):
         assert part in output
+    program = load()
+    monkeypatch.setattr(program, "LAST", 0.1)
     with socket.socket() as silent:
         # Nobody listens there, and nobody is given the port.
         silent.bind(("127.0.0.1", 0))
         contact = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
-        status, output = await fetch(worker, contact, timeout=0.0)
-    assert status == 1
-    assert "the scheduler does not answer" in output
+        plan = {**worker.plan, "contact": contact, "timeout": 0.0}
+        assert "the scheduler does not answer" in await program.fetch(plan, install=True)
     missing = [replace(wheel, path=None) for wheel in wheels]
     async with rpc(running.address) as connection:
         with pytest.raises(GCEError, match="did not send it"):
@@ -242,6 +243,40 @@ async def test_a_wheel_that_has_shrunk_on_the_scheduler_is_not_asked_for_for_eve
     status, output = await fetch(Machine(tmp_path / "worker", wheels), running.address)
     assert status == 1
     assert "is shorter on the scheduler" in output
+
+
+def test_a_wheel_that_is_completed_meanwhile_is_no_error(
+    wheels: list[Wheel], tmp_path: Path
+) -> None:
+    program = load()
+    store = program.Store(Machine(tmp_path / "scheduler", wheels).plan)
+    large = wheels[1]
+    assert large.path is not None
+    content = large.path.read_bytes()
+    store.add(large.name, 0, content[:100])
+
+    part = store.part
+
+    class Part(type(Path())):  # type: ignore[misc]  # Path itself has no subclasses before 3.12
+        """A part that becomes the wheel between two looks at it, or right before the only one."""
+
+        def exists(self, **options: Any) -> bool:
+            there = Path(self).exists()
+            complete()
+            return there
+
+        def stat(self, **options: Any) -> os.stat_result:
+            complete()
+            return Path(self).stat()
+
+    def complete() -> None:
+        store.part = part
+        store.add(large.name, 100, content[100:])
+
+    store.part = lambda name: Part(part(name)) if name == large.name else part(name)
+    assert store.missing() == {wheels[0].name: 0, large.name: 0}
+    # Whoever begins anew is told at once.
+    assert store.add(large.name, 0, content[:100]) == large.size
 
 
 async def test_more_than_a_wheel_is_not_written(scheduler: Running, wheels: list[Wheel]) -> None:

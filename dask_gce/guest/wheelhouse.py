@@ -31,6 +31,8 @@ CHUNK = 2**20
 AGAIN = 0.2
 #: Seconds that one question may wait for the wheels to be there.
 PATIENCE = 20.0
+#: Seconds in which the scheduler may answer the last question, when the time is over.
+LAST = 10.0
 
 
 class Store:
@@ -59,20 +61,22 @@ class Store:
 
     def missing(self) -> dict[str, int]:
         """Return the wheels that are not all there, each with the bytes that have come."""
-        found = {}
-        for name in self.wheels:
-            if not self.path(name).exists():
-                part = self.part(name)
-                found[name] = part.stat().st_size if part.exists() else 0
-        return found
+        return {name: self._have(name) for name in self.wheels if not self.path(name).exists()}
+
+    def _have(self, name: str) -> int:
+        """Return how much of a wheel has come that was not all there a moment ago."""
+        try:
+            return self.part(name).stat().st_size
+        except FileNotFoundError:
+            # None of it; or all of it by now, of which `add` tells whoever begins anew.
+            return 0
 
     def add(self, name: str, offset: int, data: bytes) -> int:
         """Add to a wheel; return how much of it is there, which is less if this did not fit on."""
         wheel = self.wheels[name]
         if self.path(name).exists():
             return int(wheel["size"])
-        part = self.part(name)
-        have = part.stat().st_size if part.exists() else 0
+        part, have = self.part(name), self._have(name)
         if offset != have:
             return have
         if have + len(data) > wheel["size"]:
@@ -191,7 +195,7 @@ async def fetch(plan: dict[str, Any], install: bool) -> str:
         left = max(0.0, deadline - time.monotonic())
         try:
             async with rpc(
-                plan["contact"], connection_args=arguments, timeout=1 + min(left, PATIENCE)
+                plan["contact"], connection_args=arguments, timeout=LAST + min(left, PATIENCE)
             ) as scheduler:
                 state = await scheduler.dask_gce_wheels(wait=min(left, PATIENCE))
                 if state is None:
