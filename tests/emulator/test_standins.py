@@ -17,12 +17,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dask_gce.emulator.machines import layout
 from dask_gce.emulator.machines.guest.container_runs import kill_detached
 from dask_gce.emulator.machines.guest.containers import end_all, keepers
 from dask_gce.emulator.machines.guest.docker_options import DockerError, parse_run
 from dask_gce.emulator.machines.layout import Layout
+from dask_gce.emulator.machines.supervision import isolated_python
 
 IMAGE = "ghcr.io/dask/dask:2026.8.0-py3.11"
+MACHINES = Path(layout.__file__).parent
 FULL_NAME = "m1.us-central1-a.c.local-project.internal"
 
 #: Prints what a process was given, so that nothing is lost on the way to the test.
@@ -311,6 +314,32 @@ def test_signals_are_passed_on_and_the_rest_of_the_container_ends_with_it(host):
     assert process.returncode == 5
     with pytest.raises(ProcessLookupError):
         os.kill(left_behind, 0)
+
+
+SLOW_KEEPER = """
+import sys, time
+sys.path.insert(0, sys.argv.pop(1))
+from guest import containers
+from guest.commands import main
+write = containers.Container.write
+def write_late(container, name, value):
+    if name == "pid":
+        time.sleep(0.5)
+    write(container, name, value)
+containers.Container.write = write_late
+main("docker")
+"""
+
+
+def test_a_signal_while_a_container_starts_is_passed_on(host):
+    script = "trap 'echo got it; exit 5' TERM; echo ready; while :; do sleep 0.01; done"
+    program = [*isolated_python(), "-c", SLOW_KEEPER, str(MACHINES)]
+    with host.start(*program, "run", IMAGE, "sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate()[0] == b"got it\n"
+    assert process.returncode == 5
 
 
 @pytest.fixture

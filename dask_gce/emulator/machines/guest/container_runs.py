@@ -124,6 +124,8 @@ def _stay(container: Container, started: int) -> NoReturn:
 def _keep(container: Container, *, stdin: bool, started: int = -1) -> int:
     """Run the command once; nothing of it is left afterwards."""
     become_subreaper()
+    # Whoever knows of the keeper may signal it, which must not end it before it can pass that on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     container.write("keeper", os.getpid())
     refused, refusal = os.pipe()
     sys.stdout.flush()
@@ -136,10 +138,12 @@ def _keep(container: Container, *, stdin: bool, started: int = -1) -> int:
     def pass_on(number: int, frame: object) -> None:
         if number == signal.SIGTERM:
             container.write("stopped", 1)
-        os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended a moment ago
+            os.kill(pid, number)
 
     for passed in PASSED_ON:
         signal.signal(passed, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     with os.fdopen(refused, "rb") as verdict:
         words = verdict.read()
     if started >= 0:
@@ -162,6 +166,7 @@ def _start(container: Container, refusal: int, *, stdin: bool) -> NoReturn:
     try:
         for number in (*PASSED_ON, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         # Signals reach the command through its keeper, as through docker, and not twice.
         os.setpgid(0, 0)
         if not stdin:
