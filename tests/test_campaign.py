@@ -39,12 +39,12 @@ def impatience():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_whatever_befalls_it(seed):
     await Campaign(write_script(seed)).run()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_whatever_befalls_machines_of_their_own():
     await Campaign(write_script(101, machines="process")).run()
 

@@ -17,7 +17,7 @@ from dask_gce import GCECluster
 from dask_gce.errors import GCEError, SettingsError
 
 # Every worker of these tests is two processes on a machine with two cores.
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 def wait_until(condition, seconds=60.0):
