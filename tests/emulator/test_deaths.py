@@ -281,8 +281,10 @@ def test_a_machine_begins_when_its_operating_system_has_booted(kind, discovery):
 
 @pytest.mark.parametrize("end", ["power off", "delete", "host error"])
 async def test_a_machine_that_ends_while_it_boots_never_begins(kind, discovery, end):
-    # In this loop, where what delays the end delays the boot as well.
-    async with ComputeEmulator(kind, timings=BOOTING) as emulator:
+    # In this loop, where what delays the end delays the boot as well. Whatever holds up the whole
+    # process must not take as long as a boot.
+    timings = replace(BOOTING, booting=1.5)
+    async with ComputeEmulator(kind, timings=timings) as emulator:
         body = instance("a", scheduling={"automaticRestart": False})
         insert = asyncio.create_task(asyncio.to_thread(Rest(emulator).post, INSTANCES, body))
         await machine_bench.until(lambda: kind.machines)
@@ -302,7 +304,7 @@ async def test_a_machine_that_ends_while_it_boots_never_begins(kind, discovery, 
             return [one["status"] for one in emulator.instances()]
 
         await machine_bench.until(lambda: shown() == left)
-        await asyncio.sleep(began + BOOTING.booting + 0.05 - time.monotonic())
+        await asyncio.sleep(began + timings.booting + 0.05 - time.monotonic())
         assert "boot" not in machine.deeds
         assert shown() == left
         await insert
@@ -334,17 +336,17 @@ def test_each_method_has_its_latency(discovery):
     with ComputeEmulator("paper", timings=Timings(latency=0, latencies=latencies)) as emulator:
         rest = Rest(emulator)
         took = {}
-        for name, call, times in (
-            ("insert", lambda: rest.post(INSTANCES, instance()), 1),
-            ("list", rest.names, 3),
-            ("get", lambda: rest.instance("a"), 10),
+        for name, call, most in (
+            ("insert", lambda: rest.post(INSTANCES, instance()), None),
+            ("list", rest.names, 0.3),
+            ("get", lambda: rest.instance("a"), 0.15),
         ):
             found = []
-            for _ in range(times):
+            # A busy computer makes calls take longer, and none of them less long.
+            while not found or (most is not None and min(found) >= most and len(found) < 100):
                 began = time.monotonic()
                 call()
                 found.append(time.monotonic() - began)
-            # A busy computer makes calls take longer, and none of them less long.
             took[name] = min(found)
         assert took["insert"] >= 0.3 > took["list"] >= 0.15 > took["get"]
         assert rest.emulator.requests["compute.instances.insert"] == 1
