@@ -37,7 +37,7 @@ async def agreed(emulator, cluster, *counts):
     """Wait until there are as many workers as the plan says, twice; return the plan."""
 
     async def agree():
-        for _ in range(500):
+        for _ in range(1500):
             plan = await shared_plan.read(cluster.scheduler_comm)
             found = len(worker_machines(emulator))
             if found == plan.machines and found in counts:
