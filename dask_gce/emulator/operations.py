@@ -105,6 +105,7 @@ class Operations:
         self._pending = pending
         self._logs: dict[tuple[str, str], dict[str, Operation]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def begin(
         self,
@@ -183,13 +184,17 @@ class Operations:
             operation.finish(errors)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine as a task that this object owns.
+        """Run a coroutine as a task that this object owns; it is not run after :meth:`close`.
 
         Parameters
         ----------
         coroutine : coroutine
             What the task does.
         """
+        if self._closed:
+            # A guest may end by itself while its machine is about to be discarded.
+            coroutine.close()
+            return
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._reap)
@@ -274,7 +279,8 @@ class Operations:
         return [one for log in self._logs.values() for one in log.values() if not one.done]
 
     async def close(self) -> None:
-        """Stop all tasks and wait until they have ended."""
+        """Stop all tasks, wait until they have ended, and begin no more."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import validated
 from discovery import VALIDATOR
-from rest import ZONE, Refused, Rest, instance
+from rest import ZONE, ObservedKind, Refused, Rest, instance
 
 from dask_gce.emulator import ComputeEmulator, Timings
 from dask_gce.emulator.machines.paper import PaperKind
@@ -121,6 +121,23 @@ async def test_closing_leaves_no_task_in_the_current_loop():
         assert asyncio.all_tasks() > before
     assert asyncio.all_tasks() == before
     assert not emulator.leftovers()
+
+
+async def test_a_guest_that_ends_by_itself_during_the_closing_begins_nothing():
+    class Ending(ObservedKind):
+        async def close(self):
+            for machine in self.machines.values():
+                machine.on_exit("poweroff")
+            await asyncio.sleep(0)
+            await super().close()
+
+    before = asyncio.all_tasks()
+    async with ComputeEmulator(Ending()) as emulator:
+        rest = Rest(emulator)
+        await asyncio.to_thread(rest.insert)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
 
 
 def test_a_port_that_is_taken_is_an_error_that_leaves_nothing(emulator):

@@ -119,8 +119,9 @@ class Fabric(Network):
         if tasks:
             await asyncio.wait(tasks)
         self._progress.set()
-        for one in tuple(self._unserve):
-            await self._unserve.pop(one)()
+        while self._unserve:  # of which machines that end take theirs themselves
+            _, end = self._unserve.popitem()
+            await end()
         await self._forwards.close()
         await self._name_server.close()
         await self._metadata.close()
