@@ -380,6 +380,14 @@ async def test_an_engine_that_is_restarted_does_not_end_the_machine(tmp_path):
     assert machine.phases[-1] == "ended"
 
 
+async def test_a_status_counts_when_the_container_has_ended_and_not_its_log(tmp_path):
+    running = {**ENDED, "Running": True, "Status": "running"}
+    state = [running, running, {**ENDED, "ExitCode": 3}]
+    machine = ScriptedMachine(tmp_path, run=[125], state=state)
+    assert await machine.boot(payload(linger=7)) == 1
+    assert machine.phases[-1] == "failed: Dask ended with exit status 3"
+
+
 # -- local SSDs -----------------------------------------------------------------------------------
 
 
@@ -459,6 +467,7 @@ async def test_a_local_ssd_that_cannot_be_used_is_no_reason_to_fail(tmp_path):
 # -- a cluster ------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 def test_a_clusters_containers_are_as_its_settings_say(process_emulator):
     # Nobody is to give a machine up that is only slow.
     with (
@@ -511,6 +520,7 @@ def _console(emulator, name):
 def _reset(emulator, name):
     """Press a machine's reset button, and wait until Dask runs on it again."""
     runs = "dask-gce phase: running"
+    wait_until(lambda: runs in _console(emulator, name))
     before = _console(emulator, name).count(runs)
     with requests.Session() as session:
         session.trust_env = False

@@ -145,10 +145,13 @@ run() { # run the container to its end; its exit status is then $status
     docker version >/dev/null 2>&1 && break
     sleep "$attempt"
   done
-  while [ "$(state Running)" = true ]; do
+  [ "$(state Running)" = true ] || return 0
+  while
     docker logs --follow --tail 0 dask
-    status=$(state ExitCode) || status=125
-  done
+    # A log ends before the container has, and before its exit status is known.
+    [ "$(state Running)" = true ]
+  do :; done
+  status=$(state ExitCode) || status=125
 }
 
 run_dask() {
