@@ -446,6 +446,7 @@ def dask_cuda(tmp_path):
     return tmp_path
 
 
+@pytest.mark.timeout(300)
 def test_a_cluster_computes_with_a_worker_for_each_gpu(process_emulator, dask_cuda):
     with GCECluster(
         api_endpoint=process_emulator.endpoint,
@@ -458,7 +459,7 @@ def test_a_cluster_computes_with_a_worker_for_each_gpu(process_emulator, dask_cu
     ) as cluster:
         assert cluster.settings.processes == 2
         with Client(cluster) as client:
-            client.wait_for_workers(2, timeout=90)
+            client.wait_for_workers(2, timeout=240)
             seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
             assert sorted(seen.values()) == ["0", "1"]
             found = {each["name"] for each in client.scheduler_info()["workers"].values()}
