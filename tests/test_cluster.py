@@ -235,7 +235,7 @@ def test_closed_while_starting(process_emulator, settings):
         )
         began = time.monotonic()
         await cluster.close()
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 45
         with pytest.raises(GCEError, match="closed while it was starting"):
             await starting
 

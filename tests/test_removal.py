@@ -234,7 +234,7 @@ async def test_the_end_is_side_by_side():
             began = time.monotonic()
             await fleet.delete_all()
             # One after the other they would take twelve seconds.
-            assert time.monotonic() - began < 6
+            assert time.monotonic() - began < 10
             assert not fleet.members
         await gone(cloud)
 
@@ -408,6 +408,6 @@ def test_at_the_exit_of_an_interpreter():
         program = PROGRAM.format(folder=str(Path(__file__).parent), endpoint=cloud.endpoint)
         took = float(run_python(program))
         # One after the other they would take nine and a half seconds.
-        assert took < 6
+        assert took < 9
         assert len(cloud.asked("instances.bulkInsert")) == 2
         assert not cloud.alive()

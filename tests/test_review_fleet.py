@@ -86,7 +86,7 @@ async def test_failures_are_told_in_time_whatever_the_details_take(monkeypatch):
         await asyncio.sleep(0.3)
         began = time.monotonic()
         failures = await fleet.check(names)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 20
         assert {type(each) for each in failures} == {StartTimeout}
         assert len(failures) == 4
 
@@ -128,7 +128,8 @@ async def test_calls_that_are_called_off_leave_their_turns_to_others():
             await asyncio.wait(calls)
             began = time.monotonic()
             await one.delete_instance(ZONE, "vm")
-            assert time.monotonic() - began < 6
+            # The others' turns would take fifteen seconds.
+            assert time.monotonic() - began < 12
 
 
 # -- reaching the scheduler -----------------------------------------------------------------------
