@@ -15,7 +15,7 @@ from typing import Any
 
 from dask_gce.emulator.machines.metadata import MetadataServer
 from dask_gce.emulator.record import InstanceRecord
-from dask_gce.startup import Payload, build_metadata
+from dask_gce.startup import Payload, build_metadata, guest_file
 
 #: A command that writes down how it was called, and ends as it was told to.
 COMMAND = """#!{python} -IS
@@ -90,6 +90,17 @@ curl "$@"
 echo '["published"]' >>{folder}/calls
 """
 
+#: A ``curl`` that takes its time to publish, and writes down when it has.
+SLOW_CURL = """#!/bin/sh
+PATH=/usr/bin:/bin
+case " $* " in
+*" PUT "*) sleep 0.3 ;;
+*) exec curl "$@" ;;
+esac
+curl "$@"
+echo '["published"]' >>{folder}/calls
+"""
+
 #: Paths of the system that lead into the machine's folder.
 PATHS = {
     "/dev/disk/by-id": "by-id",
@@ -133,6 +144,10 @@ class ScriptedMachine:
     def publish_late(self) -> None:
         """Let no phase be published before Dask is to start."""
         self._command("curl", LATE_CURL)
+
+    def publish_slowly(self) -> None:
+        """Let it take a moment until a phase is published."""
+        self._command("curl", SLOW_CURL)
 
     def memory(self, kilobytes: int) -> None:
         """Let the machine have so much memory."""
@@ -183,10 +198,18 @@ class ScriptedMachine:
         lines = self.console.splitlines()
         return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
 
-    async def boot(self, payload: Payload, **fields: Any) -> int:
-        """Run the startup script to its end; return its status."""
+    async def boot(self, payload: Payload, *, builder: bool = False, **fields: Any) -> int:
+        """Run the startup script to its end; return its status. A builder's cleans nothing here."""
         items = build_metadata(payload)
         script = items["startup-script"]
+        if builder:
+            items["dask-gce-role"] = "builder"
+            script = "".join(map(guest_file, ("startup.sh", "seal.sh", "container.sh")))
+            # This system is not the machine's.
+            before, cleaning, after = script.partition("  if owns_system; then clean; fi\n")
+            assert cleaning
+            script = before + after
+            self._command("sync", COMMAND)
         for path, name in PATHS.items():
             assert path in script, path
             script = script.replace(path, str(self.folder / name))

@@ -15,6 +15,7 @@ import pytest
 from clusters import PATIENCE, hold_first, until
 from command_line import read, run, run_process, succeed
 from records import compute_of
+from startup_scripts import ScriptedMachine
 
 from dask_gce import exit, image_build, names, removal, sweeping
 from dask_gce.cli import removal as asking
@@ -25,7 +26,7 @@ from dask_gce.errors import APIError, GCEError, InstanceError, SettingsError, St
 from dask_gce.image_build import build_image, builder_spec, image_name
 from dask_gce.inventory import list_clusters
 from dask_gce.settings import Settings
-from dask_gce.startup import guest_file
+from dask_gce.startup import Payload, guest_file
 
 IMAGE = "registry.example/dask:1"
 INSERT = "compute.images.insert"
@@ -430,6 +431,20 @@ def test_the_recipe_runs_on_a_machine(process_emulator):
     assert json.loads(output)["status"] == "READY"
     assert "Deleted i." in succeed(process_emulator, "image", "delete", "i", "--yes")
     asyncio.run(until(lambda: not process_emulator.leftovers()))
+
+
+async def test_a_builder_is_off_when_it_has_said_that_it_is_ready(tmp_path):
+    """What it had not said by then would never be said."""
+    machine = ScriptedMachine(tmp_path)
+    machine.publish_slowly()
+    (tmp_path / "image").touch()
+    spec = {"cls": "distributed.Scheduler", "opts": {}}
+    status = await machine.boot(Payload("scheduler", "p", IMAGE, spec), builder=True)
+    assert (status, machine.published) == (0, "sealed"), machine.console
+    assert machine.phases == ["booted", "image-ready", "sealing", "sealed"]
+    assert len(machine.called("published")) == 4
+    assert machine.calls[-1] == ["poweroff"]
+    assert machine.called("docker", "run") == []
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")

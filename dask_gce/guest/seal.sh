@@ -29,6 +29,7 @@ seal() {
   if owns_system; then clean; fi
   sync
   phase sealed
+  settle # or the end of the system could be quicker
   poweroff
   exit 0
 }

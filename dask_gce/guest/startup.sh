@@ -68,9 +68,13 @@ delete_self() { # ask Compute Engine to delete this instance; fails if the servi
       "$(metadata attributes/dask-gce-api)/compute/v1/projects/$(metadata attributes/dask-gce-project)/zones/${zone##*/}/instances/$(metadata name)"
 }
 
-finish() { # STATUS: a machine without Dask is of no use to anybody
+settle() { # wait until all phases are published, of which there are no more
   (printf '\0' >&9)
   [ -z "$reporting" ] || wait "$reporting"
+}
+
+finish() { # STATUS: a machine without Dask is of no use to anybody
+  settle
   if [ "$1" -ne 0 ]; then
     # Time for the client to see the phase and read the serial console before both are gone.
     sleep "$(metadata attributes/dask-gce-linger || echo 120)"
