@@ -446,7 +446,6 @@ def dask_cuda(tmp_path):
     return tmp_path
 
 
-@pytest.mark.timeout(300)
 def test_a_cluster_computes_with_a_worker_for_each_gpu(process_emulator, dask_cuda):
     with GCECluster(
         api_endpoint=process_emulator.endpoint,

@@ -467,7 +467,6 @@ async def test_a_local_ssd_that_cannot_be_used_is_no_reason_to_fail(tmp_path):
 # -- a cluster ------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
 def test_a_clusters_containers_are_as_its_settings_say(process_emulator):
     # Nobody is to give a machine up that is only slow.
     with (

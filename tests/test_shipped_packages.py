@@ -16,9 +16,6 @@ from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator
 from dask_gce.errors import InstanceError
 
-# Machines boot, and install what they are sent; on a busy host that takes its time.
-pytestmark = pytest.mark.timeout(300)
-
 #: What an environment on top of an image is made of.
 PLACE = "dask-gce-environments"
 

@@ -61,7 +61,6 @@ def travelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
     Path(sys.executable).with_name("uv").exists(), reason="the machines would find a real uv"
 )
 @pytest.mark.usefixtures("uv")
-@pytest.mark.timeout(300)
 async def test_a_cluster_without_containers_works(
     process_emulator: ComputeEmulator, travelling: ModuleType
 ) -> None:
