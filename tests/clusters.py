@@ -19,7 +19,7 @@ from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault
 
 #: Seconds after which something that should happen is believed not to.
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 INSERT, BULK = "compute.instances.insert", "compute.instances.bulkInsert"
 DELETE = "compute.instances.delete"
