@@ -13,8 +13,8 @@ from dask_gce.emulator import ComputeEmulator
 
 
 def test_nothing_changed_is_nothing_shipped():
-    with dask.config.set(config={}):
-        dask.config.refresh(config=dask.config.config, paths=[], env={})
+    defaults = dask.config.merge(*dask.config.defaults)
+    with dask.config.set({"distributed": defaults["distributed"]}):
         assert changed_configuration() == {}
 
 
