@@ -22,6 +22,9 @@ from dask_gce.fleet import Fleet
 from dask_gce.instance import InstanceSpec
 from dask_gce.policy import Failure, RetryPolicy
 
+#: Seconds after which something that should happen is believed not to.
+PATIENCE = 120.0
+
 CLUSTER = "dask-1"
 ZONE, OTHER_ZONE = "us-central1-a", "us-central1-b"
 
@@ -100,7 +103,7 @@ async def request(fleet: Fleet, specs: Iterable[InstanceSpec], timeout: float = 
 
 
 async def until(
-    condition: Callable[[], object], seconds: float = 30.0, pause: float = 0.005
+    condition: Callable[[], object], seconds: float = PATIENCE, pause: float = 0.005
 ) -> None:
     """Wait until something is so; without a pause no turn of the loop goes by unseen."""
     deadline = time.monotonic() + seconds
@@ -109,7 +112,9 @@ async def until(
         await asyncio.sleep(pause)
 
 
-async def look_until(fleet: Fleet, condition: Callable[[], object], seconds: float = 30.0) -> None:
+async def look_until(
+    fleet: Fleet, condition: Callable[[], object], seconds: float = PATIENCE
+) -> None:
     """Look at the machines, as a watcher does, until something is so."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -127,7 +132,7 @@ async def running(fleet: Fleet, *names: str) -> None:
 
 async def failed(fleet: Fleet, *names: str) -> dict[str, InstanceError]:
     """Wait until exactly these machines have failed; return how."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while True:
         await fleet.look()
         found = {each.name: each for each in await fleet.check(list(fleet.members))}

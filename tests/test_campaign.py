@@ -54,7 +54,7 @@ def test_scripts_are_told_by_their_seed_alone():
     assert write_script(7) != write_script(8)
 
 
-async def until(holds, told=lambda: "", seconds=60):
+async def until(holds, told=lambda: "", seconds=120):
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, told()
@@ -67,7 +67,7 @@ async def test_without_its_scheduler_a_cluster_says_so_and_ends(end):
     async with ComputeEmulator("light") as emulator:
         async with GCECluster(n_workers=1, api_endpoint=emulator.endpoint, **SETTINGS) as cluster:
             async with Client(cluster, asynchronous=True) as client:
-                await client.wait_for_workers(1, timeout=60)
+                await client.wait_for_workers(1, timeout=120)
                 waiting = asyncio.ensure_future(cluster.wait_for_workers(2, timeout=60))
                 await asyncio.sleep(0)
                 getattr(emulator, end)(cluster.scheduler.name, **options)
@@ -92,19 +92,19 @@ async def test_a_loss_after_a_new_start_is_made_good_at_once(monkeypatch):
             n_workers=2, worker_start_failure_limit=1, api_endpoint=emulator.endpoint, **SETTINGS
         ) as cluster,
     ):
-        await cluster.wait_for_workers(2, timeout=60)
+        await cluster.wait_for_workers(2, timeout=120)
         first, second = cluster.worker_spec
         # Too soon to count as started: the cluster gives up.
         emulator.delete(first, user="colleague@example.org")
         with pytest.raises(WorkersFailed):
-            await cluster.wait_for_workers(3, timeout=60)
+            await cluster.wait_for_workers(3, timeout=120)
         with pytest.raises(WorkersFailed):
             cluster.scale(1)
         cluster.scale(1)
         emulator.delete(second, user="colleague@example.org")
         await until(lambda: second not in cluster.worker_spec)
         await until(lambda: cluster.worker_spec, lambda: repr(cluster.events))
-        await cluster.wait_for_workers(1, timeout=60)
+        await cluster.wait_for_workers(1, timeout=120)
 
 
 class Undecided(Adaptive):
@@ -131,7 +131,7 @@ async def test_a_decision_of_a_stopped_adaptive_overrules_nobody():
         adaptive.decided.set()
         await deciding
         assert len(cluster.plan) == 1
-        await cluster.wait_for_workers(1, timeout=60)
+        await cluster.wait_for_workers(1, timeout=120)
 
         # One that was not stopped is heeded.
         adaptive = cluster.adapt(Undecided, maximum=3, interval="10 minutes")
@@ -147,7 +147,7 @@ async def test_a_machine_that_is_kept_is_asked_again_while_another_goes():
         GCECluster(n_workers=2, api_endpoint=emulator.endpoint, **SETTINGS) as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
-        await client.wait_for_workers(2, timeout=60)
+        await client.wait_for_workers(2, timeout=120)
         held = await client.scatter(b"only here")
         emulator.faults.add(Fault("compute.instances.delete", delay=4.0))
         cluster.scale(0)
@@ -163,7 +163,7 @@ async def test_what_is_off_and_was_not_deleted_is_not_left():
     errors = [{"code": "INTERNAL_ERROR", "message": "It was not to be."}]
     async with ComputeEmulator("light") as emulator:
         async with GCECluster(n_workers=1, api_endpoint=emulator.endpoint, **SETTINGS) as cluster:
-            await cluster.wait_for_workers(1, timeout=60)
+            await cluster.wait_for_workers(1, timeout=120)
             emulator.faults.add(Fault("compute.instances.delete", operation_errors=errors))
             cluster.scale(0)
             await until(lambda: "TERMINATED" in {each["status"] for each in emulator.instances()})

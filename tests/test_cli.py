@@ -142,7 +142,7 @@ def test_interrupted_while_it_waits(emulator):
     with process(emulator.endpoint, "list") as running:
         wait_until(lambda: emulator.requests[LISTING] or running.poll() is not None)
         running.send_signal(2)
-        output, errors = running.communicate(timeout=60)
+        output, errors = running.communicate(timeout=200)
     assert running.returncode == 130
     assert errors.strip() == "Interrupted."
     assert not output

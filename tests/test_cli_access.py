@@ -163,7 +163,7 @@ def test_dashboard_makes_a_tunnel_until_it_is_interrupted(grid, tmp_path, number
         assert running.stdout
         told = "".join(running.stdout.readline() for _ in range(4))
         running.send_signal(number)
-        rest, errors = running.communicate(timeout=60)
+        rest, errors = running.communicate(timeout=200)
     assert json.loads(told + rest) == {"address": f"http://127.0.0.1:{port}/status", "tunnel": True}
     assert running.returncode == 128 + number
     assert "opening a tunnel" in errors
@@ -245,7 +245,7 @@ def test_serial_consoles_are_followed_until_the_machines_are_gone(booted):
             if {"s: startup-script: three\n", "w: startup-script: three\n"} <= set(seen):
                 break
         succeed(booted, "delete", "grid", "--yes")
-        rest, errors = running.communicate(timeout=60)
+        rest, errors = running.communicate(timeout=200)
     assert running.returncode == 0, errors
     assert (
         sum(line == "s: startup-script: three\n" for line in seen + rest.splitlines(keepends=True))

@@ -105,7 +105,7 @@ def assert_logs(emulator) -> None:
         while "Register worker" not in (line := following.stdout.readline()):
             assert line.startswith(f"{scheduler}: ")
         following.send_signal(signal.SIGINT)
-        following.communicate(timeout=100)
+        following.communicate(timeout=200)
     assert following.returncode == 130
 
 
@@ -147,7 +147,7 @@ def test_interrupted_while_it_is_created(paper_workers, number, when):
     with process(paper_workers.endpoint, *arguments) as running:
         wait_until(reached)
         running.send_signal(number)
-        output, errors = running.communicate(timeout=100)
+        output, errors = running.communicate(timeout=200)
     assert running.returncode == 128 + number, errors
     assert "Interrupted." in errors
     assert "Traceback" not in errors
@@ -182,7 +182,7 @@ def test_a_cluster_that_nobody_can_be_told_of_is_not_left(paper_workers):
     os.close(reading)
     command = [sys.executable, "-m", "dask", "gce", "create", *QUICK]
     ended = subprocess.run(
-        command, stdout=writing, env=environment(paper_workers.endpoint), timeout=100, check=False
+        command, stdout=writing, env=environment(paper_workers.endpoint), timeout=200, check=False
     )
     os.close(writing)
     assert ended.returncode == 1
@@ -204,7 +204,7 @@ def test_impatience_does_not_leave_anything(paper_workers):
         while not (line := running.stderr.readline()).startswith("Still cleaning up"):
             assert line.startswith("Creating grid: ")
         paper_workers.faults.clear()
-        _, errors = running.communicate(timeout=100)
+        _, errors = running.communicate(timeout=200)
     assert running.returncode == 130, errors
     assert not names(paper_workers)
     assert not list_connections()

@@ -20,7 +20,7 @@ from dask_gce.errors import GCEError, SettingsError
 pytestmark = pytest.mark.timeout(600)
 
 
-def wait_until(condition, seconds=60.0):
+def wait_until(condition, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -37,8 +37,8 @@ def settings(process_emulator):
     return {
         "api_endpoint": process_emulator.endpoint,
         "machine_type": "e2-highcpu-2",
-        "start_timeout": "60 s",
-        "worker_start_timeout": "60 s",
+        "start_timeout": "120 s",
+        "worker_start_timeout": "120 s",
         "quiet": True,
     }
 
@@ -142,7 +142,7 @@ def test_adapts_up_and_down_with_a_class_of_ones_own(process_emulator, settings)
             Adaptive=Recorder, minimum=0, maximum=1, interval="100ms", wait_count=3
         )
         assert isinstance(adaptive, Recorder)
-        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        assert client.submit(sum, [1, 2]).result(timeout=120) == 3
         wait_until(lambda: len(instances(process_emulator)) == 1)
     assert Recorder.decisions > 0
 

@@ -297,10 +297,10 @@ def run(emulator, program, *, interrupt_when=None):
             if interrupt_when == "ready":
                 assert process.stdout.readline() == "ready\n", process.stderr.read()
             elif interrupt_when is not None:
-                wait_until(lambda: emulator.requests[interrupt_when], 60)
+                wait_until(lambda: emulator.requests[interrupt_when])
             if interrupt_when is not None:
                 process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=100)
+            output, errors = process.communicate(timeout=200)
         finally:
             process.kill()
     return process.returncode, output, errors

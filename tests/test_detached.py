@@ -491,7 +491,7 @@ print("ready", flush=True)
 
 def test_the_process_ends_without_closing_and_the_cluster_stays(light):
     environment = {**os.environ, "DASK_GCE__API_ENDPOINT": light.endpoint}
-    subprocess.run([sys.executable, "-c", PROGRAM], env=environment, check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", PROGRAM], env=environment, check=True, timeout=200)
     # The worker's machine may have been asked for a moment ago.
     wait_until(lambda: len(running(light)) == 2)
     asyncio.run(end(light))

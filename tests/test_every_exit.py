@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from clusters import until
+from clusters import PATIENCE, until
 from interruption import HEARS
 
 from dask_gce import GCECluster, names
@@ -53,21 +53,21 @@ def run(emulator, program, *, interrupt_at=None, by=signal.SIGINT):
     with process:
         try:
             if interrupt_at is not None:
-                deadline = time.monotonic() + 60
+                deadline = time.monotonic() + PATIENCE
                 while not emulator.requests[interrupt_at]:
                     # What ends before has something to say.
                     assert process.poll() is None, process.communicate()[1]
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
                 process.send_signal(by)
-            output, errors = process.communicate(timeout=100)
+            output, errors = process.communicate(timeout=200)
         finally:
             process.kill()
     return process.returncode, output, errors
 
 
 def assert_all_gone(emulator):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while left := emulator.leftovers():
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
@@ -239,7 +239,7 @@ def test_what_a_killed_process_leaves_is_found_by_its_labels(slow_deletes, by):
     else:
         # The moment the insert of the workers arrives: nobody has read the answer.
         run(slow_deletes, program, interrupt_at=BULK, by=signal.SIGKILL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while len(slow_deletes.instances()) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)

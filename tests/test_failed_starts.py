@@ -8,7 +8,7 @@ import pickle
 import time
 
 import pytest
-from clusters import until
+from clusters import PATIENCE, until
 from distributed import Client
 
 import dask_gce.fleet
@@ -33,7 +33,7 @@ def settings(process_emulator):
 
 
 def assert_all_gone(emulator):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while left := emulator.leftovers():
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
@@ -96,7 +96,7 @@ def test_worker_that_fails(process_emulator, settings):
     ) as cluster:
         cluster.scale(1)
         with Client(cluster) as client, pytest.raises(WorkersFailed) as caught:
-            client.wait_for_workers(1, timeout=100)
+            client.wait_for_workers(1, timeout=PATIENCE)
         reason = caught.value.__cause__
         assert isinstance(reason, InstanceError)
         assert reason.phase.startswith("failed")
@@ -124,7 +124,7 @@ def test_worker_that_never_registers(process_emulator, settings):
     ) as cluster:
         cluster.scale(1)
         with Client(cluster) as client, pytest.raises(WorkersFailed, match="within 3 s") as caught:
-            client.wait_for_workers(1, timeout=100)
+            client.wait_for_workers(1, timeout=PATIENCE)
         assert isinstance(caught.value.__cause__, StartTimeout)
     assert_all_gone(process_emulator)
 
@@ -177,7 +177,7 @@ def test_refused_worker_leaves_the_others(process_emulator, settings):
         )
         cluster.scale(2)
         with Client(cluster) as client:
-            client.wait_for_workers(2, timeout=100)
+            client.wait_for_workers(2, timeout=PATIENCE)
         (failure,) = cluster.failures
         assert isinstance(failure, InstanceError)
         assert isinstance(failure.__cause__, OperationError)

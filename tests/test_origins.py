@@ -107,7 +107,7 @@ def run_program(endpoint, folder, text, **variables):
         check=False,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         cwd=folder,
         env=environment(endpoint, DASK_TEMPORARY_DIRECTORY=str(folder), **variables),
     )

@@ -35,7 +35,7 @@ async def test_the_workers_of_a_machine_register_by_its_name(process_emulator):
             address = f"tcp://{await boot(plan.scheduler('dask-1-s', here))}:8786"
             await boot(plan.worker("dask-1-w", here, address))
             async with Client(address, asynchronous=True, timeout=PATIENCE) as client:
-                await client.wait_for_workers(2, timeout=60)
+                await client.wait_for_workers(2, timeout=PATIENCE)
                 info = await client.scheduler.identity()
         finally:
             for name in ("dask-1-s", "dask-1-w"):

@@ -206,7 +206,7 @@ cluster.shutdown_on_close = False
 
 def test_who_decides_late_to_leave_it_may_end_without_closing(paper_workers):
     environment = {**os.environ, "DASK_GCE__API_ENDPOINT": paper_workers.endpoint}
-    subprocess.run([sys.executable, "-c", LATE], env=environment, check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", LATE], env=environment, check=True, timeout=200)
     left = running(paper_workers)
     for name in left:
         paper_workers.delete(name, user=USER)

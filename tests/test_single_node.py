@@ -50,7 +50,7 @@ async def test_scheduler_and_workers_share_a_machine(process_emulator):
             async with Client(
                 address, asynchronous=True, timeout=PATIENCE, security=trust.client
             ) as client:
-                await client.wait_for_workers(2, timeout=60)
+                await client.wait_for_workers(2, timeout=PATIENCE)
                 await look(client, plan, host)
                 await lose(client)
         finally:
