@@ -290,10 +290,14 @@ class NamespaceKind(MachineKind):
 
 
 def _private_places() -> list[str]:
-    """Return what of this host no quick machine is to see: homes, credentials, others' disks."""
+    """Return what of this host no quick machine is to see: homes, credentials, others' files.
+
+    A machine has a /tmp of its own, but its guest could take that away.
+    """
     environment = ("CLOUDSDK_CONFIG", "GOOGLE_APPLICATION_CREDENTIALS", "XDG_CONFIG_HOME")
     places = [Path(os.environ[name]) for name in environment if name in os.environ]
-    places += [Path(BASE), Path("/home"), Path("/root"), Path.home()]
+    places += [Path(one) for one in (BASE, "/home", "/root", "/tmp")]  # noqa: S108 # the host's own
+    places.append(Path.home())
     found = {str(one.resolve()) for one in places if one.is_absolute()}
     return sorted(found - {"/"})
 
