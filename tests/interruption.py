@@ -8,13 +8,14 @@ presses it again; here the program does so itself.
 from __future__ import annotations
 
 HEARS = """
-import _thread as _interrupting, sys as _hearing, threading as _pausing
-def _hear(ignored):
-    _hearing.__unraisablehook__(ignored)
+import signal, sys, threading
+def hear(ignored):
+    sys.__unraisablehook__(ignored)
     if ignored.exc_type is KeyboardInterrupt:
         # A moment later: whatever is raised in here is ignored as well.
-        again = _pausing.Timer(0.05, _interrupting.interrupt_main)
+        main = threading.main_thread().ident
+        again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
         again.daemon = True
         again.start()
-_hearing.unraisablehook = _hear
+sys.unraisablehook = hear
 """

@@ -132,7 +132,7 @@ class Finalized:
     def __del__(self):
         raise KeyboardInterrupt
 Finalized()
-time.sleep(90)
+time.sleep(280)  # for longer than it is waited for
 """
     status, _, errors = run(emulator, program)
     assert status != 0
