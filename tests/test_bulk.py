@@ -205,7 +205,7 @@ async def test_three_machines_of_one_request_boot(process_emulator, monkeypatch)
         endpoint=settings.api_endpoint,
     ) as compute:
         operation = await compute.bulk_insert_instances(zone, build_bulk_insert(batch))
-        await compute.wait_operation(operation, 30)
+        await compute.wait_operation(operation, 60)
         try:
             waiting = {spec.name for spec in specs}
             deadline = time.monotonic() + 60

@@ -108,7 +108,7 @@ async def test_the_life_of_an_instance(compute: Compute, paper: ComputeEmulator)
     accepted = await compute.insert_instance(ZONE, instance("dask-1"))
     assert (accepted.type, accepted.target, accepted.zone) == ("insert", "dask-1", ZONE)
     assert not accepted.done
-    done = await compute.wait_operation(accepted, 10)
+    done = await compute.wait_operation(accepted, 60)
     assert done.done
     assert not done.failed
     # The wait went to the endpoint; a library's own would have gone to googleapis.com.
@@ -127,7 +127,7 @@ async def test_the_life_of_an_instance(compute: Compute, paper: ComputeEmulator)
 
     deleting = await compute.delete_instance(ZONE, "dask-1")
     assert deleting is not None
-    await compute.wait_operation(deleting, 10)
+    await compute.wait_operation(deleting, 60)
     assert await compute.delete_instance(ZONE, "dask-1") is None
     with pytest.raises(errors.NotFound, match="dask-1"):
         await compute.get_instance(ZONE, "dask-1")
@@ -146,7 +146,7 @@ async def test_a_bulk_insert_and_lists(compute: Compute) -> None:
     names = [f"dask-{number}" for number in range(5)]
     accepted = await compute.bulk_insert_instances(ZONE, bulk(*names))
     assert accepted.target == ""
-    await compute.wait_operation(accepted, 10)
+    await compute.wait_operation(accepted, 60)
     children = await compute.list_group_operations(accepted)
     assert sorted(child.target for child in children) == names
 
@@ -165,7 +165,7 @@ async def test_a_repeat_after_a_broken_connection_makes_one_instance(
     compute: Compute, paper: ComputeEmulator, drop: bool | Literal["after"]
 ) -> None:
     paper.faults.add(Fault("compute.instances.insert", drop=drop))
-    await compute.wait_operation(await compute.insert_instance(ZONE, instance("dask-1")), 10)
+    await compute.wait_operation(await compute.insert_instance(ZONE, instance("dask-1")), 60)
     assert paper.requests["compute.instances.insert"] == 2
     assert [item["name"] for item in paper.instances()] == ["dask-1"]
 
@@ -344,7 +344,7 @@ async def test_a_failed_operation_is_raised_by_its_code(
     paper.faults.add(Fault("compute.instances.insert", operation_errors=[stock_out], times=2))
     first = await compute.insert_instance(ZONE, instance("dask-1"))
     with pytest.raises(errors.OutOfCapacity, match="insert instance dask-1 in zone") as info:
-        await compute.wait_operation(first, 10)
+        await compute.wait_operation(first, 60)
     assert info.value.operation == first.name
     second = await compute.insert_instance(ZONE, instance("dask-2"))
     with pytest.raises(errors.OutOfCapacity, match="No e2 today"):
@@ -359,7 +359,7 @@ async def test_a_bulk_insert_that_was_rolled_back_tells_why(
     paper.faults.add(Fault("compute.instances.bulkInsert", operation_errors=[quota]))
     accepted = await compute.bulk_insert_instances(ZONE, bulk("dask-1", "dask-2"))
     with pytest.raises(errors.OperationError, match="Quota 'CPUS' exceeded") as info:
-        await compute.wait_operation(accepted, 10)
+        await compute.wait_operation(accepted, 60)
     assert info.value.code == "QUOTA_EXCEEDED"
     assert "VM_MIN_COUNT_NOT_REACHED" in {error["code"] for error in info.value.errors}
 
@@ -654,7 +654,7 @@ async def test_the_operations_of_the_instances_tell_why_a_bulk_insert_failed() -
 
     async with scripted(script) as (compute, api):
         with pytest.raises(errors.OperationError, match="Quota 'CPUS' exceeded") as info:
-            await compute.wait_operation(RUNNING, 10)
+            await compute.wait_operation(RUNNING, 60)
     assert info.value.code == "QUOTA_EXCEEDED"
     assert info.value.errors == (vague, quota)
     assert api.requests[1].query == {"filter": 'operationGroupId eq ".*\\bg\\b.*"'}
@@ -693,7 +693,7 @@ async def test_a_failed_bulk_insert_is_told_even_where_its_children_cannot_be_as
 
     async with scripted(script) as (compute, _):
         with pytest.raises(errors.OperationError, match="Requested minimum count of 4 VMs"):
-            await compute.wait_operation(RUNNING, 10)
+            await compute.wait_operation(RUNNING, 60)
 
 
 async def test_a_bulk_insert_tells_how_many_it_made(
@@ -702,7 +702,7 @@ async def test_a_bulk_insert_tells_how_many_it_made(
     stock_out = {"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": "No more"}
     paper.faults.add(Fault("compute.instances.bulkInsert", operation_errors=[stock_out], times=2))
     body = {**bulk(*(f"dask-{number}" for number in range(5))), "minCount": "1"}
-    ended = await compute.wait_operation(await compute.bulk_insert_instances(ZONE, body), 10)
+    ended = await compute.wait_operation(await compute.bulk_insert_instances(ZONE, body), 60)
     assert (ended.created, ended.missing) == (3, 2)
     assert ended.user
     assert ended.started
@@ -710,11 +710,11 @@ async def test_a_bulk_insert_tells_how_many_it_made(
 
 async def test_what_was_done_to_instances(compute: Compute, paper: ComputeEmulator) -> None:
     names = [f"dask-{number}" for number in range(4)]
-    await compute.wait_operation(await compute.bulk_insert_instances(ZONE, bulk(*names)), 10)
+    await compute.wait_operation(await compute.bulk_insert_instances(ZONE, bulk(*names)), 60)
     for name in names[:2]:
         deleting = await compute.delete_instance(ZONE, name)
         assert deleting is not None
-        await compute.wait_operation(deleting, 10)
+        await compute.wait_operation(deleting, 60)
     before = paper.requests["compute.zoneOperations.list"]
     found = await compute.list_instance_operations(ZONE, [*names[1:], "dask", "gone"])
     assert [(one.type, one.target) for one in found] == [("delete", "dask-1")]

@@ -221,7 +221,7 @@ AT_EXIT = """
         for number in range(5):
             body = {**eval(sys.argv[2]), "name": f"dask-{number}"}
             operation = await compute.insert_instance("us-central1-a", body)
-        await compute.wait_operation(operation, 10)
+        await compute.wait_operation(operation, 60)
 
     asyncio.run(main())
 """

@@ -340,7 +340,7 @@ async def capped(cloud):
 
 async def test_no_more_workers_than_the_cap(cloud, capped):
     (scheduler,) = workers("scheduler", template=SCHEDULER)
-    asked = [capped.request(spec, 10) for spec in [scheduler, *workers(*numbered(4))]]
+    asked = [capped.request(spec, 60) for spec in [scheduler, *workers(*numbered(4))]]
     await asked[0]
     await running(capped, "scheduler")
     # The scheduler is none of them.
@@ -358,7 +358,7 @@ async def test_no_more_workers_than_the_cap(cloud, capped):
 
 
 async def test_what_is_held_back_can_be_taken_back(cloud, capped):
-    asked = [capped.request(spec, 10) for spec in workers(*numbered(3))]
+    asked = [capped.request(spec, 60) for spec in workers(*numbered(3))]
     await look_until(capped, lambda: len(cloud.alive()) == 2)
     await capped.delete("vm-2")
     assert asked[2].cancelled()
@@ -366,7 +366,7 @@ async def test_what_is_held_back_can_be_taken_back(cloud, capped):
 
 
 async def test_what_is_held_back_goes_with_the_cluster(cloud, capped):
-    asked = [capped.request(spec, 10) for spec in workers(*numbered(3))]
+    asked = [capped.request(spec, 60) for spec in workers(*numbered(3))]
     await look_until(capped, lambda: len(cloud.alive()) == 2)
     await capped.delete_all()
     assert asked[2].cancelled()
@@ -377,7 +377,7 @@ async def test_what_is_held_back_goes_with_the_cluster(cloud, capped):
 
 async def test_waiting_for_room_too_long_is_told(cloud, capped):
     for spec in workers(*numbered(2)):
-        capped.request(spec, 10)
+        capped.request(spec, 60)
     await look_until(capped, lambda: len(cloud.alive()) == 2)
     capped.request(*workers("late"), 0.1)
     await asyncio.sleep(0.1)
@@ -394,7 +394,7 @@ async def test_strays_count(cloud, capped, monkeypatch):
         forgetful.members.clear()
         forgetful._zones.clear()
     cloud.faults.add(Fault("compute.instances.delete", status=403, reason="forbidden"))
-    asked = [capped.request(spec, 10) for spec in workers(*numbered(2))]
+    asked = [capped.request(spec, 60) for spec in workers(*numbered(2))]
     await capped.look()
     await asked[0]
     await capped.look()
@@ -407,11 +407,11 @@ async def test_strays_count(cloud, capped, monkeypatch):
 async def test_what_cannot_be_seen_counts(cloud, capped):
     specs = [*workers("here"), *workers("there", zone=OTHER_ZONE)]
     for spec in specs:
-        capped.request(spec, 10)
+        capped.request(spec, 60)
     await look_until(capped, lambda: len(cloud.alive()) == 2)
     await running(capped, "here", "there")
     cloud.unreachable.add(OTHER_ZONE)
-    late = capped.request(*workers("late"), 10)
+    late = capped.request(*workers("late"), 60)
     for _ in range(fleet_module.MISSES + 1):
         await capped.look()
     assert not late.done()
@@ -426,7 +426,7 @@ async def test_what_is_on_its_way_counts(cloud, capped):
         return await inserting(*arguments, **options)
 
     capped.compute.bulk_insert_instances = late
-    asked = [capped.request(spec, 10) for spec in workers(*numbered(3))]
+    asked = [capped.request(spec, 60) for spec in workers(*numbered(3))]
     for _ in range(3):
         await capped.look()
     assert not cloud.instances()
@@ -438,7 +438,7 @@ async def test_what_is_on_its_way_counts(cloud, capped):
 
 async def test_what_was_refused_takes_no_room(cloud, capped):
     cloud.faults.add(Fault("compute.instances.bulkInsert", status=403, reason="quotaExceeded"))
-    asked = [capped.request(spec, 10) for spec in workers(*numbered(3))]
+    asked = [capped.request(spec, 60) for spec in workers(*numbered(3))]
     await look_until(capped, asked[2].done)
     assert [each.exception() is None for each in asked] == [False, False, True]
 

@@ -79,7 +79,7 @@ async def test_a_queue_that_grows_over_several_turns_is_one_call(cloud, fleet):
     specs = workers(*numbered(6))
     asked = []
     for spec in specs:
-        asked.append(fleet.request(spec, 10))
+        asked.append(fleet.request(spec, 60))
         await asyncio.sleep(0)
     await asyncio.gather(*asked)
     assert [each.request["count"] for each in cloud.asked("instances.bulkInsert")] == ["6"]
@@ -113,16 +113,16 @@ async def test_what_a_bulk_does_not_know_is_inserted_one_by_one(cloud, fleet):
 
 async def test_asking_again_is_the_same_request(cloud, fleet):
     (spec,) = workers("vm")
-    assert fleet.request(spec, 10) is fleet.request(spec, 10)
-    await fleet.request(spec, 10)
+    assert fleet.request(spec, 60) is fleet.request(spec, 60)
+    await fleet.request(spec, 60)
     # And once it was accepted.
-    await fleet.request(spec, 10)
+    await fleet.request(spec, 60)
     assert len(cloud.asked("instances.insert")) == 1
 
 
 async def test_taken_back_in_the_same_turn_it_is_not_asked_for(cloud, fleet):
     specs = workers(*numbered(3))
-    asked = [fleet.request(spec, 10) for spec in specs]
+    asked = [fleet.request(spec, 60) for spec in specs]
     await fleet.delete("vm-1")
     await asyncio.gather(asked[0], asked[2])
     assert asked[1].cancelled()
@@ -195,7 +195,7 @@ async def test_a_refused_connection_is_tried_again():
         port = taken.getsockname()[1]
         cloud = Cloud(port=port)
         async with a_fleet(f"http://127.0.0.1:{port}") as fleet:
-            asked = fleet.request(*workers("vm"), 10)
+            asked = fleet.request(*workers("vm"), 60)
             await asyncio.sleep(0.1)
             assert not asked.done()
             taken.close()
@@ -238,7 +238,7 @@ async def test_a_refusal_is_final(cloud, fleet, method, count, status, reason, e
     assert len(cloud.asked(method)) == 1
     # Asking again tells the same, and makes no call.
     with pytest.raises(error):
-        await fleet.request(workers(*names)[0], 10)
+        await fleet.request(workers(*names)[0], 60)
     failures = await failed(fleet, *names)
     assert "So not." in str(failures["vm-0"])
     for name in names:
@@ -347,7 +347,7 @@ async def test_stopping_while_an_insert_is_on_its_way(method, count, monkeypatch
         # The request is carried out after the fleet was told to end.
         cloud.faults.add(Fault(f"compute.{method}", delay=0.2))
         async with a_fleet(cloud.endpoint) as fleet:
-            asked = [fleet.request(spec, 10) for spec in workers(*numbered(count))]
+            asked = [fleet.request(spec, 60) for spec in workers(*numbered(count))]
             await until(lambda: cloud.requests[f"compute.{method}"])
             await fleet.delete_all()
             assert not fleet.members
@@ -362,18 +362,18 @@ async def test_stopping_while_an_insert_is_on_its_way(method, count, monkeypatch
 
 
 async def test_stopping_leaves_what_was_not_asked_for(cloud, fleet):
-    asked = [fleet.request(spec, 10) for spec in workers(*numbered(3))]
+    asked = [fleet.request(spec, 60) for spec in workers(*numbered(3))]
     await fleet.delete_all()
     assert all(each.cancelled() for each in asked)
     assert not cloud.asked("instances.bulkInsert")
     with pytest.raises(Exception, match="closed"):
-        fleet.request(*workers("late"), 10)
+        fleet.request(*workers("late"), 60)
 
 
 async def test_whoever_waits_may_stop_waiting(cloud, fleet):
     cloud.faults.add(Fault("compute.instances.insert", delay=0.1))
     (spec,) = workers("vm")
-    waiting = asyncio.ensure_future(asyncio.wait_for(fleet.request(spec, 10), 0.03))
+    waiting = asyncio.ensure_future(asyncio.wait_for(fleet.request(spec, 60), 0.03))
     await asyncio.wait({waiting})
     assert isinstance(waiting.exception(), asyncio.TimeoutError)
     await running(fleet, "vm")

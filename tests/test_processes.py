@@ -28,7 +28,7 @@ async def test_the_workers_of_a_machine_register_by_its_name(process_emulator):
 
         async def boot(spec):
             operation = await compute.insert_instance(ZONE, build_insert(spec))
-            await compute.wait_operation(operation, 30)
+            await compute.wait_operation(operation, 60)
             return parse_instance(await compute.get_instance(ZONE, spec.name)).internal_ip
 
         try:

@@ -161,7 +161,7 @@ async def strays(cloud, *specs):
     async with a_fleet(cloud.endpoint, delete_at_exit=False) as other:
         for spec in specs:
             begun = await other.compute.insert_instance(spec.zone, build_insert(spec))
-            await other.compute.wait_operation(begun, 10)
+            await other.compute.wait_operation(begun, 60)
 
 
 async def test_a_look_deletes_strays(cloud, fleet):
@@ -259,7 +259,7 @@ async def test_workers_first(cloud, fleet):
     # A refusal is left to the end.
     await fleet.delete_workers()
     with pytest.raises(GCEError, match="closed"):
-        fleet.request(*workers("late"), 10)
+        fleet.request(*workers("late"), 60)
     assert cloud.alive() == {"vm", "scheduler"}
     await fleet.delete_workers()
     await until(lambda: cloud.alive() == {"scheduler"})
@@ -343,7 +343,7 @@ async def test_without_a_loop_while_an_insert_is_on_its_way(delay):
     with Cloud(replace(QUICK, provisioning=0.2)) as cloud:
         cloud.faults.add(Fault("compute.instances.bulkInsert", delay=delay))
         async with a_fleet(cloud.endpoint) as fleet:
-            asked = [fleet.request(spec, 10) for spec in workers(*numbered(3))]
+            asked = [fleet.request(spec, 60) for spec in workers(*numbered(3))]
             # The answer is to find nobody who reads it.
             await until(lambda: cloud.requests["compute.instances.bulkInsert"], pause=0)
             fleet.delete_now()
@@ -393,7 +393,7 @@ async def main():
     await request(fleet, workers(*numbered(16)))
     await running(fleet, *numbered(16))
     for spec in workers(*numbered(3, "late")):
-        fleet.request(spec, 10)
+        fleet.request(spec, 60)
     await until(lambda: fleet.members["late-0"].batch.sent if fleet.members["late-0"].batch else 0)
     await asyncio.sleep(0.05)
     ended = time.monotonic()

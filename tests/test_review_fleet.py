@@ -41,7 +41,7 @@ async def test_an_insert_that_is_wanted_no_more_is_not_repeated(quick_inserts):
         # Late, the repeat would make an instance that no record knows, after the last look.
         cloud.faults.add(Fault(insert, status=503, times=2), Fault(insert, delay=0.5))
         async with a_fleet(cloud.endpoint, call_timeout=0.01) as fleet:
-            accepted = fleet.request(*workers("vm"), 10)
+            accepted = fleet.request(*workers("vm"), 60)
             await until(lambda: cloud.asked("instances.insert"))
             await fleet.delete("vm")
             asked = cloud.requests[insert]
@@ -57,7 +57,7 @@ async def test_what_is_repeated_for_others_is_not_over(quick_inserts):
         cloud.faults.add(Fault(bulk, status=503), Fault(bulk, delay=0.3))
         async with a_fleet(cloud.endpoint, call_timeout=0.01) as fleet:
             for spec in workers(*numbered(2)):
-                fleet.request(spec, 10)
+                fleet.request(spec, 60)
             await until(lambda: cloud.asked("instances.bulkInsert"))
             first = asyncio.ensure_future(fleet.delete("vm-0"))
             await until(lambda: cloud.requests[bulk] == 2)

@@ -43,7 +43,7 @@ async def test_scheduler_and_workers_share_a_machine(process_emulator):
         PROJECT, credentials=load_credentials(settings), endpoint=settings.api_endpoint
     ) as compute:
         operation = await compute.insert_instance(ZONE, build_insert(plan.scheduler(NAME, HERE)))
-        await compute.wait_operation(operation, 30)
+        await compute.wait_operation(operation, 60)
         try:
             host = parse_instance(await compute.get_instance(ZONE, NAME)).internal_ip
             address = f"tls://{host}:8790"
