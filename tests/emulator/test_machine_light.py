@@ -16,7 +16,7 @@ from machine_bench import PATIENCE, Exits, console, make_record, until
 from ports import quiet_port
 
 from dask_gce.emulator.machine import MachineKind
-from dask_gce.emulator.machines import make_kind
+from dask_gce.emulator.machines import light, make_kind
 from dask_gce.emulator.machines.light import LightMachine
 from dask_gce.emulator.record import InstanceRecord
 
@@ -169,6 +169,21 @@ async def test_a_machine_can_boot_again(kind, scheduler):
         await until(lambda: names(scheduler) == {"vm"})
         await machine.stop(5)
         await until(lambda: not scheduler.workers)
+
+
+async def test_the_late_end_of_one_boot_is_not_the_end_of_the_next(kind, scheduler, monkeypatch):
+    exits = Exits()
+    machine = new_machine(kind, worker_record("vm", scheduler.port), exits)
+    await machine.boot()
+    await until(lambda: names(scheduler) == {"vm"})
+    (before,) = scheduler.workers
+    with monkeypatch.context() as patch:
+        patch.setattr(light, "PATIENCE", 0.0)
+        await machine.kill()
+    await machine.boot()
+    await until(lambda: set(scheduler.workers) - {before} and phase(machine) == "running")
+    assert machine.powered
+    assert exits == []
 
 
 async def test_it_waits_for_the_schedulers_port(kind):

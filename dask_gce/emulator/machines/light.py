@@ -104,7 +104,7 @@ class LightMachine(Machine):
             raise
         if self._key != key:
             return  # the power was cut meanwhile
-        self.note_phase("booted")
+        self.note_phase(key, "booted")
         metadata = self.record.metadata
         order = {
             "name": self.record.name,
@@ -113,26 +113,34 @@ class LightMachine(Machine):
         }
         self.host.boot(key, self, order)
 
-    def note_phase(self, text: str) -> None:
+    def note_phase(self, key: int, text: str) -> None:
         """Publish how far the boot has come, as guests do.
 
         Parameters
         ----------
+        key : int
+            The boot; one that was given up is ignored.
         text : str
             The phase.
         """
+        if key != self._key:
+            return
         self.record.serial.write(f"dask-gce phase: {text}\n".encode())
         self.record.guest_attributes.setdefault("dask-gce", {})["phase"] = text
         self.record.touch()
 
-    def note_off(self, why: str) -> None:
+    def note_off(self, key: int, why: str) -> None:
         """Note that the workers have ended, which ends the machine.
 
         Parameters
         ----------
+        key : int
+            The boot; one that was given up is ignored.
         why : str
             What the serial console is to say; empty when it has been said.
         """
+        if key != self._key:
+            return
         self.record.serial.write(why.encode())
         self._key = None
         self._off.set()

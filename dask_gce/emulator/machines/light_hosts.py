@@ -41,20 +41,24 @@ LAST_WORDS = 4096
 class Tenant(Protocol):
     """What a host tells of the workers of one machine."""
 
-    def note_phase(self, text: str) -> None:
+    def note_phase(self, key: int, text: str) -> None:
         """Note how far the boot has come.
 
         Parameters
         ----------
+        key : int
+            The boot.
         text : str
             The phase.
         """
 
-    def note_off(self, why: str) -> None:
+    def note_off(self, key: int, why: str) -> None:
         """Note that the workers have ended.
 
         Parameters
         ----------
+        key : int
+            The boot.
         why : str
             What the console is to say; empty when they said it themselves.
         """
@@ -154,14 +158,15 @@ class LightHost:
             while line := await reader.readline():
                 words = json.loads(line)
                 if "phase" in words:
-                    self._booted[words["phase"]].note_phase(words["text"])
+                    self._booted[words["phase"]].note_phase(words["phase"], words["text"])
                 else:
-                    self._booted.pop(words["off"]).note_off("")
+                    self._booted.pop(words["off"]).note_off(words["off"], "")
         if self._writer is writer:
             self._writer = None
         lost, self._booted = self._booted, {}
-        for tenant in lost.values():
-            tenant.note_off(f"The process of this worker and others died:\n{self._last_words()}")
+        for key, tenant in lost.items():
+            why = f"The process of this worker and others died:\n{self._last_words()}"
+            tenant.note_off(key, why)
 
     def boot(self, key: int, tenant: Tenant, order: dict[str, Any]) -> None:
         """Have the workers of a machine started.
