@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessMachine"]
 
-#: Seconds beyond the grace after which a machine that does not end is swept away.
-PATIENCE = 5.0
+#: Seconds beyond the grace after which a machine that does not end is swept away. More than what a
+#: busy host takes for an end in order, after which nothing is left in shared memory.
+PATIENCE = 30.0
 
 
 class _Boot:

@@ -22,7 +22,7 @@ from dask_gce.emulator.machines.guest.files import remove_tree
 __all__ = ["Supervision", "SupervisorGone"]
 
 #: Seconds in which a supervisor whose emulator has hung up must be gone.
-END_LIMIT = 15.0
+END_LIMIT = 60.0
 
 _PROGRAM = """\
 import sys

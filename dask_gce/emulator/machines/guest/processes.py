@@ -20,8 +20,9 @@ PR_SET_CHILD_SUBREAPER = 36
 #: Seconds after which a process that the kernel does not let die is given up.
 KILL_LIMIT = 10.0
 
-#: Seconds that resource trackers have to remove what the processes they served have left.
-TRACKER_LIMIT = 0.5
+#: Seconds that resource trackers have to remove what the processes they served have left. They take
+#: milliseconds, unless the host is busy.
+TRACKER_LIMIT = 10.0
 
 
 def become_subreaper() -> None:
