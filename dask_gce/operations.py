@@ -294,7 +294,7 @@ class OperationVerbs(Verbs):
         zone = f" in zone {operation.zone}" if operation.zone else ""
         return TransportError(
             f"Operation {operation.name} ({operation.what}){zone} of project {self.project} is "
-            f"still {operation.status} after {timeout:g} s.",
+            f"still {operation.status} after {round(timeout, 1):g} s.",
             method="POST",
             url=f"{path}/wait",
         )
