@@ -178,13 +178,15 @@ class FastClock(Clock):
     def __init__(self, now: float = 50.0) -> None:
         self.passed = 0.0
         self.slept: list[float] = []
-        self._start = now
+        # The wall clock's start, on the other one: both count what really passes, or whoever waits
+        # for a full minute on the one would find it not quite reached on the other.
+        self._start = now - self.monotonic()
 
     def monotonic(self) -> float:
         return super().monotonic() + self.passed
 
     def time(self) -> float:
-        return self._start + self.passed
+        return self._start + self.monotonic()
 
     def pause(self, seconds: float) -> None:
         self.slept.append(seconds)

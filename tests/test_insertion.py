@@ -184,7 +184,7 @@ async def test_over_the_rate_is_asked_again_in_the_next_minute(cloud):
         assert await request(fleet, workers(*numbered(2))) == [None] * 2
         assert [each.status for each in cloud.asked("instances.bulkInsert")] == [403, 429, 200]
         # The clock stood ten seconds before a full minute.
-        assert clock.passed >= 10 + 60
+        assert clock.time() >= 60 + 60
 
 
 async def test_a_refused_connection_is_tried_again():
