@@ -7,10 +7,12 @@ is done by `discovery`, `leftovers` and `machines`.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -71,12 +73,19 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not leftovers, "the test left:\n" + "\n".join(leftovers)
 
 
+#: Seconds for the tasks that a test has ended to have ended: each takes a few turns of its loop,
+#: and on which one it is is settled by the order in which sockets and threads are heard.
+LAST_TURNS = 2.0
+
+
 @pytest.fixture(autouse=True)
 async def no_task_left(nothing_left: None) -> AsyncIterator[None]:
     """Fail a test that leaves tasks in its loop."""
     before = other_tasks()
     yield
-    tasks = other_tasks() - before
+    deadline = time.monotonic() + LAST_TURNS
+    while (tasks := other_tasks() - before) and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
     assert not tasks, f"the test left tasks: {tasks}"
 
 
