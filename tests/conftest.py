@@ -12,7 +12,6 @@ import secrets
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -83,9 +82,9 @@ async def no_task_left(nothing_left: None) -> AsyncIterator[None]:
     """Fail a test that leaves tasks in its loop."""
     before = other_tasks()
     yield
-    deadline = time.monotonic() + LAST_TURNS
-    while (tasks := other_tasks() - before) and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
+    if ending := other_tasks() - before:
+        await asyncio.wait(ending, timeout=LAST_TURNS)
+    tasks = other_tasks() - before
     assert not tasks, f"the test left tasks: {tasks}"
 
 
