@@ -78,9 +78,10 @@ class Loan:
     def __init__(self, keeper: Keeper, need: Need) -> None:
         self.need = need
         self.kept: Kept | None = None
+        #: Whether it was given back; in the keeper's loop.
+        self.is_over = False
         self._keeper = keeper
         self._task: asyncio.Task[SpecCluster] | None = None
-        self._over = False
         #: The cluster, as soon as it can be used.
         self.ready: concurrent.futures.Future[SpecCluster] = concurrent.futures.Future()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,7 +103,7 @@ class Loan:
             self._loop.call_soon_threadsafe(self._end)
 
     def _begin(self) -> None:
-        if not self._over:
+        if not self.is_over:
             self._task = asyncio.ensure_future(self._keeper.lend(self))
             self._task.add_done_callback(self._tell)
 
@@ -116,9 +117,9 @@ class Loan:
             self.ready.set_result(task.result())
 
     def _end(self) -> None:
-        if self._over:
+        if self.is_over:
             return
-        self._over = True
+        self.is_over = True
         if self._task is not None:
             self._task.cancel()
         self._keeper.take_back(self)
@@ -181,6 +182,9 @@ class Keeper:
             kept.timer.cancel()
         loan.kept = kept
         try:
+            if loan.is_over:
+                # Before Python 3.12 wait_for can swallow the cancellation that ends this.
+                raise asyncio.CancelledError
             return await asyncio.shield(kept.starting)
         except BaseException:
             self.take_back(loan)

@@ -27,7 +27,7 @@ import dask_gce
 from dask_gce import GCECluster, requires_cluster
 from dask_gce.emulator import Fault
 from dask_gce.errors import GCEError, SettingsError, WorkersFailed
-from dask_gce.keeping import Loan, keeper
+from dask_gce.keeping import Keeper, Loan, keeper
 
 LOCAL = {"n_workers": 1, "local": True}
 
@@ -1126,6 +1126,36 @@ def test_each_call_begins_the_time_of_a_kept_cluster_anew():
         assert kept.timer.when() == kept.until > until
     assert len(alive()) == 1
     kept.started.loop.add_callback(keeper()._end, kept)
+
+
+async def test_a_cancellation_that_is_swallowed_leaves_no_user_of_a_kept_cluster(monkeypatch):
+    """As `asyncio.wait_for` swallows one before Python 3.12, if the answer comes as well."""
+
+    @requires_cluster(keep_alive=60, **LOCAL)
+    async def where(client=None):
+        return client.scheduler.address
+
+    await where()
+    (kept,) = keeper()._clusters
+    await until(lambda: kept.timer is not None)
+    timer, asked = kept.timer, threading.Event()
+
+    async def answers(self, cluster):
+        asked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(PATIENCE)
+        return True
+
+    monkeypatch.setattr(Keeper, "_answers", answers)
+    waiting = asyncio.ensure_future(where())
+    await until(asked.is_set)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await until(lambda: kept.timer is not timer, 30)
+    assert kept.users == 0
+    kept.started.loop.add_callback(keeper()._end, kept)
+    await until(lambda: not alive())
 
 
 async def test_equal_settings_share_whatever_the_function():
