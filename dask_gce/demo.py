@@ -184,9 +184,7 @@ def run(workers: int = 2, *, keep: bool = False, console: Console | None = None)
         outcome.accuracy = search.score(*digits.test)
         _tell_result(console, outcome)
         if keep:
-            console.print("The cluster runs on. Ctrl-C ends it.")
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
+            _run_on(console)
 
         with report.phase("Clean up"):
             client.close()
@@ -275,6 +273,13 @@ def _count_fits(cluster: GCECluster, client: Client, start: float) -> Counter[st
         if calls and task["status"] == "OK":
             fits[names.get(task["worker"], task["worker"])] += int(calls[1])
     return fits
+
+
+def _run_on(console: Console) -> None:
+    """Wait for Ctrl-C, which may come as soon as it is told of."""
+    with contextlib.suppress(KeyboardInterrupt):
+        console.print("The cluster runs on. Ctrl-C ends it.")
+        threading.Event().wait()
 
 
 def _tell_result(console: Console, outcome: Outcome) -> None:

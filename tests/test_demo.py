@@ -61,6 +61,20 @@ def test_verdict_claims_nothing_that_is_not_true():
     assert "nothing left behind" not in written.getvalue()
 
 
+def test_ctrl_c_ends_what_runs_on_as_soon_as_it_is_told_of():
+    class Pressed(Console):
+        def print(self, *objects: object, **options: object) -> None:
+            super().print(*objects, **options)
+            raise KeyboardInterrupt
+
+    written = io.StringIO()
+    try:
+        demo._run_on(Pressed(file=written))
+    except KeyboardInterrupt:
+        pytest.fail("it ends the command, and not what runs on")
+    assert "Ctrl-C ends it" in written.getvalue()
+
+
 def test_command_fails_if_the_cluster_does():
     with dask.config.set({"gce.network": "nowhere"}):
         answer = CliRunner().invoke(gce, ["demo"])
