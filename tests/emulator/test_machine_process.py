@@ -29,6 +29,7 @@ from machine_bench import (
     until_said,
 )
 
+from dask_gce.emulator.machines import supervision
 from dask_gce.emulator.machines.layout import Layout
 from dask_gce.emulator.machines.process import ProcessKind
 from dask_gce.emulator.machines.supervision import Supervision
@@ -119,6 +120,34 @@ async def test_stopping_runs_the_shutdown_script_then_terminates(kind):
     text = console(machine)
     assert text.index("shutdown-script: last words") < text.index("startup-script: told to end")
     assert "shutdown-script exit status 0" in text
+
+
+SLOW_LOOK = """\
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from guest import processes
+from guest.supervisor import main
+is_dead = processes._is_dead
+def is_dead_by_then(pid):
+    time.sleep(0.1)
+    return is_dead(pid)
+processes._is_dead = is_dead_by_then
+main()
+"""
+
+
+async def test_whose_parent_ends_first_has_the_whole_grace(monkeypatch):
+    monkeypatch.setattr(supervision, "_PROGRAM", SLOW_LOOK)
+    script = (
+        "(trap 'sleep 2; echo told to end; exit 0' TERM; echo ready;"
+        " while :; do sleep 0.01; done); true"
+    )
+    async with started_kind() as kind:
+        machine = new_machine(kind, make_record("m", script))
+        await machine.boot()
+        await until_said(machine, "startup-script: ready")
+        await machine.stop(PATIENCE)
+        assert "startup-script: told to end" in console(machine)
 
 
 async def test_a_guest_that_will_not_end_is_killed_when_the_grace_is_over(kind):

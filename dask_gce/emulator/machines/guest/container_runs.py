@@ -157,8 +157,7 @@ def _keep(container: Container, *, stdin: bool, started: int = -1) -> int:
     code = os.waitstatus_to_exitcode(wait_status)
     status = code if code >= 0 else 128 - code
     # A container ends with its first process, and takes the rest along.
-    if descendants(os.getpid()):
-        kill_all()
+    kill_all()
     return status
 
 

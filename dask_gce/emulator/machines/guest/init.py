@@ -25,7 +25,14 @@ from typing import Any, NoReturn
 from .container_runs import kill_detached
 from .containers import end_all, keepers
 from .files import remove_tree
-from .processes import become_subreaper, descendants, kill_all, let_trackers_finish, reap
+from .processes import (
+    become_subreaper,
+    children,
+    descendants,
+    kill_all,
+    let_trackers_finish,
+    reap,
+)
 from .scripts import run_script
 
 __all__ = ["Init", "Plan"]
@@ -333,7 +340,8 @@ class Init:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGTERM)
                     os.kill(pid, signal.SIGCONT)  # a stopped process would never see it
-        if self._terminating and not descendants(os.getpid()):
+        # With the dead, of which each may have left somebody behind since the list was read.
+        if self._terminating and not children(os.getpid(), dead=True):
             self._killed = True
 
     def _cut(self) -> None:
