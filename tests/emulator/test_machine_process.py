@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -288,6 +289,43 @@ async def test_a_stopped_init_is_swept_away(kind, monkeypatch):
     init.suspend()
     await machine.kill()
     assert not any(map(runs, [init, *below]))
+
+
+HANDED_OVER = """\
+import os, subprocess, sys, time
+sys.path.insert(0, sys.argv[1])
+from guest import processes
+processes.become_subreaper()
+serving = subprocess.Popen([sys.argv[2]])
+look = processes.descendants
+while not any(map(processes._is_tracker, look(os.getpid()))):
+    time.sleep(0.01)
+looks = []
+def look_while_its_parent_ends(root):
+    looks.append(root)
+    return [pid for pid in look(root) if len(looks) > 1 or not processes._is_tracker(pid)]
+processes.descendants = look_while_its_parent_ends
+processes.let_trackers_finish()
+print(os.path.exists(sys.argv[3]))
+processes.kill_all()
+serving.returncode = 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody waits for trackers elsewhere")
+def test_a_tracker_that_is_handed_over_meanwhile_is_waited_for(tmp_path):
+    done, serving = tmp_path / "done", tmp_path / "serving"
+    tracker = (
+        "import pathlib, sys, time; sys.stdin.read(); time.sleep(0.5); pathlib.Path({!r}).touch()"
+    )
+    command = [sys.executable, "-c", tracker.format(str(done)), "multiprocessing.resource_tracker"]
+    # The tracker reads what its parent's other child never writes.
+    serving.write_text(f"#!/bin/sh\nsleep 1000 | {shlex.join(command)}\n")
+    serving.chmod(0o755)
+    machines = str(Path(supervision.__file__).parent)
+    program = [sys.executable, "-c", HANDED_OVER, machines, str(serving), str(done)]
+    said = subprocess.run(program, check=True, capture_output=True, text=True, timeout=PATIENCE)
+    assert said.stdout == "True\n", said.stderr
 
 
 async def test_a_cancelled_boot_leaves_no_machine_running(kind):

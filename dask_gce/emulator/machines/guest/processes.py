@@ -181,16 +181,12 @@ def let_trackers_finish() -> None:
     if sys.platform != "linux":
         return
     deadline = time.monotonic() + TRACKER_LIMIT
-    while time.monotonic() < deadline:
-        below = descendants(os.getpid())
-        trackers = {pid for pid in below if _is_tracker(pid)}
-        if not trackers:
-            return
-        for pid in below:
-            if pid not in trackers:
+    # Until no child is left: whoever loses its parent between two looks is seen in neither.
+    while not reap()[1] and time.monotonic() < deadline:
+        for pid in descendants(os.getpid()):
+            if not _is_tracker(pid):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
-        reap()
         time.sleep(0.001)
 
 
