@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shlex
 import signal
@@ -543,6 +544,36 @@ def test_a_machines_listener_is_on_no_other_address():
             return [ip for ip in found if ip != machine.address]
 
     assert asyncio.run(listen()) == []
+
+
+def test_two_who_write_the_name_table_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    # As when the first one's caller was interrupted, and let the second have its turn.
+    begun, may_go_on, written = (threading.Event() for _ in range(3))
+    replace, numbers = Path.replace, itertools.count()
+
+    def replace_in_turn(path: Path, target: Path) -> None:
+        if next(numbers):
+            may_go_on.set()
+            assert written.wait(PATIENCE)
+            replace(path, target)
+            return
+        begun.set()
+        assert may_go_on.wait(PATIENCE)
+        replace(path, target)
+        written.set()
+
+    monkeypatch.setattr(Path, "replace", replace_in_turn)
+    layout = Layout(tmp_path, shared=False)
+    first = threading.Thread(target=layout.write_hosts, args=({"127.18.0.2": ["a"]},))
+    first.start()
+    assert begun.wait(PATIENCE)
+    # Where the second one waits for the first, nobody else lets that go on.
+    letting = threading.Timer(0.2, may_go_on.set)
+    letting.start()
+    layout.write_hosts({"127.18.0.3": ["b"]})
+    for thread in (first, letting):
+        thread.join()
+    assert layout.hosts.read_text() == "127.18.0.3 b\n"
 
 
 class StartOfSupervisor:

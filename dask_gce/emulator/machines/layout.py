@@ -21,6 +21,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Layout:
         self._shared = shared
         # Of folders that threads make at the same time.
         self._numbers = itertools.count(1)
+        self._writing = threading.Lock()
 
     @property
     def hosts(self) -> Path:
@@ -99,9 +101,11 @@ class Layout:
         """
         lines = [" ".join([address, *known]) for address, known in names.items()]
         fresh = self.folder / "hosts.new"
-        fresh.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        fresh.chmod(0o644)
-        fresh.replace(self.hosts)
+        # Who is interrupted while it is written does not interrupt the writing.
+        with self._writing:
+            fresh.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            fresh.chmod(0o644)
+            fresh.replace(self.hosts)
 
     def add_machine(self, name: str, uid: int | None, image: Path | None = None) -> Path:
         """Make a machine's folder and its disk.
