@@ -340,6 +340,26 @@ async def test_the_host_does_not_listen_for_a_machine_that_goes_off_at_that_mome
     await forwards.close()
 
 
+async def test_who_is_accepted_while_a_machine_goes_off_is_broken_off(monkeypatch):
+    async def connect(address, port):
+        raise ConnectionRefusedError
+
+    forwards, place = Forwards(connect), ("127.0.0.1", quiet_port())
+    await forwards.update({place: ("198.18.0.2", 8000)})
+    protocol = asyncio.StreamReaderProtocol
+
+    def make_and_go_off(*arguments, **options):
+        forwards.retain(())
+        return protocol(*arguments, **options)
+
+    # Made between the acceptance and the connection; whoever is lost there warns.
+    monkeypatch.setattr(asyncio.streams, "StreamReaderProtocol", make_and_go_off)
+    with socket.create_connection(place, PATIENCE) as client, pytest.raises(ConnectionResetError):
+        await asyncio.to_thread(client.recv, 1)
+    assert not forwards.open
+    await forwards.close()
+
+
 def test_another_user_of_the_host_is_not_let_through(rest):
     a = Guest(rest, "a")
     open_port(rest)

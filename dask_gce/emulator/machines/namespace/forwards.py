@@ -75,6 +75,8 @@ class Forwards:
             try:
                 await self._listen(place)
             except OSError as error:
+                if place not in self._targets:
+                    continue  # its machine went off meanwhile
                 # Somebody else has the port on all addresses of the host, as its SSH server may.
                 logger.info("The host does not listen on %s:%d: %s", *place, error)
                 self._refused.add(place)
@@ -103,13 +105,15 @@ class Forwards:
             Where to go on.
         """
         for place in [one for one in self._servers if one not in places]:
-            self._servers.pop(place).close()
+            _stop_listening(self._servers.pop(place))
         for place in [one for one in self._targets if one not in places]:
             del self._targets[place]
 
     async def close(self) -> None:
         """Stop listening and end every connection. May be called twice."""
         await self.update({})
+        for _ in range(2):
+            await asyncio.sleep(0)  # whoever was accepted last has a relay then
         for task in tuple(self._relays):
             task.cancel()
         if self._relays:
@@ -152,6 +156,18 @@ class Forwards:
         except BaseException:
             begun.close()
             raise
+
+
+def _stop_listening(server: asyncio.Server) -> None:
+    """Listen no more, and lose nobody.
+
+    Whom the loop has accepted in this turn becomes a connection of the server's in the next one. Of
+    a server that is closed by then asyncio makes none, and forgets to close the socket.
+    """
+    loop = asyncio.get_running_loop()
+    for listener in server.sockets:
+        loop.remove_reader(listener)
+    loop.call_soon(server.close)
 
 
 async def _connected(begun: socket.socket) -> None:
