@@ -67,8 +67,8 @@ def test_it_listens_on_loopback_only(machines, discovery):
         own = psutil.Process()
         listening = set()
         for process in (own, *own.children(recursive=True)):
-            # What a startup script runs may have ended by now.
-            with contextlib.suppress(psutil.NoSuchProcess):
+            # What a startup script runs may have ended by now; then it is gone, or root's.
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 listening |= {
                     connection.laddr
                     for connection in process.net_connections("inet")
