@@ -102,6 +102,7 @@ class ComputeEmulator(Interventions):
         self._cloud: Cloud | None = None
         self._runner: web.AppRunner | None = None
         self._inner: web.AppRunner | None = None
+        self._listener: socket.socket | None = None
         self._opening: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -259,7 +260,7 @@ class ComputeEmulator(Interventions):
             )
             await self._inner.setup()
             await kind.network.offer_api(port, self._serve_guests)
-            self._cloud = cloud
+            self._cloud, self._listener = cloud, listener
         finally:
             if self._cloud is None:
                 listener.close()
@@ -304,7 +305,13 @@ class ComputeEmulator(Interventions):
         cloud, self._cloud = self._cloud, None
         runners = [one for one in (self._runner, self._inner) if one is not None]
         self._runner = self._inner = None
+        listener, self._listener = self._listener, None
         try:
+            if listener is not None:
+                # Whom the loop has accepted in this turn becomes a connection in the next one: of a
+                # server that is closed by then asyncio makes none, and forgets to close the socket.
+                asyncio.get_running_loop().remove_reader(listener)
+                await asyncio.sleep(0)
             for runner in runners:
                 await runner.cleanup()
             if cloud is not None:

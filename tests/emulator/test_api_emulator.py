@@ -123,6 +123,18 @@ async def test_closing_leaves_no_task_in_the_current_loop():
     assert not emulator.leftovers()
 
 
+async def test_who_connects_at_the_moment_of_the_closing_is_hung_up_on():
+    async with ComputeEmulator("paper") as emulator:
+        address, port = emulator.endpoint.removeprefix("http://").split(":")
+        with socket.create_connection((address, int(port)), 60) as client:
+            # It is accepted in the next turn of the loop; in the one after the closing is first.
+            for _ in range(2):
+                await asyncio.sleep(0)
+            await emulator._tear_down()
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.to_thread(client.recv, 1) == b""
+
+
 async def test_a_guest_that_ends_by_itself_during_the_closing_begins_nothing():
     class Ending(ObservedKind):
         async def close(self):
