@@ -34,6 +34,7 @@ from machine_bench import (
 from dask_gce.emulator.machines import supervision
 from dask_gce.emulator.machines.layout import Layout
 from dask_gce.emulator.machines.process import ProcessKind
+from dask_gce.emulator.machines.process_machine import ProcessMachine
 from dask_gce.emulator.machines.supervision import Supervision
 
 
@@ -368,6 +369,30 @@ async def test_a_boot_that_is_interrupted_while_it_writes_its_disk_leaves_nothin
         await boot
     await kind.close()
     assert kind.leftovers() == []
+
+
+async def test_a_boot_that_is_interrupted_while_all_threads_are_busy_leaves_nothing(
+    kind, monkeypatch
+):
+    greet, busy, may_go_on = ProcessMachine._greeting, threading.Event(), threading.Event()
+
+    def greet_last(machine: ProcessMachine, warnings: tuple[str, ...]) -> list[str]:
+        # The next thing that a boot has done in a thread is to fork the machine.
+        for _ in range(4):
+            kind._executor.submit(may_go_on.wait, PATIENCE)
+        busy.set()
+        return greet(machine, warnings)
+
+    monkeypatch.setattr(ProcessMachine, "_greeting", greet_last)
+    machine = new_machine(kind, make_record("m", "sleep 1000"))
+    boot = asyncio.create_task(machine.boot())
+    await until(busy.is_set)
+    boot.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await boot
+    may_go_on.set()
+    await asyncio.wait_for(machine.kill(), PATIENCE)
+    assert machine.pid is None
 
 
 async def test_the_environment_is_clean_and_the_folders_are_its_own(monkeypatch):

@@ -186,8 +186,12 @@ class ProcessMachine(Machine):
                 "greeting": self._greeting(fence.warnings),
             }
             boot = _Boot(self)
+            forking = asyncio.ensure_future(
+                self._kind.in_thread(boot.fork, plan, self._kind.supervision)
+            )
             try:
-                await self._kind.in_thread(boot.fork, plan, self._kind.supervision)
+                # Not given up by who gives up waiting, even if no thread has taken it up yet.
+                await asyncio.shield(forking)
             except BaseException:
                 # The thread may still get its machine, which then finds this order waiting.
                 boot.asked = True
