@@ -35,6 +35,10 @@ RECONNECT_AFTER = 2.0
 #: many more for each thousand workers.
 FOLLOW_AFTER = 1.0
 
+#: What who connects to a scheduler meets that goes at that moment. Tornado says ValueError of a
+#: connection that is closed before TLS begins (``IOStream.start_tls``), and Dask passes it on.
+UNREACHABLE = (OSError, ValueError)
+
 #: Workers that the representation in a notebook lists one by one.
 SHOWN_WORKERS = 20
 
@@ -119,7 +123,7 @@ class AttendedCluster(AssembledCluster):
                     comm.name = "Cluster worker status"
                     await comm.write({"op": "subscribe_worker_status"})
                     self.scheduler_info = SchedulerInfo(await comm.read())
-                except OSError as error:
+                except UNREACHABLE as error:
                     logger.info("The scheduler does not answer yet: %s", error)
                 else:
                     self._watch_worker_status_comm = comm
@@ -146,7 +150,7 @@ class AttendedCluster(AssembledCluster):
                 known = self.scheduler_info["workers"]
                 if (await self._ask("ncores")).keys() != known.keys():
                     self._compare((await self._ask("identity"))["workers"])
-            except OSError as error:
+            except UNREACHABLE as error:
                 logger.info("The scheduler does not tell its workers: %s", error)
                 self._unanswered = True
                 self._note_silence(asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from distributed import Client
 from fleets import QUICK, ZONE, Cloud, a_fleet, gone, numbered, request, running, until, workers
 from google.auth.credentials import AnonymousCredentials
 
+import dask_gce.attendance
 import dask_gce.batch
 import dask_gce.fleet
 import dask_gce.insertion
@@ -193,6 +195,24 @@ async def test_without_its_scheduler_a_cluster_keeps_and_makes_no_machines(light
         assert not cluster.plan
         assert light.requests[INSERT] + light.requests[BULK] == asked
         assert not {event.instance for event in cluster.events if event.what == "retired"}
+
+
+async def test_a_connection_that_is_closed_before_tls_begins_is_made_again(light, monkeypatch):
+    monkeypatch.setattr(dask_gce.attendance, "RECONNECT_AFTER", 0.01)
+    async with cluster_on(light) as cluster:
+        connect, numbers = cluster.scheduler_comm.live_comm, itertools.count()
+
+        async def closed_at_first():
+            # More than once: what the cluster saves on its scheduler connects as well.
+            if next(numbers) < 3:
+                raise ValueError("IOStream is not idle; cannot convert to SSL")
+            return await connect()
+
+        monkeypatch.setattr(cluster.scheduler_comm, "live_comm", closed_at_first)
+        cluster._watch_worker_status_comm.abort()
+        await until(lambda: any(event.what == "reconnected" for event in cluster.events))
+        cluster.scale(1)
+        await cluster.wait_for_workers(1)
 
 
 # -- letting go -----------------------------------------------------------------------------------
