@@ -13,6 +13,7 @@ import pytest
 from campaign import Campaign, write_script
 from distributed import Client
 from distributed.deploy import Adaptive
+from tornado.iostream import IOStream, StreamClosedError
 
 import dask_gce.replacement
 from dask_gce import GCECluster
@@ -61,6 +62,24 @@ async def until(holds, told=lambda: "", seconds=120):
         await asyncio.sleep(0.02)
 
 
+@pytest.fixture
+def streams_that_say_so(monkeypatch):
+    """Have a connection that ended as it was made fail as any other, which Dask tries again.
+
+    Tornado says ValueError of one that its peer closes before TLS begins, as a dying scheduler may.
+    Dask's client takes that for a defect, and can then never be closed.
+    """
+    start_tls = IOStream.start_tls
+
+    def start_unless_closed(stream, *arguments, **options):
+        if stream.closed():
+            raise StreamClosedError(real_error=stream.error)
+        return start_tls(stream, *arguments, **options)
+
+    monkeypatch.setattr(IOStream, "start_tls", start_unless_closed)
+
+
+@pytest.mark.usefixtures("streams_that_say_so")
 @pytest.mark.parametrize("end", ["preempt", "power_off", "delete"])
 async def test_without_its_scheduler_a_cluster_says_so_and_ends(end):
     options = {"user": "colleague@example.org"} if end == "delete" else {}
