@@ -5,6 +5,7 @@ Owns the forwarding and the record of calls. What the record must show is judged
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -78,6 +79,7 @@ class Wire:
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
         self._site: web.SockSite | None = None
+        self._listener: socket.socket | None = None
 
     @property
     def endpoint(self) -> str:
@@ -113,8 +115,12 @@ class Wire:
 
     async def cut(self) -> None:
         """Refuse every connection from now on; those that are open end at their next request."""
-        if self._site is not None:
+        if self._site is not None and self._listener is not None:
             site, self._site = self._site, None
+            # Whom the loop has accepted in this turn becomes a connection in the next one. Of a
+            # server that is closed by then asyncio makes none, and forgets to close the socket.
+            asyncio.get_running_loop().remove_reader(self._listener)
+            await asyncio.sleep(0)
             await site.stop()
 
     async def mend(self) -> None:
@@ -127,7 +133,7 @@ class Wire:
             self._port = listener.getsockname()[1]
             site = web.SockSite(self._runner, listener, backlog=256)
             await site.start()
-            self._site = site
+            self._site, self._listener = site, listener
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         assert self._session is not None
