@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from distributed import Client
+
 from dask_gce import GCECluster
 from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault
@@ -54,6 +56,20 @@ async def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> None
 def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
     """Wait until something is true, outside an event loop."""
     asyncio.run(until(condition, seconds))
+
+
+async def until_at_work(client: Client, count: int, seconds: float = PATIENCE) -> None:
+    """Wait until so many workers are given something to do.
+
+    A worker says that it runs a moment after it has registered, of which clusters are told.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        known = (await client.scheduler.identity())["workers"].values()
+        if sum(each["status"] == "running" for each in known) >= count:
+            return
+        assert time.monotonic() < deadline, "did not happen in time"
+        await asyncio.sleep(0.02)
 
 
 def worker_machines(emulator: ComputeEmulator) -> set[str]:

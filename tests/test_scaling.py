@@ -14,6 +14,7 @@ from clusters import (
     INSERT,
     cluster_on,
     until,
+    until_at_work,
     worker_machines,
 )
 from distributed import Client
@@ -83,6 +84,7 @@ async def test_forty_become_ten_and_no_result_is_lost(light):
         Client(cluster, asynchronous=True) as client,
     ):
         await client.wait_for_workers(40, timeout=120)
+        await until_at_work(client, 40)
         futures = await client.scatter(list(range(400)))
         holders = await client.who_has(futures)
         assert len({where for each in holders.values() for where in each}) == 40

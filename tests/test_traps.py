@@ -37,6 +37,7 @@ from clusters import (
     refuse,
     settings,
     until,
+    until_at_work,
     wait_until,
     worker_machines,
 )
@@ -90,6 +91,7 @@ async def test_p01_scaling_down_retires_workers_by_name(light):
         Client(cluster, asynchronous=True) as client,
     ):
         await client.wait_for_workers(3, timeout=PATIENCE)
+        await until_at_work(client, 3)
         futures = await client.scatter(list(range(30)))
         held = await client.who_has(futures)
         assert len({where for each in held.values() for where in each}) == 3
