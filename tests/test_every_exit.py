@@ -43,7 +43,7 @@ def slow_deletes(discovery):
 
 
 def run(emulator, program, *, interrupt_at=None, by=signal.SIGINT):
-    """Run a program; interrupt it once, when the emulator has seen a call."""
+    """Run a program; interrupt it once, when the emulator has seen a call or something is so."""
     process = subprocess.Popen(
         [sys.executable, "-c", HEARS + PREAMBLE.format(endpoint=emulator.endpoint) + program],
         stdout=subprocess.PIPE,
@@ -54,7 +54,9 @@ def run(emulator, program, *, interrupt_at=None, by=signal.SIGINT):
         try:
             if interrupt_at is not None:
                 deadline = time.monotonic() + PATIENCE
-                while not emulator.requests[interrupt_at]:
+                while not (
+                    interrupt_at() if callable(interrupt_at) else emulator.requests[interrupt_at]
+                ):
                     # What ends before has something to say.
                     assert process.poll() is None, process.communicate()[1]
                     assert time.monotonic() < deadline
@@ -237,12 +239,13 @@ def test_what_a_killed_process_leaves_is_found_by_its_labels(slow_deletes, by):
     if by == "os._exit":
         run(slow_deletes, program + "os._exit(1)")
     else:
-        # The moment the insert of the workers arrives: nobody has read the answer.
-        run(slow_deletes, program, interrupt_at=BULK, by=signal.SIGKILL)
-        deadline = time.monotonic() + PATIENCE
-        while len(slow_deletes.instances()) < 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        # The workers' insert is carried out, but nobody can read the answer.
+        slow_deletes.faults.add(Fault(BULK, drop="after", times=99))
+
+        def made():
+            return len(slow_deletes.instances()) == 3
+
+        run(slow_deletes, program, interrupt_at=made, by=signal.SIGKILL)
     assert not slow_deletes.requests[DELETE]
     left = slow_deletes.instances()
     labels = [each["labels"] for each in left]
