@@ -88,7 +88,9 @@ async def test_whoever_joins_scales_and_leaves(light):
     assert len(again.plan) == 3
     again.scale(1)
     await again.settle()
-    assert len(worker_machines(light)) == 1
+    # Accepted, and begun a moment later.
+    assert light.requests[DELETE] == 2
+    await until(lambda: len(worker_machines(light)) == 1)
     await again.close()
     assert len(worker_machines(light)) == 1
     await end(light)
@@ -98,7 +100,9 @@ async def test_closing_right_after_scaling_carries_it_out(light):
     async with detached(light, n_workers=2) as cluster:
         await cluster.wait_for_workers(2)
         cluster.scale(1)
-    assert len(worker_machines(light)) == 1
+    # Accepted, and begun a moment later.
+    assert light.requests[DELETE] == 1
+    await until(lambda: len(worker_machines(light)) == 1)
     again = await joined()
     again.scale(2)
     await again.close()
@@ -137,7 +141,8 @@ async def test_what_another_process_makes_is_not_deleted_but_counted(light):
         }
         cluster.scale(0)
         await cluster.settle()
-        assert not worker_machines(light)
+        assert light.requests[DELETE] == 3
+        await until(lambda: not worker_machines(light))
     await end(light)
 
 
@@ -429,7 +434,8 @@ async def test_a_single_node_grows_beyond_its_machine_and_shrinks_back(light):
         assert len(worker_machines(light)) == 2
         cluster.scale(0)
         await cluster.settle()
-        assert not worker_machines(light)
+        assert light.requests[DELETE] == 2
+        await until(lambda: not worker_machines(light))
         assert len(cluster.plan) == 2
         async with Client(cluster, asynchronous=True) as client:
             assert await client.submit(sum, range(10)) == 45
