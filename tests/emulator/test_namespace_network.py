@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import signal
 import socket
@@ -358,6 +359,22 @@ async def test_who_is_accepted_while_a_machine_goes_off_is_broken_off(monkeypatc
         await asyncio.to_thread(client.recv, 1)
     assert not forwards.open
     await forwards.close()
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_who_has_just_connected_is_broken_off_at_the_end(turns):
+    async def connect(address, port):
+        raise ConnectionRefusedError
+
+    forwards, place = Forwards(connect), ("127.0.0.1", quiet_port())
+    await forwards.update({place: ("198.18.0.2", 8000)})
+    with socket.create_connection(place, PATIENCE) as client:
+        # Waiting, accepted, connected, about to be relayed.
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await forwards.close()
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.to_thread(client.recv, 1) == b""
 
 
 def test_another_user_of_the_host_is_not_let_through(rest):

@@ -125,6 +125,8 @@ class Forwards:
         task = asyncio.ensure_future(self._relay(place, reader, writer))
         self._relays.add(task)
         task.add_done_callback(self._relays.discard)
+        # A relay that is cancelled before its first turn ends nothing itself.
+        task.add_done_callback(lambda _: writer.close())
 
     async def _relay(
         self, place: Target, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
