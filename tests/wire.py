@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from ports import quiet_port
 from yarl import URL
 
 #: Seconds that clients are asked to wait who are over their rate: a minute would be too long here.
@@ -75,7 +76,8 @@ class Wire:
         self.passages: list[Passage] = []
         self.began = time.monotonic()
         self._target = endpoint
-        self._port = 0
+        # While the line is cut nobody listens there, and no system is to give the port away.
+        self._port = quiet_port()
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
         self._site: web.SockSite | None = None
@@ -130,7 +132,6 @@ class Wire:
             listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", self._port))
-            self._port = listener.getsockname()[1]
             site = web.SockSite(self._runner, listener, backlog=256)
             await site.start()
             self._site, self._listener = site, listener
