@@ -464,7 +464,8 @@ class Campaign:
             return
         data = [os.urandom(1000) for _ in range(n)]
         began = time.monotonic()
-        with contextlib.suppress(asyncio.TimeoutError, OSError):
+        # Of a worker that leaves right after it has got its part Dask says KeyError.
+        with contextlib.suppress(asyncio.TimeoutError, OSError, KeyError):
             futures = await self._dask.scatter(data, hash=False, timeout=5)
             self._scattered += [
                 (future, one, began) for future, one in zip(futures, data, strict=True)
