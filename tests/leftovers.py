@@ -77,7 +77,8 @@ def _children() -> set[str]:
 def _bury(pid: int) -> bool:
     """Take leave of an adopted process that has ended; return False for one of somebody else."""
     own = {one.pid for one in multiprocessing.active_children()}
-    own |= {one.pid for one in gc.get_objects() if isinstance(one, subprocess.Popen)}
+    # Not isinstance: that asks every object for its class, and a weak proxy of nothing raises.
+    own |= {one.pid for one in gc.get_objects() if issubclass(type(one), subprocess.Popen)}
     if pid in own:
         return False
     try:
