@@ -111,8 +111,9 @@ def test_the_only_copy_of_a_result_keeps_its_machine(process_emulator, settings)
         assert future.result() == 3
         cluster.scale(0)
         wait_until(lambda: any(event.what == "kept" for event in cluster.events))
-        told = [text for _, text in cluster._cluster_manager_logs]
-        assert any("holds results that fit nowhere else" in text for text in told)
+        # Said right after it was noted, in another thread.
+        why = "holds results that fit nowhere else"
+        wait_until(lambda: any(why in text for _, text in list(cluster._cluster_manager_logs)))
         assert not cluster.plan
         assert len(client.scheduler_info()["workers"]) == 1
         assert future.result() == 3
