@@ -23,7 +23,7 @@ from distributed.utils import Log
 from dask_gce import shared_plan
 from dask_gce.assembly import AssembledCluster
 from dask_gce.errors import GCEError, StartTimeout
-from dask_gce.probing import answers_at
+from dask_gce.probing import UNREACHABLE, answers_at
 from dask_gce.terminal import harmless
 
 logger = logging.getLogger(__name__)
@@ -34,10 +34,6 @@ RECONNECT_AFTER = 2.0
 #: Seconds between questions which workers there are, where others may be told instead of us; and as
 #: many more for each thousand workers.
 FOLLOW_AFTER = 1.0
-
-#: What who connects to a scheduler meets that goes at that moment. Tornado says ValueError of a
-#: connection that is closed before TLS begins (``IOStream.start_tls``), and Dask passes it on.
-UNREACHABLE = (OSError, ValueError)
 
 #: Workers that the representation in a notebook lists one by one.
 SHOWN_WORKERS = 20

@@ -23,7 +23,7 @@ from distributed.utils import LoopRunner
 
 from dask_gce.errors import GCEError
 from dask_gce.need import Need, begin, make_cluster, start
-from dask_gce.probing import answers_at
+from dask_gce.probing import UNREACHABLE, answers_at
 
 __all__ = ["CLOSING_ERRORS", "Keeper", "Loan", "aclose", "keeper", "log_failed_close"]
 
@@ -275,7 +275,7 @@ class Keeper:
         asking = cluster.scheduler_comm.get_metadata(keys=["cluster-manager-info"], default={})
         try:
             await asyncio.wait_for(asking, ANSWERS_WITHIN)
-        except (OSError, asyncio.TimeoutError) as error:
+        except (*UNREACHABLE, asyncio.TimeoutError) as error:
             logger.warning("Cluster %s is not used again: %s", cluster.name, error)
             return False
         return True

@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+from typing import Final
 
-__all__ = ["answers_at", "leads_to_local_engine"]
+__all__ = ["UNREACHABLE", "answers_at", "leads_to_local_engine"]
 
 #: Seconds after which an address that swallows what is sent there counts as silent.
 PROBE_TIMEOUT = 3.0
+#: What a call to a scheduler raises that goes at that moment. Tornado says ValueError of a
+#: connection that is closed before TLS begins (``IOStream.start_tls``), and Dask passes it on.
+UNREACHABLE: Final = (OSError, ValueError)
 #: Where a local Compute Engine puts its clients, if it gives them a network: a range that belongs
 #: to nobody, for documentation (RFC 5737).
 CLIENTS = ipaddress.ip_network("198.51.100.0/24")

@@ -16,6 +16,7 @@ from typing import Any
 from distributed.core import Status
 
 from dask_gce.plan import PlannedCluster
+from dask_gce.probing import UNREACHABLE
 from dask_gce.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class RetiringCluster(PlannedCluster):
                 key=pickle.dumps(BY_MACHINE) if processes > 1 else None,
                 attribute="name",
             )
-        except OSError as error:
+        except UNREACHABLE as error:
             logger.info("The scheduler does not tell who is idle: %s", error)
             return
         chosen = list(dict.fromkeys(self._machine_of(str(worker)) for worker in idle))[: len(free)]
@@ -114,7 +115,7 @@ class RetiringCluster(PlannedCluster):
             retired = await self.scheduler_comm.retire_workers(
                 names=list(workers), close_workers=True
             )
-        except OSError as error:
+        except UNREACHABLE as error:
             logger.warning("The scheduler could not retire %d workers: %s", len(workers), error)
             kept = machines & self._registered().keys()
             self._note_kept(kept, "the scheduler does not answer")

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dask_gce.probing import UNREACHABLE
+
 __all__ = ["SharedPlan", "answer", "publish", "read"]
 
 logger = logging.getLogger(__name__)
@@ -78,8 +80,8 @@ async def read(scheduler: Any) -> SharedPlan | None:
 
     Raises
     ------
-    OSError
-        If the scheduler does not answer.
+    OSError, ValueError
+        If the scheduler does not answer (`probing.UNREACHABLE`).
     """
     return SharedPlan.parse(await answer(scheduler.get_metadata(keys=KEYS, default=None)))
 
@@ -101,7 +103,7 @@ async def publish(scheduler: Any, plan: SharedPlan) -> bool:
     """
     try:
         await answer(scheduler.set_metadata(keys=KEYS, value=asdict(plan)))
-    except OSError as error:
+    except UNREACHABLE as error:
         logger.info("The scheduler does not take the plan: %s", error)
         return False
     return True
@@ -123,7 +125,9 @@ async def answer(asked: Awaitable[Any]) -> Any:
     Raises
     ------
     OSError
-        If none came in time.
+        If none came in time, or the connection was lost.
+    ValueError
+        If the connection was closed before TLS began (`probing.UNREACHABLE`).
     """
     asking = asyncio.ensure_future(asked)
     try:

@@ -21,6 +21,7 @@ from dask_gce.client import client_mark, client_state
 from dask_gce.fleet import Fleet
 from dask_gce.instance import Instance
 from dask_gce.placement import Location
+from dask_gce.probing import UNREACHABLE
 from dask_gce.retirement import RetiringCluster
 from dask_gce.settings import Settings
 from dask_gce.shared_plan import SharedPlan
@@ -91,7 +92,7 @@ class SharedCluster(RetiringCluster):
                 return
             try:
                 plan = await shared_plan.read(self.scheduler_comm)
-            except OSError as error:
+            except UNREACHABLE as error:
                 logger.info("The scheduler does not tell the plan: %s", error)
                 return
             self._keeps = False
@@ -123,7 +124,7 @@ class SharedCluster(RetiringCluster):
             await self._tell_plan()
             await asyncio.sleep(CLAIM_PAUSE)
             plan = await shared_plan.read(self.scheduler_comm)
-        except OSError as error:
+        except UNREACHABLE as error:
             logger.info("The scheduler does not tell the plan: %s", error)
             return False
         return plan is not None and plan.keeper == self._mark

@@ -20,6 +20,7 @@ import dask_gce.batch
 import dask_gce.fleet
 import dask_gce.insertion
 import dask_gce.probing
+from dask_gce import shared_plan
 from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault, Timings
 from dask_gce.errors import InstanceLost, StartTimeout, TransportError
@@ -197,6 +198,9 @@ async def test_without_its_scheduler_a_cluster_keeps_and_makes_no_machines(light
         assert not {event.instance for event in cluster.events if event.what == "retired"}
 
 
+CLOSED = ValueError("IOStream is not idle; cannot convert to SSL")
+
+
 async def test_a_connection_that_is_closed_before_tls_begins_is_made_again(light, monkeypatch):
     monkeypatch.setattr(dask_gce.attendance, "RECONNECT_AFTER", 0.01)
     async with cluster_on(light) as cluster:
@@ -205,7 +209,7 @@ async def test_a_connection_that_is_closed_before_tls_begins_is_made_again(light
         async def closed_at_first():
             # More than once: what the cluster saves on its scheduler connects as well.
             if next(numbers) < 3:
-                raise ValueError("IOStream is not idle; cannot convert to SSL")
+                raise CLOSED
             return await connect()
 
         monkeypatch.setattr(cluster.scheduler_comm, "live_comm", closed_at_first)
@@ -213,6 +217,32 @@ async def test_a_connection_that_is_closed_before_tls_begins_is_made_again(light
         await until(lambda: any(event.what == "reconnected" for event in cluster.events))
         cluster.scale(1)
         await cluster.wait_for_workers(1)
+
+
+async def test_a_worker_goes_although_a_connection_was_closed_before_tls(light, monkeypatch):
+    async with cluster_on(light, n_workers=2) as cluster:
+        await cluster.wait_for_workers(2)
+        retire, numbers = cluster.scheduler_comm.retire_workers, itertools.count()
+
+        async def closed_at_first(**asked):
+            if not next(numbers):
+                raise CLOSED
+            return await retire(**asked)
+
+        monkeypatch.setattr(
+            cluster.scheduler_comm, "retire_workers", closed_at_first, raising=False
+        )
+        cluster.scale(1)
+        await until(lambda: any(event.what == "kept" for event in cluster.events))
+        await until(lambda: len(cluster.workers) == 1)
+
+
+async def test_a_plan_is_not_told_if_the_connection_is_closed_before_tls():
+    class Closing:
+        async def set_metadata(self, **asked):
+            raise CLOSED
+
+    assert not await shared_plan.publish(Closing(), shared_plan.SharedPlan(3, "someone/1"))
 
 
 # -- letting go -----------------------------------------------------------------------------------
