@@ -32,7 +32,7 @@ from dask_gce.policy import CAPACITY_CODES, QUOTA_CODES, RATE_CODES, Failure
 
 __all__ = ["Cause", "Place", "cause_of", "failure_error", "operation_error"]
 
-EXISTS_CODES = frozenset({"RESOURCE_ALREADY_EXISTS", "alreadyExists"})
+EXISTS_CODES = frozenset({"RESOURCE_ALREADY_EXISTS", "alreadyExists", "ALREADY_EXISTS"})
 ABSENT_CODES = frozenset({"RESOURCE_NOT_FOUND", "notFound"})
 API_DISABLED_REASONS = frozenset({"SERVICE_DISABLED", "accessNotConfigured"})
 PERMISSION_CODES = frozenset({"PERMISSIONS_ERROR", "forbidden"}) | API_DISABLED_REASONS
@@ -67,16 +67,28 @@ class Place:
         Zone name; empty for what has none.
     name : str
         The instance or other resource; empty for lists.
+    service : str
+        The API that was asked, by the first label of its host name.
     """
 
     action: str
     project: str
     zone: str = ""
     name: str = ""
+    service: str = "compute"
 
     def __str__(self) -> str:
         zone = f" in zone {self.zone}" if self.zone else ""
         return f"{self.action}{zone} of project {self.project}"
+
+
+#: What each API is called, and the predefined role that allows what this package asks of it.
+_SERVICES: Mapping[str, tuple[str, str]] = {
+    "compute": ("Compute Engine", "roles/compute.instanceAdmin.v1"),
+    "secretmanager": ("Secret Manager", "roles/secretmanager.admin"),
+    "cloudresourcemanager": ("Resource Manager", "roles/browser"),
+    "serviceusage": ("Service Usage", "roles/serviceusage.serviceUsageViewer"),
+}
 
 
 def _error_class(failure: Failure) -> type[APIError]:
@@ -98,7 +110,8 @@ def _error_class(failure: Failure) -> type[APIError]:
 def _next_step(cause: Cause, place: Place, *, status: int = 0, reason: str = "") -> str:
     project = shlex.quote(place.project)
     if reason in API_DISABLED_REASONS:
-        return f"Enable the API: gcloud services enable compute.googleapis.com --project {project}"
+        api = f"{place.service}.googleapis.com"
+        return f"Enable the API: gcloud services enable {api} --project {project}"
     if status == 401:
         return "Sign in again: gcloud auth application-default login"
     if cause is Cause.CAPACITY:
@@ -113,6 +126,8 @@ def _next_step(cause: Cause, place: Place, *, status: int = 0, reason: str = "")
             "Wait a minute, run fewer clusters at once in this project, or ask for more at "
             f"https://console.cloud.google.com/iam-admin/quotas?project={place.project}"
         )
+    if cause is Cause.PERMISSION and place.service != "compute":
+        return f"The caller needs {_SERVICES[place.service][1]} on project {place.project}."
     if cause is Cause.PERMISSION:
         return (
             f"The caller needs roles/compute.instanceAdmin.v1 on project {place.project}, and "
@@ -129,7 +144,7 @@ def _next_step(cause: Cause, place: Place, *, status: int = 0, reason: str = "")
         return "Check project, zone and name, and what the request refers to."
     if cause is Cause.FAULT:
         return "Try again later; https://status.cloud.google.com shows known outages."
-    if status == 400:
+    if status == 400 and place.service == "compute":
         return "Check the settings, above all instance_overrides."
     return ""
 
@@ -182,7 +197,8 @@ def failure_error(failure: Failure, place: Place) -> GCEError:
             url=failure.url,
         )
     shown = f"HTTP {failure.status}" + (f", {failure.reason}" if failure.reason else "")
-    text = f"Compute Engine refused to {place}: {_sentence(failure.message)} ({shown})"
+    asked, _ = _SERVICES[place.service]
+    text = f"{asked} refused to {place}: {_sentence(failure.message)} ({shown})"
     if failure.reason in CAPACITY_CODES:
         step = _next_step(Cause.CAPACITY, place)
         return OutOfCapacity(f"{text} {step}", code=failure.reason)
