@@ -39,6 +39,9 @@ __all__ = ["API_VERSION", "Call", "ExchangeError", "Library"]
 API_VERSION = "2026-09-01"
 #: Longest piece of a server's answer that is quoted in an error, in characters.
 _QUOTE_LENGTH = 1000
+#: What google-api-core raises of its own code's making when an error's body is no envelope of
+#: Google's (``format_http_response_error`` in 2.x looks into it without a check).
+_MISREAD = (AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ class Library:
         except modules.auth_exceptions.GoogleAuthError as error:
             message = str(error.args[0]) if error.args else type(error).__name__
             raise ExchangeError(Failure(0, "credentials", message[:_QUOTE_LENGTH])) from error
-        except (modules.json_format.ParseError, UnicodeDecodeError) as error:
+        except (modules.json_format.ParseError, *_MISREAD) as error:
             message = "what answered is not Compute Engine, or not a version that is understood"
             failure = Failure(0, "garbled", message, url=self._endpoint or "")
             raise ExchangeError(failure) from error
@@ -284,7 +287,11 @@ def _check_fields(body: Any, descriptor: Any, path: str, place: Place) -> None:
 
 def _refusal(error: Any) -> Failure:
     response = error.response
-    first = next(iter(error.errors or ()), None)
+    try:
+        first = next(iter(error.errors), None)
+    except TypeError:
+        # The library keeps whatever stood in the place of the envelope's list.
+        first = None
     first = first if isinstance(first, Mapping) else {}
     headers = response.headers if response is not None else {}
     request = response.request if response is not None else None
