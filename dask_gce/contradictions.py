@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dask_gce import schema
+from dask_gce.addresses import is_loopback
 from dask_gce.errors import SettingsError
 from dask_gce.sources import refusal
 
@@ -52,13 +52,58 @@ def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> Non
             "without a service account scopes mean nothing; "
             "set service_account too, for example to 'default'",
         )
-    if values["api_token_file"] is not None and not (
-        values["api_endpoint"] and schema.is_loopback(values["api_endpoint"])
-    ):
+    local = values["api_endpoint"] is not None and is_loopback(values["api_endpoint"])
+    _check_way(values, sources, refuse, local=local)
+    if values["api_token_file"] is not None and not local:
         raise refuse(
             "api_token_file",
             "a token file is for a local Compute Engine; set api_endpoint to its address, "
             "or leave this out to use Google's credentials",
+        )
+
+
+def _check_way(
+    values: Mapping[str, Any],
+    sources: Mapping[str, str],
+    refuse: Callable[[str, str], SettingsError],
+    *,
+    local: bool,
+) -> None:
+    """Check the way to the scheduler, and who else may take it."""
+    connect, ranges = values["connect"], values["allow_ingress_from"]
+    if connect == "external" and not values["external_ip"]:
+        raise refuse(
+            "connect",
+            "'external' is the way to external addresses, and with external_ip=False there are "
+            "none; use 'iap', or 'internal' from inside the network",
+        )
+
+    def unused_beside(key: str) -> bool:
+        # A configuration holds for clusters of all kinds, so a keyword may pass over its ranges.
+        sure = "keyword argument"
+        return sources["allow_ingress_from"] == sure or sources[key] != sure
+
+    if ranges is not None and connect in {"internal", "iap"} and unused_beside("connect"):
+        raise refuse(
+            "allow_ingress_from",
+            f"with connect={connect!r} nobody comes from there; leave it out, "
+            "or set connect='external'",
+        )
+    if ranges is not None and not values["firewall"] and unused_beside("firewall"):
+        raise refuse(
+            "allow_ingress_from",
+            "with firewall=False no rule is made that could let anybody in; leave one of them out",
+        )
+    far_end = values["iap_endpoint"]
+    if far_end is not None and is_loopback(far_end) is not local:
+        # Each would get the bearer token of the other, and on loopback anybody may listen.
+        raise refuse(
+            "iap_endpoint",
+            "tunnels of a local Compute Engine end on this computer; leave it out, "
+            "which takes those of api_endpoint"
+            if local
+            else "on this computer there are the tunnels of a local Compute Engine only; set "
+            "api_endpoint to its address, or leave this out to use Google's",
         )
 
 

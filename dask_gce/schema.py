@@ -2,33 +2,31 @@
 
 `CHECKS` has one for each setting. A check takes the setting's key and the value and returns the
 checked value or raises a `SettingsError`. Where values come from, and which of them contradict
-one another, is the matter of `settings`; mappings are checked in `mappings`. Nothing here reads the
-environment, a file or the Dask configuration.
+one another, is the matter of `settings`; mappings are checked in `mappings`, addresses in
+`addresses`. Nothing here reads the environment, a file or the Dask configuration.
 """
 
 from __future__ import annotations
 
 import inspect
-import ipaddress
 import keyword
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import PurePath
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from dask.utils import parse_bytes, parse_timedelta
 
-from dask_gce import images, machine_types, mappings, names
+from dask_gce import addresses, images, machine_types, mappings, names
 from dask_gce.boot.docker_options import check_docker_options
 from dask_gce.boot.requirements import check_environment
 from dask_gce.errors import SettingsError
 
-__all__ = ["CHECKS", "REQUIRES_CLUSTER_CHECKS", "Check", "is_loopback"]
+__all__ = ["CHECKS", "REQUIRES_CLUSTER_CHECKS", "Check"]
 
 Check = Callable[[str, Any], Any]
 
@@ -260,58 +258,6 @@ def _path(key: str, value: Any) -> str:
     return _text(key, str(value) if isinstance(value, PurePath) else value)
 
 
-def _endpoint(key: str, value: Any) -> str:
-    """Check for the address of a Compute API."""
-    address = _text(key, value)
-    try:
-        url = urlsplit(address)
-        port, host = url.port, url.hostname
-    except ValueError as error:
-        raise _refuse(key, value, "is not an address such as 'http://127.0.0.1:8080'") from error
-    if "@" in url.netloc:
-        raise SettingsError(f"{key} must not contain a user name or password.", key=key)
-    if url.scheme not in {"http", "https"} or not host or port == 0 or re.search(r"\s", address):
-        raise _refuse(key, value, "must begin with http:// or https:// and name a host")
-    if url.path not in {"", "/"} or "?" in address or "#" in address:
-        raise _refuse(
-            key,
-            value,
-            f"must have no path; use '{url.scheme}://{url.netloc}' (/compute/v1 is added)",
-        )
-    if url.scheme == "http" and not is_loopback(address):
-        raise _refuse(
-            key,
-            value,
-            "would send credentials unencrypted; use https:// (http:// is for 127.0.0.1)",
-        )
-    return f"{url.scheme}://{url.netloc}"
-
-
-def is_loopback(address: str) -> bool:
-    """Tell whether an address leads to this machine.
-
-    Parameters
-    ----------
-    address : str
-        A URL.
-
-    Returns
-    -------
-    bool
-        Whether its host is ``localhost`` or a loopback address.
-
-    Examples
-    --------
-    >>> is_loopback("http://127.0.0.1:8080"), is_loopback("http://127.0.0.1.example.com")
-    (True, False)
-    """
-    host = urlsplit(address).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _resource(collection: str) -> Check:
     """Make a check for a resource given by its name or by a partial URL."""
 
@@ -336,12 +282,41 @@ def _each(check: Callable[..., object]) -> Check:
     return lambda key, value: str(check(_text(key, value), key=key))
 
 
+def _every(check: Callable[..., object]) -> Check:
+    """Make a check for one text or several from one that wants text."""
+
+    def check_every(key: str, value: Any) -> tuple[str, ...]:
+        checked = tuple(str(check(text, key=key)) for text in _texts(key, value))
+        if len(set(checked)) < len(checked):
+            raise _refuse(key, value, "names something twice")
+        return checked
+
+    return check_every
+
+
+def _ranges(key: str, value: Any) -> tuple[str, ...]:
+    """Check for ranges of addresses."""
+    checked: tuple[str, ...] = _every(addresses.check_range)(key, value)
+    if not checked:
+        # To Compute Engine a rule without sources is one for everybody.
+        raise _refuse(key, value, "lets nobody in; leave it out to let this computer in")
+    if len({":" in each for each in checked}) > 1:
+        # https://docs.cloud.google.com/firewall/docs/firewalls
+        raise _refuse(key, value, "has both IPv4 and IPv6; a firewall rule has one of them")
+    return checked
+
+
+def _listed(choices: Sequence[str]) -> str:
+    *others, last = map(repr, choices)
+    return f"{', '.join(others)} or {last}"
+
+
 def _choice(*choices: str) -> Check:
     """Make a check for one of a few words."""
 
     def check(key: str, value: Any) -> str:
         if value not in choices:
-            raise _refuse(key, value, f"must be {' or '.join(map(repr, choices))}")
+            raise _refuse(key, value, f"must be {_listed(choices)}")
         return str(value)
 
     return check
@@ -355,7 +330,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "zone": _zones,
     "allow_cross_zone": _flag,
     "name": _each(names.check_cluster_name),
-    "api_endpoint": _endpoint,
+    "api_endpoint": _each(addresses.check_api_endpoint),
     "api_token_file": _path,
     "api_rate": _rate,
     "api_connections": _whole_number(1, 256),
@@ -403,10 +378,16 @@ CHECKS: Final[Mapping[str, Check]] = {
     "subnetwork": _resource("subnetworks"),
     "external_ip": _flag,
     "network_tags": _network_tags,
+    "connect": _choice("auto", "internal", "external", "iap"),
+    "firewall": _flag,
+    "allow_ingress_from": _ranges,
+    "client_address_services": _every(addresses.check_service),
+    "iap_endpoint": _each(addresses.check_iap_endpoint),
     "labels": mappings.check_labels,
     "service_account": _service_account,
     "scopes": _scopes,
     "security": _security,
+    "secrets": _choice("metadata", "secret-manager"),
     "max_lifetime": _seconds,
     "start_timeout": _seconds,
     "worker_start_timeout": _seconds,

@@ -1,23 +1,23 @@
 """The settings of one cluster: read once, checked at once, then frozen.
 
-Owns the list of settings and what follows from one for another. Which of several sources counts is
-decided in `sources`; what a single value may be is the matter of `schema`, and what contradicts
-what of `contradictions`.
+Owns the list of settings. Which of several sources counts is decided in `sources`; what a single
+value may be is the matter of `schema`, what follows from one for another that of `consequences`,
+and what contradicts what that of `contradictions`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import math
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dask_gce import images, schema
+from dask_gce import schema
+from dask_gce.addresses import is_loopback
 from dask_gce.boot.docker_options import option_names
+from dask_gce.consequences import complete
 from dask_gce.contradictions import check_together
 from dask_gce.errors import SettingsError
 from dask_gce.sources import DEFAULTS, collect, environment, place
@@ -135,6 +135,16 @@ class Settings:
         Whether instances get an external address.
     network_tags : tuple of str
         Network tags of the instances.
+    connect : {"auto", "internal", "external", "iap"}
+        Which way the client reaches the scheduler.
+    firewall : bool
+        Whether the cluster makes the firewall rules that it needs.
+    allow_ingress_from : tuple of str or None
+        Ranges of addresses let in to the scheduler; None for this computer's own address.
+    client_address_services : tuple of str
+        Services that tell this computer's own address, in the order in which they are asked.
+    iap_endpoint : str or None
+        Address of the far end of tunnels; None for Google's or the local Compute Engine's own.
     labels : mapping of str to str
         The user's labels.
     service_account : str or None
@@ -143,6 +153,8 @@ class Settings:
         Access scopes of that account as URLs.
     security : bool or distributed.Security
         Whether to make certificates, or the user's own.
+    secrets : {"metadata", "secret-manager"}
+        How machines get their private keys.
     max_lifetime : float or None
         Seconds until Compute Engine deletes the machines; None for no such limit.
     start_timeout : float
@@ -201,10 +213,16 @@ class Settings:
     subnetwork: str | None
     external_ip: bool
     network_tags: tuple[str, ...]
+    connect: str
+    firewall: bool
+    allow_ingress_from: tuple[str, ...] | None
+    client_address_services: tuple[str, ...]
+    iap_endpoint: str | None
     labels: Mapping[str, str]
     service_account: str | None
     scopes: tuple[str, ...]
     security: bool | Security
+    secrets: str
     max_lifetime: float | None
     start_timeout: float
     worker_start_timeout: float
@@ -242,7 +260,7 @@ class Settings:
         for key, (value, source) in collect(keywords).items():
             values[key] = None if value is None else _check(key, value, source)
             sources[key] = source
-        _complete(values, sources)
+        complete(values, sources)
         if values["project"] is None:
             _find_project(values, sources)
         check_together(values, sources)
@@ -290,7 +308,7 @@ class Settings:
             elif value is None and default is not None and key not in optional:
                 raise SettingsError(f"{key} ({source}) must not be null.", key=key)
             restored[key] = None if value is None else _check(key, value, sources[key])
-        _complete(restored, sources)
+        complete(restored, sources)
         return cls(**restored, sources=sources)
 
     def dump(self) -> dict[str, Any]:
@@ -321,7 +339,7 @@ class Settings:
     @property
     def is_local(self) -> bool:
         """Whether the Compute API asked is on this machine."""
-        return self.api_endpoint is not None and schema.is_loopback(self.api_endpoint)
+        return self.api_endpoint is not None and is_loopback(self.api_endpoint)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{key}={value}" for key, value in self._shown())
@@ -352,49 +370,6 @@ def _check(key: str, value: Any, source: str) -> Any:
         ) from error.__cause__
 
 
-def _complete(values: dict[str, Any], sources: dict[str, str]) -> None:
-    """Fill in what follows from other settings or from the surroundings."""
-    for key in ("scheduler_machine_type", "worker_machine_type"):
-        if values[key] is None:
-            values[key] = values["machine_type"]
-            sources[key] = f"machine_type ({sources['machine_type']})"
-    _complete_counts(values, sources)
-    if values["worker_accelerator_count"] is None:
-        chosen = values["worker_accelerator_type"]
-        values["worker_accelerator_count"] = 0 if chosen is None else 1
-        sources["worker_accelerator_count"] = "worker_accelerator_type" if chosen else "default"
-    if values["subnetwork"] is not None and sources["network"] == "default":
-        # The subnetwork tells its network; "default" beside it would be a contradiction.
-        values["network"], sources["network"] = None, "subnetwork"
-    if values["runtime"] == "vm":
-        if sources["source_image"] == "default":
-            # Container-Optimized OS has no Python, and nothing to install one with.
-            image = images.parse_source_image(images.VM_IMAGE)
-            values["source_image"], sources["source_image"] = image, "runtime"
-    elif values["container_image"] is None:
-        major, minor, _ = platform.python_version_tuple()
-        version = importlib.metadata.version("dask")
-        image = images.official_image(version, (int(major), int(minor)))
-        values["container_image"] = image
-        sources["container_image"] = (
-            f"no official image for dask {version}, which is no release"
-            if image.endswith(":latest")
-            else "official image for this Dask and Python"
-        )
-
-
-def _complete_counts(values: dict[str, Any], sources: dict[str, str]) -> None:
-    if values["workers_on_scheduler"] is None:
-        one = values["single_node"]
-        values["workers_on_scheduler"] = values["processes"] if one else 0
-        sources["workers_on_scheduler"] = (
-            f"processes ({sources['processes']})" if one else "default"
-        )
-    if values["workers_on_scheduler"] and sources["n_workers"] == "default":
-        values["n_workers"] = values["workers_on_scheduler"]
-        sources["n_workers"] = f"workers_on_scheduler ({sources['workers_on_scheduler']})"
-
-
 def _as_json(value: Any) -> Any:
     """Copy a checked value as JSON data."""
     if isinstance(value, Mapping):
@@ -410,5 +385,5 @@ def _find_project(values: dict[str, Any], sources: dict[str, str]) -> None:
     if found:
         sources["project"] = f"environment variable {variable}"
         values["project"] = _check("project", found[variable], sources["project"])
-    elif values["api_endpoint"] is not None and schema.is_loopback(values["api_endpoint"]):
+    elif values["api_endpoint"] is not None and is_loopback(values["api_endpoint"]):
         values["project"], sources["project"] = LOCAL_PROJECT, "local Compute Engine"

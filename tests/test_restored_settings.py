@@ -61,15 +61,22 @@ UNUSUAL: dict[str, Any] = {
     "subnetwork": "projects/host/regions/us-east1/subnetworks/inner",
     "external_ip": False,
     "network_tags": "dask",
+    "connect": "iap",
+    "firewall": False,
+    "client_address_services": [],
+    "iap_endpoint": "ws://127.0.0.1:8080/v4",
     "labels": {"team": 7},
     "service_account": "default",
     "scopes": ["storage-ro", "compute-rw"],
     "security": False,
+    "secrets": "secret-manager",
     "start_timeout": "3 minutes",
     "worker_start_timeout": 77,
     "worker_start_failure_limit": 9,
     "instance_overrides": {"description": "x", "nested": [{"deep": [None, 1.5]}]},
 }
+#: What does not go together with the others.
+ALONE: dict[str, Any] = {"allow_ingress_from": ["198.51.100.7", "10.0.0.0/8"]}
 
 
 def as_file(settings: Settings) -> Any:
@@ -120,14 +127,15 @@ def test_settings_are_the_same_again_under_another_configuration(
     assert set(restored.sources.values()) == {"connection file"}
 
 
-@pytest.mark.parametrize("key", sorted(UNUSUAL))
+@pytest.mark.parametrize("key", sorted(UNUSUAL | ALONE))
 def test_each_setting_is_the_same_again(key: str) -> None:
     need = {
         "api_token_file": {"api_endpoint": UNUSUAL["api_endpoint"]},
+        "iap_endpoint": {"api_endpoint": UNUSUAL["api_endpoint"]},
         "scopes": {"service_account": "default"},
         "worker_accelerator_count": {"worker_accelerator_type": "nvidia-tesla-t4"},
     }
-    settings = Settings.load(**{key: UNUSUAL[key], **need.get(key, {})})
+    settings = Settings.load(**{key: (UNUSUAL | ALONE)[key], **need.get(key, {})})
     assert getattr(settings, key) != getattr(Settings.load(), key), "not unusual"
     assert values(Settings.restore(as_file(settings))) == values(settings)
 

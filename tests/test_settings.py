@@ -361,6 +361,27 @@ WRONG: list[tuple[str, Any, str]] = [
     ("network", "projects/p/regions/r/subnetworks/s", "networks/NAME"),
     ("external_ip", "yes", "true or false"),
     ("network_tags", ["Dask"], "not a name"),
+    ("connect", "tunnel", "'auto', 'internal', 'external' or 'iap'"),
+    ("connect", True, "'auto', 'internal', 'external' or 'iap'"),
+    ("firewall", 0, "true or false"),
+    ("allow_ingress_from", "203.0.113.7/24", "'203.0.113.0/24' for the range"),
+    ("allow_ingress_from", "203.0.113.7/24", "'203.0.113.7' for the address"),
+    ("allow_ingress_from", "everybody", "'203.0.113.0/24', or one address"),
+    ("allow_ingress_from", "203.0.113.0/33", "'203.0.113.0/24', or one address"),
+    ("allow_ingress_from", "fe80::1%eth0", "leave out the interface"),
+    ("allow_ingress_from", [], "leave it out to let this computer in"),
+    ("allow_ingress_from", ["198.51.100.7", "198.51.100.7/32"], "twice"),
+    ("allow_ingress_from", ["198.51.100.7", "2001:db8::/32"], "both IPv4 and IPv6"),
+    ("allow_ingress_from", 167772160, "text or a list"),
+    ("client_address_services", "http://checkip.amazonaws.com", "https://"),
+    ("client_address_services", "https://", "name a host"),
+    ("client_address_services", "https://a.example.com:http", "not an address"),
+    ("client_address_services", "https://a.example.com/#ip", "no fragment"),
+    ("client_address_services", ["https://a.example.com"] * 2, "twice"),
+    ("iap_endpoint", "ws://tunnel.example.com/v4", "unencrypted"),
+    ("iap_endpoint", "https://tunnel.cloudproxy.app/v4", "ws:// or wss://"),
+    ("iap_endpoint", "wss://tunnel.cloudproxy.app", "'wss://tunnel.cloudproxy.app/v4'"),
+    ("iap_endpoint", "wss://tunnel.cloudproxy.app/v4?zone=a", "must end in /v4"),
     ("labels", {"dask-gce-cluster": "x"}, "set by the cluster itself"),
     ("labels", {"team": "Data Science"}, "'data-science'"),
     ("labels", {"Team": "x"}, "label key"),
@@ -369,6 +390,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("service_account", "me", "'default'"),
     ("scopes", ["https://example.com/scope"], "'cloud-platform'"),
     ("security", "true", "distributed.Security"),
+    ("secrets", "vault", "'metadata' or 'secret-manager'"),
     ("max_lifetime", "12 moons", "'10 minutes'"),
     ("start_timeout", 0, "above zero"),
     ("start_timeout", "ten minutes", "'10 minutes'"),
@@ -408,6 +430,13 @@ def test_every_setting_with_a_rule_is_tried_with_a_wrong_value() -> None:
             {"api_token_file": "token", "api_endpoint": "https://compute.example.com"},
             "api_token_file",
         ),
+        ({"connect": "external", "external_ip": False}, "connect"),
+        ({"connect": "iap", "allow_ingress_from": "198.51.100.7"}, "allow_ingress_from"),
+        ({"connect": "internal", "allow_ingress_from": "198.51.100.7"}, "allow_ingress_from"),
+        ({"firewall": False, "allow_ingress_from": "198.51.100.7"}, "allow_ingress_from"),
+        ({"iap_endpoint": "ws://127.0.0.1:8080/v4"}, "iap_endpoint"),
+        ({"iap_endpoint": "wss://localhost/v4"}, "iap_endpoint"),
+        ({"iap_endpoint": "wss://a.example.com/v4", "api_endpoint": LOCAL}, "iap_endpoint"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
@@ -424,11 +453,26 @@ def test_settings_that_contradict_each_other_are_refused(
         {"processes": 2, "worker_options": {"port": "9000:9100", "worker_port": 0}},
         # Whether that is wise is for the user to know.
         {"processes": 64, "nthreads": 64, "machine_type": "e2-small"},
+        {"connect": "iap", "external_ip": False, "firewall": False},
+        {"connect": "external", "allow_ingress_from": ["198.51.100.7", "10.0.0.0/8"]},
+        {"allow_ingress_from": "198.51.100.7", "external_ip": False},
+        {"iap_endpoint": "ws://127.0.0.1:8080/v4", "api_endpoint": LOCAL},
     ],
 )
 def test_settings_that_go_together_are_accepted(keywords: dict[str, Any]) -> None:
     settings = Settings.load(**keywords)
     assert settings.sources[next(iter(keywords))] in ("keyword argument", "default")
+
+
+@pytest.mark.parametrize("keywords", [{"connect": "iap"}, {"firewall": False}])
+def test_a_keyword_may_pass_over_ranges_of_the_configuration(keywords: dict[str, Any]) -> None:
+    ranges = ["198.51.100.0/24"]
+    with dask.config.set({"gce.allow-ingress-from": ranges}):
+        assert Settings.load(**keywords).allow_ingress_from == tuple(ranges)
+        configured = {f"gce.{key}": value for key, value in keywords.items()}
+        with dask.config.set(configured):
+            refused("allow_ingress_from")
+        refused("allow_ingress_from", allow_ingress_from=ranges, **keywords)
 
 
 @pytest.mark.parametrize(
@@ -575,6 +619,16 @@ def test_deeply_nested_data_ends_in_an_error_not_in_a_recursion() -> None:
         ("container_image", "localhost:5000/a/b__c:T1", "localhost:5000/a/b__c:T1"),
         ("container_image", "dask@sha256:" + "0" * 64, "dask@sha256:" + "0" * 64),
         ("network", "projects/host/global/networks/n", "projects/host/global/networks/n"),
+        ("allow_ingress_from", "203.0.113.7", ("203.0.113.7/32",)),
+        ("allow_ingress_from", ["10.0.0.0/255.0.0.0", " 0.0.0.0/0"], ("10.0.0.0/8", "0.0.0.0/0")),
+        ("allow_ingress_from", "2001:DB8:0::/48", ("2001:db8::/48",)),
+        ("client_address_services", [], ()),
+        (
+            "client_address_services",
+            "https://a.example.com/ip?v=4",
+            ("https://a.example.com/ip?v=4",),
+        ),
+        ("iap_endpoint", "wss://a.example.com:8443/v4/", "wss://a.example.com:8443/v4"),
     ],
 )
 def test_values_in_every_accepted_spelling(key: str, value: Any, becomes: Any) -> None:

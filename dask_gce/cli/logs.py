@@ -186,8 +186,8 @@ async def _look_up(name: str, project: str | None) -> tuple[Connection, Machine]
 
 async def _reach(connection: Connection, scheduler: Machine) -> str:
     """Return the address at which the scheduler answers."""
+    from dask_gce.addresses import is_loopback
     from dask_gce.probing import answers_at, leads_to_local_engine
-    from dask_gce.schema import is_loopback
 
     port = int(connection.settings["scheduler_port"])
     hosts = [host for host in (scheduler.external_ip, scheduler.internal_ip) if host is not None]
