@@ -22,6 +22,7 @@ from dask_gce.library import Call, Library
 from dask_gce.operation import Operation
 from dask_gce.operations import OperationVerbs
 from dask_gce.policy import RetryPolicy
+from dask_gce.project_verbs import ProjectVerbs
 from dask_gce.rates import rate_bucket
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Clock", "Compute", "Operation"]
 
 
-class Compute(InstanceVerbs, InstanceVerbsNow, ImageVerbs, OperationVerbs):
+class Compute(InstanceVerbs, InstanceVerbsNow, ImageVerbs, OperationVerbs, ProjectVerbs):
     """The Compute API of one project.
 
     The async verbs belong to one event loop. Each raises the errors of `dask_gce.errors`: APIError
