@@ -20,11 +20,12 @@ from distributed.core import Status
 from distributed.objects import SchedulerInfo
 from distributed.utils import Log
 
-from dask_gce import shared_plan
+from dask_gce import expiry, shared_plan
 from dask_gce.assembly import AssembledCluster
-from dask_gce.errors import GCEError, StartTimeout
+from dask_gce.errors import CredentialsError, GCEError, StartTimeout
 from dask_gce.probing import UNREACHABLE, answers_at
 from dask_gce.terminal import harmless
+from dask_gce.trust import end_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class AttendedCluster(AssembledCluster):
     _phase = ""
     #: Whether the scheduler left the last question unanswered which workers there are.
     _unanswered = False
+    #: Why nobody can connect any more: the certificates have ended.
+    _expired: CredentialsError | None = None
     #: Since when it has told nothing of its workers, on the monotonic clock; None while it does.
     _silent_since: float | None = None
 
@@ -113,6 +116,11 @@ class AttendedCluster(AssembledCluster):
         self.events.note(scheduler.name, "disconnected")
         host, _, port = str(scheduler.address).rpartition("://")[2].rpartition(":")
         while self.status == Status.running and self._lost is None and rpc is not None:
+            if self._expired is not None:
+                self.events.note(scheduler.name, "gave up", str(self._expired))
+                if self.shutdown_on_close:
+                    self._lose(self._expired)
+                return
             if await answers_at(host, int(port)):
                 try:
                     comm = await rpc.live_comm()
@@ -132,6 +140,29 @@ class AttendedCluster(AssembledCluster):
                     self._watcher.disturb()
                     return
             await asyncio.sleep(RECONNECT_AFTER)
+
+    async def _follow_certificates(self) -> None:
+        """Say when the certificates end: now, a day before, and once they have."""
+        blueprint = self._ready.blueprint
+        end = end_of(self._ready.client_tls, *blueprint.tls.values())
+        if end is None:
+            return
+        until = f"its certificates are valid until {expiry.moment(end)}"
+        self.events.note(self.name, "secured", until)
+        if blueprint.expires is None or end.timestamp() < blueprint.expires:
+            # Else the cluster itself ends before them.
+            await expiry.wait_until(end - expiry.NOTICE)
+            self._warn("expiring", expiry.describe_approach(self.name, end))
+        await expiry.wait_until(end)
+        text = expiry.describe_end(self.name, end)
+        self._expired = CredentialsError(text)
+        self._recovery.forbid(text)
+        self._warn("expired", text)
+
+    def _warn(self, what: str, text: str) -> None:
+        self.events.note(self.name, what, text)
+        self._log(text)
+        logger.warning("%s", text)
 
     async def _follow_workers(self) -> None:
         """Learn of workers also when the scheduler tells somebody else.

@@ -248,6 +248,7 @@ class GCECluster(AttendedCluster):
             # SpecCluster takes it from here: it finds the scheduler started, and connects.
             self.status = Status.created
             await self._connect()
+            self._spawn(self._follow_certificates())
             if self._shared:
                 self._spawn(self._follow_workers())
             if self._joined:

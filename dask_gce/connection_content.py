@@ -14,13 +14,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from cryptography import x509
-
+from dask_gce import expiry
 from dask_gce.boot.environment import Environment
 from dask_gce.errors import CredentialsError, SettingsError
 from dask_gce.settings import Settings
 from dask_gce.startup import Tls
-from dask_gce.trust import client_security
+from dask_gce.trust import client_security, end_of
 
 if TYPE_CHECKING:
     from distributed.security import Security
@@ -260,20 +259,14 @@ def check_end(path: Path, connection: Connection) -> None:
     CredentialsError
         If one has ended, or cannot be read.
     """
-    for tls in (connection.client_tls, connection.worker_tls):
-        if tls is None:
-            continue
-        try:
-            certificate = x509.load_pem_x509_certificate(tls.certificate.encode())
-        except ValueError:
-            # Without the parser's error, which may quote.
-            certificate = None
-        if certificate is None:
+    held = [tls for tls in (connection.client_tls, connection.worker_tls) if tls is not None]
+    for tls in held:
+        end = end_of(tls)
+        if end is None:
             raise useless(path, "a certificate in it cannot be read")
-        end = certificate.not_valid_after_utc
         if end < datetime.now(timezone.utc):
             raise CredentialsError(
-                f"The certificates of cluster {connection.cluster!r} ended at {end:%Y-%m-%d %H:%M} "
-                "UTC, so nobody can join it any more. Delete it, and make a new one: "
-                f"dask gce delete {connection.cluster} --project {connection.project}"
+                f"The certificates of cluster {connection.cluster!r} ended at "
+                f"{expiry.moment(end)}, so nobody can join it any more. Delete it, and make a new "
+                f"one: dask gce delete {connection.cluster} --project {connection.project}"
             )

@@ -32,7 +32,8 @@ class Event:
     what : str
         What happened, in a word or two: ``"requested"``, ``"running"``, ``"booting"``, ``"ready"``,
         ``"failed"``, ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``,
-        ``"moved"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or ``"reconnected"``.
+        ``"moved"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or ``"reconnected"``; of the
+        cluster's certificates ``"secured"``, ``"expiring"`` and ``"expired"``.
     why : str
         The reason, where there is one to tell; for ``"booting"`` the phase of the boot.
     time : datetime.datetime

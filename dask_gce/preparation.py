@@ -143,6 +143,8 @@ async def prepare(
         If Compute Engine does not answer or refuses.
     """
     lifetime = settings.max_lifetime
+    # Before the certificates, which are to last a little longer.
+    expires = None if lifetime is None else int(time.time() + lifetime)
     trust = await asyncio.to_thread(
         establish_trust, settings.security, cluster, max_lifetime=lifetime
     )
@@ -165,7 +167,7 @@ async def prepare(
         identity=uuid.uuid4().hex,
         owner=names.label_value(await asyncio.to_thread(current_user)),
         client=await asyncio.to_thread(client_mark, detached),
-        expires=None if lifetime is None else int(time.time() + lifetime),
+        expires=expires,
         tls=trust.machines,
         environment=environment,
         configuration=changed_configuration(),

@@ -60,6 +60,18 @@ class Recovery:
         self.attempts = 0
         self._since = -math.inf
         self._until = -math.inf
+        self._forbidden = False
+
+    def forbid(self, why: str) -> None:
+        """Start no more workers, whoever asks.
+
+        Parameters
+        ----------
+        why : str
+            What to tell whoever waits for workers, or asks for more.
+        """
+        self._forbidden, self._until = True, math.inf
+        self.exhausted = WorkersFailed(why)
 
     def failed(
         self, failure: Exception, *, asked: float, now: float, lasting: bool = False
@@ -77,7 +89,7 @@ class Recovery:
         lasting : bool
             Whether asking again cannot help, as with a request that is wrong.
         """
-        if asked <= self._since:
+        if asked <= self._since or self._forbidden:
             return  # it belongs to an attempt that has been counted
         self._since = now
         self.attempts += 1
@@ -111,6 +123,8 @@ class Recovery:
 
     def reset(self) -> None:
         """Forget all failures: the user asks anew."""
+        if self._forbidden:
+            return
         self.attempts = 0
         self._until = -math.inf
         self.exhausted = None

@@ -6,14 +6,17 @@ its role's key and no other.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Literal
 
+from cryptography import x509
 from distributed.security import Security
 
+from dask_gce import expiry
 from dask_gce.errors import SettingsError
 from dask_gce.startup import Role, Tls
 from dask_gce.tls import CLOCK_SKEW, DEFAULT_LIFETIME, ClusterCertificates
@@ -47,7 +50,8 @@ def establish_trust(
     cluster : str
         The cluster's name.
     max_lifetime : float or None
-        Seconds that the cluster may exist: certificates do not end before it.
+        Seconds that the cluster may exist. Its own certificates end right after it, so that a key
+        which outlives the cluster opens nothing; without it, after a week.
 
     Returns
     -------
@@ -57,13 +61,14 @@ def establish_trust(
     Raises
     ------
     SettingsError
-        If the user's own lacks what a machine needs, or names a file that cannot be read.
+        If the user's own lacks what a machine needs, names a file that cannot be read, or has
+        ended.
     """
     if security is True:
         lifetime = DEFAULT_LIFETIME
         if max_lifetime is not None:
-            # Its machines may take a while to go.
-            lifetime = max(lifetime, timedelta(seconds=max_lifetime) + CLOCK_SKEW)
+            # Compute Engine deletes the machines by its own clock.
+            lifetime = timedelta(seconds=max_lifetime) + CLOCK_SKEW
         certificates = ClusterCertificates.create(cluster, lifetime=lifetime)
         machines: dict[Role, Tls] = {}
         roles: tuple[Role, Role] = ("scheduler", "worker")
@@ -75,10 +80,20 @@ def establish_trust(
         return Trust(client_security(None))
     if not uses_tls(security):
         return Trust(security)
-    return Trust(
-        security,
-        {"scheduler": _read(security, "scheduler"), "worker": _read(security, "worker")},
-    )
+    theirs: dict[Role, Tls] = {
+        "scheduler": _read(security, "scheduler"),
+        "worker": _read(security, "worker"),
+    }
+    for whose, tls in (*theirs.items(), ("client", _read(security, "client"))):
+        end = end_of(tls)
+        if end is not None and end <= datetime.now(timezone.utc):
+            raise SettingsError(
+                f"security: tls_{whose}_cert ended at {expiry.moment(end)}, so every connection "
+                "with it would be refused. Renew it, or use security=True for certificates made "
+                "for this cluster.",
+                key="security",
+            )
+    return Trust(security, theirs)
 
 
 def uses_tls(security: bool | Security) -> bool:
@@ -143,6 +158,30 @@ def client_security(tls: Tls | None) -> Security:
         return Security(require_encryption=False, tls_ca_file=None, **fields)
     fields |= {"tls_client_cert": tls.certificate, "tls_client_key": tls.key}
     return Security(require_encryption=True, tls_ca_file=tls.ca, **fields)
+
+
+def end_of(*held: Tls | None) -> datetime | None:
+    """Return when the first of some certificates ends.
+
+    Parameters
+    ----------
+    *held : Tls or None
+        Certificates with their keys; None for plain TCP.
+
+    Returns
+    -------
+    datetime.datetime or None
+        The moment, in UTC. None if there is none, or none that can be read: Dask says more of
+        those.
+    """
+    ends = []
+    for tls in held:
+        if tls is not None:
+            with contextlib.suppress(ValueError):
+                # The first in the text is the one that is shown, authorities follow.
+                certificate = x509.load_pem_x509_certificate(tls.certificate.encode())
+                ends.append(certificate.not_valid_after_utc)
+    return min(ends, default=None)
 
 
 def _read(security: Security, role: Role | Literal["client"]) -> Tls:

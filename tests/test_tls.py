@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import shutil
 import socket
 import ssl
@@ -196,6 +197,19 @@ def test_no_key_and_no_serial_number_is_used_twice(certificates, stranger):
     assert len({each.public_key().public_numbers() for each in made}) == len(made)
 
 
+def test_serial_numbers_are_random_and_of_a_length_that_everybody_takes():
+    # RFC 5280, section 4.1.2.2: positive, and at most 20 octets with the sign.
+    serials = [
+        load(pem).serial_number
+        for made in (ClusterCertificates.create(f"dask-{number}") for number in range(8))
+        for pem in (made.ca_pem, *(made.leaf(role).certificate for role in ROLES))
+    ]
+    assert len(set(serials)) == len(serials)
+    assert all(each > 0 and (each.bit_length() + 8) // 8 <= 20 for each in serials)
+    # 32 draws of 159 bits: that all are below 64 bits happens to nobody.
+    assert max(serials).bit_length() > 64
+
+
 def test_validity_covers_the_lifetime_and_slow_clocks():
     now = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
     certificates = ClusterCertificates.create("dask-x", now=now)
@@ -240,6 +254,28 @@ def test_openssl_verifies_strictly(certificates, tmp_path, role, purpose, accept
         check=False,
     )
     assert (done.returncode == 0) is accepted, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl command is not here")
+@pytest.mark.parametrize("role", ROLES)
+def test_openssl_refuses_what_has_ended_and_what_another_cluster_signed(
+    certificates, stranger, tmp_path, role
+):
+    (tmp_path / "ca").write_text(certificates.ca_pem)
+    (tmp_path / "foreign").write_text(stranger.leaf(role).certificate)
+    (tmp_path / "own").write_text(certificates.leaf(role).certificate)
+    verify = ["openssl", "verify", "-x509_strict", "-CAfile", "ca"]
+    at = str(int((certificates.not_after + timedelta(seconds=1)).timestamp()))
+    for arguments, reason in (
+        (["own"], None),
+        (["foreign"], "unable to get local issuer certificate|certificate signature failure"),
+        (["-attime", at, "own"], "certificate has expired"),
+    ):
+        done = subprocess.run(
+            [*verify, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode == 0) is (reason is None)
+        assert reason is None or re.search(reason, done.stderr), done.stderr
 
 
 # -- Keys stay where they are

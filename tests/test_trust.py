@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+
 import dask
 import pytest
 from distributed.security import Security
 
 from dask_gce.errors import SettingsError
-from dask_gce.tls import ClusterCertificates
-from dask_gce.trust import establish_trust
+from dask_gce.startup import Tls
+from dask_gce.tls import CLOCK_SKEW, DEFAULT_LIFETIME, ClusterCertificates
+from dask_gce.trust import client_tls, end_of, establish_trust
 
 
 def own_security(certificates, tmp_path=None):
@@ -68,4 +71,45 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     security = own_security(ClusterCertificates.create("dask-1"), tmp_path)
     (tmp_path / "tls_worker_key").unlink()
     with pytest.raises(SettingsError, match=r"tls_worker_key = .* cannot be read"):
+        establish_trust(security, "dask-1")
+
+
+# -- How long
+
+
+@pytest.mark.parametrize(
+    ("max_lifetime", "lifetime"),
+    [
+        (None, DEFAULT_LIFETIME),
+        (3600.0, timedelta(hours=1) + CLOCK_SKEW),
+        (30 * 86400.0, timedelta(days=30) + CLOCK_SKEW),
+    ],
+)
+def test_certificates_last_as_long_as_the_cluster(max_lifetime, lifetime):
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    trust = establish_trust(True, "dask-1", max_lifetime=max_lifetime)
+    after = datetime.now(timezone.utc)
+    for tls in (*trust.machines.values(), client_tls(trust.client)):
+        assert before + lifetime <= end_of(tls) <= after + lifetime
+
+
+def test_the_first_to_end_counts():
+    short = ClusterCertificates.create("dask-1", lifetime=timedelta(hours=1)).client
+    long = ClusterCertificates.create("dask-1", lifetime=timedelta(hours=2)).client
+    held = [Tls("", each.certificate, each.key) for each in (long, short)]
+    assert end_of(None, *held) == end_of(held[1]) < end_of(held[0])
+
+
+def test_no_certificate_has_no_end():
+    assert end_of(None) is None
+    assert end_of(Tls("", "what a user took for one", "")) is None
+
+
+@pytest.mark.parametrize("role", ["client", "scheduler", "worker"])
+def test_a_users_own_that_has_ended_is_named(role):
+    ago = datetime.now(timezone.utc) - timedelta(hours=2)
+    ended = ClusterCertificates.create("dask-1", lifetime=timedelta(hours=1), now=ago)
+    security = own_security(ClusterCertificates.create("dask-1"))
+    setattr(security, f"tls_{role}_cert", ended.leaf(role).certificate)
+    with pytest.raises(SettingsError, match=f"tls_{role}_cert ended at .* UTC"):
         establish_trust(security, "dask-1")
