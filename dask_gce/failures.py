@@ -88,6 +88,7 @@ _SERVICES: Mapping[str, tuple[str, str]] = {
     "secretmanager": ("Secret Manager", "roles/secretmanager.admin"),
     "cloudresourcemanager": ("Resource Manager", "roles/browser"),
     "serviceusage": ("Service Usage", "roles/serviceusage.serviceUsageViewer"),
+    "iam": ("IAM", "roles/iam.serviceAccountUser"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Google's other APIs, beside Compute Engine: Secret Manager, Resource Manager, Service Usage.
+"""Google's other APIs: Secret Manager, Resource Manager, Service Usage and IAM.
 
 It owns one exchange with them, its threads, and its repeats by the rules of `policy`. What is asked
 is left to whoever needs it, and so is what an answer means.
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Service", "Services", "load_services"]
 
 #: The first label of the API's host name.
-Service = Literal["secretmanager", "cloudresourcemanager", "serviceusage"]
+Service = Literal["secretmanager", "cloudresourcemanager", "serviceusage", "iam"]
 
 #: Exchanges under way at a time. A cluster has a secret for each role, and that is the most it asks
 #: for at once.
@@ -162,7 +162,7 @@ class Services:
 
         Parameters
         ----------
-        service : {"secretmanager", "cloudresourcemanager", "serviceusage"}
+        service : {"secretmanager", "cloudresourcemanager", "serviceusage", "iam"}
             Which API.
         method : str
             The HTTP method.
@@ -218,7 +218,7 @@ class Services:
 
         Parameters
         ----------
-        service : {"secretmanager", "cloudresourcemanager", "serviceusage"}
+        service : {"secretmanager", "cloudresourcemanager", "serviceusage", "iam"}
             Which API.
         method : str
             The HTTP method.
