@@ -28,6 +28,7 @@ from dask_gce.errors import (
     ServerFault,
     TransportError,
 )
+from dask_gce.permissions import advice
 from dask_gce.policy import CAPACITY_CODES, QUOTA_CODES, RATE_CODES, Failure
 
 __all__ = ["Cause", "Place", "cause_of", "failure_error", "operation_error"]
@@ -35,7 +36,11 @@ __all__ = ["Cause", "Place", "cause_of", "failure_error", "operation_error"]
 EXISTS_CODES = frozenset({"RESOURCE_ALREADY_EXISTS", "alreadyExists", "ALREADY_EXISTS"})
 ABSENT_CODES = frozenset({"RESOURCE_NOT_FOUND", "notFound"})
 API_DISABLED_REASONS = frozenset({"SERVICE_DISABLED", "accessNotConfigured"})
-PERMISSION_CODES = frozenset({"PERMISSIONS_ERROR", "forbidden"}) | API_DISABLED_REASONS
+PERMISSION_CODES = API_DISABLED_REASONS | {
+    "PERMISSIONS_ERROR",
+    "SERVICE_ACCOUNT_ACCESS_DENIED",
+    "forbidden",
+}
 #: Says only that too few instances came up; why is in the other errors or in the child operations.
 MIN_COUNT_CODE = "VM_MIN_COUNT_NOT_REACHED"
 
@@ -108,7 +113,9 @@ def _error_class(failure: Failure) -> type[APIError]:
     return APIError
 
 
-def _next_step(cause: Cause, place: Place, *, status: int = 0, reason: str = "") -> str:
+def _next_step(
+    cause: Cause, place: Place, *, status: int = 0, reason: str = "", said: str = ""
+) -> str:
     project = shlex.quote(place.project)
     if reason in API_DISABLED_REASONS:
         api = f"{place.service}.googleapis.com"
@@ -127,6 +134,8 @@ def _next_step(cause: Cause, place: Place, *, status: int = 0, reason: str = "")
             "Wait a minute, run fewer clusters at once in this project, or ask for more at "
             f"https://console.cloud.google.com/iam-admin/quotas?project={place.project}"
         )
+    if cause is Cause.PERMISSION and (step := advice(said, place.project)):
+        return step
     if cause is Cause.PERMISSION and place.service != "compute":
         return f"The caller needs {_SERVICES[place.service][1]} on project {place.project}."
     if cause is Cause.PERMISSION:
@@ -204,7 +213,13 @@ def failure_error(failure: Failure, place: Place) -> GCEError:
         step = _next_step(Cause.CAPACITY, place)
         return OutOfCapacity(f"{text} {step}", code=failure.reason)
     kind = _error_class(failure)
-    step = _next_step(_CLASS_CAUSES[kind], place, status=failure.status, reason=failure.reason)
+    step = _next_step(
+        _CLASS_CAUSES[kind],
+        place,
+        status=failure.status,
+        reason=failure.reason,
+        said=failure.message,
+    )
     return kind(
         f"{text} {step}".rstrip(),
         status=failure.status,
@@ -320,7 +335,7 @@ def operation_error(
     text = f"Compute Engine could not {place}: {said}" + (f" ({shown})" if shown else "")
     kind = OutOfCapacity if cause is Cause.CAPACITY else OperationError
     return kind(
-        f"{text} {_next_step(cause, place, reason=code)}".rstrip(),
+        f"{text} {_next_step(cause, place, reason=code, said=said)}".rstrip(),
         operation=operation,
         code=code,
         errors=[dict(error) for error in errors],

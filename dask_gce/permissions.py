@@ -26,6 +26,7 @@ __all__ = [
     "UNKNOWN_MEMBER",
     "Feature",
     "Need",
+    "advice",
     "enable_command",
     "feature_of",
     "grant_command",
@@ -413,6 +414,8 @@ FEATURES: Final[Mapping[str, Feature]] = {feature.key: feature for feature in _F
 #: A permission in a sentence of Google's: "Required 'compute.instances.create' permission for ...",
 #: "Permission 'secretmanager.secrets.create' denied on resource ...".
 _NAMED = re.compile(r"'(?P<name>[a-z]+\.[A-Za-z]+\.[A-Za-z]+)'")
+#: The resource in such a sentence.
+_RESOURCE = re.compile(r"'(?://[a-z.]+/)?projects/(?P<project>[^/'\s]+)")
 #: How Compute Engine says that actAs is missing, which it does not name.
 _ACT_AS = re.compile(r"does not have access to service account '(?P<account>[^'\s]*)'")
 
@@ -554,6 +557,44 @@ def enable_command(services: Collection[str], project: str) -> str:
     'gcloud services enable iap.googleapis.com --project=p'
     """
     return shlex.join(["gcloud", "services", "enable", *services, f"--project={project}"])
+
+
+def advice(sentence: str, project: str) -> str | None:
+    """Say what repairs a refusal that names a permission.
+
+    Parameters
+    ----------
+    sentence : str
+        What Google says.
+    project : str
+        The project ID, where the sentence names none.
+
+    Returns
+    -------
+    str or None
+        Which role holds the permission, and the command that grants it; None if Google names no
+        permission, or one that the package has no use for.
+
+    Examples
+    --------
+    >>> print(advice("Required 'compute.firewalls.create' permission for 'projects/host/global/"
+    ...              "firewalls/r'", "p"))  # doctest: +NORMALIZE_WHITESPACE
+    The caller lacks compute.firewalls.create (firewall rules), which roles/compute.securityAdmin
+    holds: gcloud projects add-iam-policy-binding host --member=user:YOUR-ADDRESS
+    --role=roles/compute.securityAdmin --condition=None
+    """
+    permission = named_permission(sentence)
+    feature = None if permission is None else feature_of(permission)
+    if feature is None:
+        return None
+    resource, account = _RESOURCE.search(sentence), _ACT_AS.search(sentence)
+    command = grant_command(
+        feature,
+        project if resource is None else resource["project"],
+        account=None if account is None else account["account"],
+    )
+    title = feature.title[0].lower() + feature.title[1:]
+    return f"The caller lacks {permission} ({title}), which {feature.role} holds: {command}"
 
 
 def render_role(title: str, description: str, keys: Iterable[str]) -> str:
