@@ -1,0 +1,172 @@
+"""All checks of one project at once.
+
+Owns which of them a cluster's settings call for, their order, and how long they may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from dask_gce.checks.finding import Finding, failed, ok, settle
+from dask_gce.checks.identity import (
+    check_apis,
+    check_permissions,
+    check_project,
+    check_service_account,
+    features_of,
+)
+from dask_gce.checks.machines import (
+    check_boot_image,
+    check_machine_types,
+    check_quota,
+    check_reservation,
+)
+from dask_gce.checks.network import check_internet, check_network
+from dask_gce.checks.surroundings import Surroundings
+from dask_gce.compute import Compute
+from dask_gce.credentials import discover_project, load_credentials
+from dask_gce.errors import CredentialsError
+from dask_gce.services import Services
+from dask_gce.settings import Settings
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+
+__all__ = ["SECONDS", "Examination", "examine"]
+
+#: Seconds that a check may take.
+SECONDS: Final = 30.0
+
+Check = Callable[[], Awaitable[Finding]]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What all checks have found.
+
+    Parameters
+    ----------
+    project : str or None
+        The project; None if none was found.
+    findings : tuple of Finding
+        What each check has found, in the order in which they build on one another.
+    """
+
+    project: str | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check has failed; what is unknown may be well."""
+        return all(finding.status != "failed" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON data.
+
+        Returns
+        -------
+        dict
+            The project and the findings.
+        """
+        return {
+            "project": self.project,
+            "passed": self.passed,
+            "checks": [finding.to_json() for finding in self.findings],
+        }
+
+
+async def examine(settings: Settings, *, seconds: float = SECONDS) -> Examination:
+    """Look at all that a cluster with these settings takes, and change nothing.
+
+    Parameters
+    ----------
+    settings : Settings
+        The cluster's settings.
+    seconds : float
+        How long each check may take.
+
+    Returns
+    -------
+    Examination
+        What was found.
+    """
+    try:
+        credentials = await asyncio.to_thread(load_credentials, settings)
+    except CredentialsError as error:
+        login = "gcloud auth application-default login"
+        return Examination(settings.project, (failed("credentials", str(error), login),))
+    member = _member(credentials)
+    first = ok("credentials", _who(settings, credentials, member))
+    try:
+        project = await asyncio.to_thread(discover_project, settings)
+    except CredentialsError as error:
+        return Examination(
+            None,
+            (first, failed("project", str(error), "gcloud config set project PROJECT")),
+        )
+    compute = Compute(
+        project,
+        endpoint=settings.api_endpoint,
+        credentials=credentials,
+        threads=settings.api_connections,
+        rate=settings.api_rate,
+        call_timeout=seconds,
+    )
+    services = Services(
+        project, credentials=credentials, endpoint=settings.api_endpoint, call_timeout=seconds
+    )
+    there = Surroundings(settings, compute, services, member)
+    try:
+        findings = await _run(_checks(there), seconds)
+    finally:
+        await there.close()
+        await services.close()
+        await compute.close()
+    return Examination(project, (first, *findings))
+
+
+async def _run(checks: Mapping[str, Check], seconds: float) -> Sequence[Finding]:
+    return await asyncio.gather(*(settle(name, check(), seconds) for name, check in checks.items()))
+
+
+def _checks(there: Surroundings) -> dict[str, Check]:
+    settings = there.settings
+    features = features_of(settings, _route(settings))
+    checks: dict[str, Check] = {
+        "project": lambda: check_project(there),
+        "apis": lambda: check_apis(there, features),
+        "permissions": lambda: check_permissions(there, features),
+    }
+    if settings.service_account is not None:
+        checks["service-account"] = lambda: check_service_account(there)
+    checks["network"] = lambda: check_network(there)
+    if not settings.external_ip:
+        checks["internet"] = lambda: check_internet(there)
+    checks["image"] = lambda: check_boot_image(there)
+    checks["machine-types"] = lambda: check_machine_types(there)
+    checks["quota"] = lambda: check_quota(there)
+    if settings.reservation is not None:
+        checks["reservation"] = lambda: check_reservation(there)
+    return checks
+
+
+def _route(settings: Settings) -> str:
+    if settings.connect != "auto":
+        return settings.connect
+    return "external" if settings.external_ip else "iap"
+
+
+def _member(credentials: Credentials) -> str | None:
+    """Return who the credentials are, as roles are granted to; None where they do not tell."""
+    address = getattr(credentials, "service_account_email", None)
+    # A metadata server's credentials have the address once they have a token.
+    return f"serviceAccount:{address}" if isinstance(address, str) and "@" in address else None
+
+
+def _who(settings: Settings, credentials: Credentials, member: str | None) -> str:
+    if settings.is_local:
+        return "none are needed for a local Compute Engine"
+    return (member or "").partition(":")[2] or f"of the kind {type(credentials).__module__}"
