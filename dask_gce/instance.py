@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+from dask_gce import names
 from dask_gce.errors import SettingsError
 from dask_gce.hardware_fields import ORDINARY, Hardware, hardware_fields, local_ssd
+from dask_gce.tags import machine_tags
 
 #: The fields of an instance that this package reads. Sent as a field mask, because a list answer
 #: otherwise carries every instance's whole metadata, up to 512 KiB each.
@@ -61,9 +63,10 @@ class InstanceSpec:
     external_ip : bool
         Whether the instance gets an external address.
     tags : tuple of str
-        Network tags.
+        Network tags that the user wants.
     labels : mapping
-        Labels, of which one names the cluster.
+        Labels, of which one names the cluster. The tags by which its firewall rules know the
+        instance follow from them.
     metadata : mapping
         Metadata items.
     service_account : str or None
@@ -105,7 +108,7 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
     """Return the body of ``instances.insert``.
 
     The overrides are applied last, but cannot take away what the cluster needs to find and run the
-    instance: its name, our labels and our metadata items stay.
+    instance: its name, our labels, our network tags and our metadata items stay.
 
     Parameters
     ----------
@@ -120,7 +123,7 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
     Raises
     ------
     SettingsError
-        If the overrides put something into labels, metadata or disks that cannot be there.
+        If the overrides put something into labels, tags, metadata or disks that cannot be there.
 
     Examples
     --------
@@ -168,15 +171,19 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
 
     body["name"] = spec.name
     body["labels"] = {**_mapping(body, "labels"), **spec.labels}
+    if ours := _cluster_tags(spec.labels):
+        tags = _mapping(body, "tags")
+        items = _list(tags, "tags.items", "items")
+        body["tags"] = {**tags, "items": [*items, *(tag for tag in ours if tag not in items)]}
     metadata = _mapping(body, "metadata")
     theirs = {_key(item): item for item in _list(metadata, "metadata.items", "items")}
-    ours = {key: {"key": key, "value": value} for key, value in spec.metadata.items()}
+    our_items = {key: {"key": key, "value": value} for key, value in spec.metadata.items()}
     defaults = {}
     if spec.service_account is not None:
         # Container-Optimized OS then sends the log to Cloud Logging, in that account's name:
         # https://docs.cloud.google.com/container-optimized-os/docs/how-to/logging
         defaults[LOGGING] = {"key": LOGGING, "value": "true"}
-    body["metadata"] = {**metadata, "items": [*({**defaults, **theirs, **ours}).values()]}
+    body["metadata"] = {**metadata, "items": [*({**defaults, **theirs, **our_items}).values()]}
     for each in _list(body, "disks", "disks"):
         if isinstance(each, dict) and isinstance(each.get("initializeParams"), dict):
             # A disk made with the instance goes with it, unless somebody typed that it stays.
@@ -186,6 +193,13 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
             parameters = each["initializeParams"]
             parameters["labels"] = {**_mapping(parameters, "labels"), **spec.labels}
     return body
+
+
+def _cluster_tags(labels: Mapping[str, str]) -> tuple[str, ...]:
+    cluster, identity = labels.get(names.CLUSTER_LABEL), labels.get(names.ID_LABEL)
+    if not (cluster and identity):
+        return ()
+    return machine_tags(cluster, identity, labels.get(names.ROLE_LABEL, ""))
 
 
 def _mapping(body: Mapping[str, Any], name: str) -> dict[str, Any]:

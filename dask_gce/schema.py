@@ -32,7 +32,8 @@ Check = Callable[[str, Any], Any]
 
 _MIN_DISK_GB: Final = 10
 _MAX_DISK_GB: Final = 65_536
-_MAX_TAGS: Final = 64
+#: Of the 64 that an instance may have the cluster needs two.
+_MAX_TAGS: Final = 62
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[gt]?)(?:i?b)?", re.IGNORECASE)
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _SCOPE_URL: Final = "https://www.googleapis.com/auth/"
@@ -95,7 +96,7 @@ def _network_tags(key: str, value: Any) -> tuple[str, ...]:
     """Check for network tags."""
     checked = tuple(names.check_name(tag, key=key) for tag in _texts(key, value))
     if len(checked) > _MAX_TAGS:
-        raise _refuse(key, value, f"has {len(checked)} tags; Google allows {_MAX_TAGS}")
+        raise _refuse(key, value, f"has {len(checked)} tags; Google leaves room for {_MAX_TAGS}")
     return checked
 
 

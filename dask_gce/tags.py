@@ -13,7 +13,7 @@ import re
 import secrets
 from typing import Final, Literal
 
-from dask_gce.names import MAX_NAME, Role, check_name
+from dask_gce.names import MAX_NAME, check_name
 
 __all__ = [
     "Purpose",
@@ -78,7 +78,7 @@ def scheduler_tag(cluster: str, identity: str) -> str:
     return check_name(f"{cluster_tag(cluster, identity)}-scheduler")
 
 
-def machine_tags(cluster: str, identity: str, role: Role) -> tuple[str, ...]:
+def machine_tags(cluster: str, identity: str, role: str) -> tuple[str, ...]:
     """Return the network tags of a machine, beside those that the user wants.
 
     Parameters
@@ -87,21 +87,22 @@ def machine_tags(cluster: str, identity: str, role: Role) -> tuple[str, ...]:
         The cluster's name.
     identity : str
         Its identity.
-    role : {"scheduler", "worker"}
+    role : str
         What the machine is for.
 
     Returns
     -------
     tuple of str
-        The tags.
+        The tags; none for what is neither a scheduler nor a worker.
 
     Examples
     --------
     >>> machine_tags("grid", "3f9a61c2d4e5f607", "worker")
     ('grid-3f9a61c2',)
     """
-    own = (scheduler_tag(cluster, identity),) if role == "scheduler" else ()
-    return (cluster_tag(cluster, identity), *own)
+    if role == "scheduler":
+        return (cluster_tag(cluster, identity), scheduler_tag(cluster, identity))
+    return (cluster_tag(cluster, identity),) if role == "worker" else ()
 
 
 def rule_name(cluster: str, identity: str, purpose: Purpose, suffix: str = "") -> str:

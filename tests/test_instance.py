@@ -141,6 +141,45 @@ def test_overrides_reach_every_depth():
     assert "tags" not in body
 
 
+LABELS = {
+    "dask-gce-cluster": "grid",
+    "dask-gce-id": "3f9a61c2d4e5f607",
+    "dask-gce-role": "worker",
+}
+
+
+def test_only_the_clusters_own_machines_have_its_tags():
+    def tags(**labels):
+        return build_insert(dataclasses.replace(SPEC, labels=labels))["tags"]["items"]
+
+    assert tags(**LABELS) == ["dask", "grid-3f9a61c2"]
+    scheduler = {**LABELS, "dask-gce-role": "scheduler"}
+    assert tags(**scheduler) == ["dask", "grid-3f9a61c2", "grid-3f9a61c2-scheduler"]
+    # What makes a disk image belongs to no cluster.
+    assert tags(**{**LABELS, "dask-gce-role": "builder"}) == ["dask"]
+    assert tags() == ["dask"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ({}, ["dask", "grid-3f9a61c2"]),
+        ({"tags": None}, ["grid-3f9a61c2"]),
+        ({"tags": {"items": ["mine"]}}, ["mine", "grid-3f9a61c2"]),
+        ({"tags": {"items": ["grid-3f9a61c2", "mine"]}}, ["grid-3f9a61c2", "mine"]),
+    ],
+)
+def test_overrides_cannot_hide_the_instance_from_the_clusters_firewall_rules(override, expected):
+    spec = dataclasses.replace(SPEC, labels=LABELS, overrides=override)
+    assert build_insert(spec)["tags"]["items"] == expected
+
+
+def test_tags_that_are_none_are_told():
+    spec = dataclasses.replace(SPEC, labels=LABELS, overrides={"tags": {"items": "mine"}})
+    with pytest.raises(SettingsError, match=r"tags.items must be a list, but holds a str"):
+        build_insert(spec)
+
+
 def test_overrides_cannot_hide_the_instance_from_us():
     body = build_insert(
         dataclasses.replace(
