@@ -34,6 +34,8 @@ class Timings:
         Seconds it takes to make an image of a disk.
     operation_wait : float
         Seconds after which ``operations.wait`` answers though the operation is not done.
+    resuming : float
+        Seconds for which a tunnel whose websocket broke off can be taken up again.
     run_duration_scale : float
         Seconds that pass per second of ``scheduling.maxRunDuration``.
     minute : float
@@ -60,6 +62,7 @@ class Timings:
     creating: float = 0.02
     imaging: float = 0.05
     operation_wait: float = 120.0
+    resuming: float = 60.0
     run_duration_scale: float = 1.0
     minute: float = 60.0
     latencies: Mapping[str, float] = field(default_factory=dict, hash=False)
