@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from dask_gce.checks.finding import Finding, failed, ok, settle
+from dask_gce.checks.firewall import check_firewall
 from dask_gce.checks.identity import (
     check_apis,
     check_permissions,
@@ -25,7 +26,7 @@ from dask_gce.checks.machines import (
     check_reservation,
 )
 from dask_gce.checks.network import check_internet, check_network
-from dask_gce.checks.surroundings import Surroundings
+from dask_gce.checks.view import View
 from dask_gce.compute import Compute
 from dask_gce.credentials import discover_project, load_credentials
 from dask_gce.errors import CredentialsError
@@ -118,11 +119,17 @@ async def examine(settings: Settings, *, seconds: float = SECONDS) -> Examinatio
     services = Services(
         project, credentials=credentials, endpoint=settings.api_endpoint, call_timeout=seconds
     )
-    there = Surroundings(settings, compute, services, member)
+    view = View(
+        settings,
+        compute,
+        services,
+        member=member,
+        token=credentials.token if settings.is_local else None,
+    )
     try:
-        findings = await _run(_checks(there), seconds)
+        findings = await _run(_checks(view), seconds)
     finally:
-        await there.close()
+        await view.close()
         await services.close()
         await compute.close()
     return Examination(project, (first, *findings))
@@ -132,31 +139,32 @@ async def _run(checks: Mapping[str, Check], seconds: float) -> Sequence[Finding]
     return await asyncio.gather(*(settle(name, check(), seconds) for name, check in checks.items()))
 
 
-def _checks(there: Surroundings) -> dict[str, Check]:
-    settings = there.settings
-    features = features_of(settings, _route(settings))
+def _checks(view: View) -> dict[str, Check]:
+    settings = view.settings
     checks: dict[str, Check] = {
-        "project": lambda: check_project(there),
-        "apis": lambda: check_apis(there, features),
-        "permissions": lambda: check_permissions(there, features),
+        "project": lambda: check_project(view),
+        "apis": lambda: _of_features(view, check_apis),
+        "permissions": lambda: _of_features(view, check_permissions),
     }
     if settings.service_account is not None:
-        checks["service-account"] = lambda: check_service_account(there)
-    checks["network"] = lambda: check_network(there)
+        checks["service-account"] = lambda: check_service_account(view)
+    checks["network"] = lambda: check_network(view)
+    checks["firewall"] = lambda: check_firewall(view)
     if not settings.external_ip:
-        checks["internet"] = lambda: check_internet(there)
-    checks["image"] = lambda: check_boot_image(there)
-    checks["machine-types"] = lambda: check_machine_types(there)
-    checks["quota"] = lambda: check_quota(there)
+        checks["internet"] = lambda: check_internet(view)
+    checks["image"] = lambda: check_boot_image(view)
+    checks["machine-types"] = lambda: check_machine_types(view)
+    checks["quota"] = lambda: check_quota(view)
     if settings.reservation is not None:
-        checks["reservation"] = lambda: check_reservation(there)
+        checks["reservation"] = lambda: check_reservation(view)
     return checks
 
 
-def _route(settings: Settings) -> str:
-    if settings.connect != "auto":
-        return settings.connect
-    return "external" if settings.external_ip else "iap"
+async def _of_features(
+    view: View, check: Callable[[View, Sequence[str]], Awaitable[Finding]]
+) -> Finding:
+    route = await view.find_route()
+    return await check(view, features_of(view.settings, route.kind))
 
 
 def _member(credentials: Credentials) -> str | None:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from dask_gce.checks.finding import Finding, failed, ok, unknown
-from dask_gce.checks.surroundings import Surroundings, project_of
+from dask_gce.checks.view import View, project_of
 from dask_gce.errors import APIError, GCEError, NotFound, PermissionDenied
 from dask_gce.images import architecture_of
 from dask_gce.permissions import (
@@ -54,12 +54,12 @@ def features_of(settings: Settings, route: str) -> tuple[str, ...]:
     return tuple(key for key, is_used in used.items() if is_used)
 
 
-async def check_project(there: Surroundings) -> Finding:
+async def check_project(view: View) -> Finding:
     """Look whether the project exists, and whether the credentials are good for it.
 
     Parameters
     ----------
-    there : Surroundings
+    view : View
         The project.
 
     Returns
@@ -68,11 +68,11 @@ async def check_project(there: Surroundings) -> Finding:
         What was found.
     """
     try:
-        found = await there.get_project()
+        found = await view.get_project()
     except NotFound:
         return failed(
             "project",
-            f"There is no project {there.project!r} that you may see. Set one that the command "
+            f"There is no project {view.project!r} that you may see. Set one that the command "
             "lists.",
             "gcloud projects list",
         )
@@ -85,17 +85,17 @@ async def check_project(there: Surroundings) -> Finding:
             )
         if error.reason in ("accessNotConfigured", "SERVICE_DISABLED"):
             # It answers, so it is there; what is missing, the check of the APIs says.
-            return ok("project", there.project)
+            return ok("project", view.project)
         raise
-    return ok("project", str(found.get("name", there.project)))
+    return ok("project", str(found.get("name", view.project)))
 
 
-async def check_apis(there: Surroundings, features: Sequence[str]) -> Finding:
+async def check_apis(view: View, features: Sequence[str]) -> Finding:
     """Look whether the APIs are enabled that the features take.
 
     Parameters
     ----------
-    there : Surroundings
+    view : View
         The project.
     features : sequence of str
         Names of features.
@@ -110,10 +110,10 @@ async def check_apis(there: Surroundings, features: Sequence[str]) -> Finding:
     reason: GCEError | None = None
     try:
         for service in services:
-            answer = await there.services.call(
+            answer = await view.services.call(
                 "serviceusage",
                 "GET",
-                f"/v1/projects/{there.project}/services/{service}",
+                f"/v1/projects/{view.project}/services/{service}",
                 action=f"look whether {service} is enabled",
             )
             states[service] = str(answer.get("state", ""))
@@ -123,7 +123,7 @@ async def check_apis(there: Surroundings, features: Sequence[str]) -> Finding:
     if states.get(compute) is None:
         # It tells by itself, to whoever may not ask Service Usage.
         try:
-            await there.get_project()
+            await view.get_project()
             states[compute] = "ENABLED"
         except PermissionDenied as error:
             if error.reason in ("accessNotConfigured", "SERVICE_DISABLED"):
@@ -133,24 +133,24 @@ async def check_apis(there: Surroundings, features: Sequence[str]) -> Finding:
         return failed(
             "apis",
             f"Not enabled: {', '.join(disabled)}.",
-            enable_command(disabled, there.project),
+            enable_command(disabled, view.project),
         )
     unseen = [service for service in services if service not in states]
     if unseen:
         return unknown(
             "apis",
             f"Whether these are enabled may not be looked at: {', '.join(unseen)}. {reason or ''}",
-            shlex.join(["gcloud", "services", "list", f"--project={there.project}"]),
+            shlex.join(["gcloud", "services", "list", f"--project={view.project}"]),
         )
     return ok("apis", f"enabled: {', '.join(services)}")
 
 
-async def check_permissions(there: Surroundings, features: Sequence[str]) -> Finding:
+async def check_permissions(view: View, features: Sequence[str]) -> Finding:
     """Look whether the caller has the permissions that the features take.
 
     Parameters
     ----------
-    there : Surroundings
+    view : View
         The project.
     features : sequence of str
         Names of features.
@@ -162,8 +162,8 @@ async def check_permissions(there: Surroundings, features: Sequence[str]) -> Fin
     """
     missing: dict[str, set[str]] = {}
     tested = 0
-    for project, permissions in _by_project(there, features).items():
-        held = await there.test_permissions(project, permissions)
+    for project, permissions in _by_project(view, features).items():
+        held = await view.test_permissions(project, permissions)
         tested += len(permissions)
         if lacking := set(permissions) - held:
             missing[project] = lacking
@@ -187,46 +187,46 @@ async def check_permissions(there: Surroundings, features: Sequence[str]) -> Fin
     repair = []
     for project, permission in sorted(required):
         feature = next(FEATURES[key] for key in features if permission in FEATURES[key].permissions)
-        repair.append(grant_command(feature, project, member=there.member))
+        repair.append(grant_command(feature, project, member=view.member))
     return failed(
         "permissions",
         f"Missing: {', '.join(sorted({name for _, name in required}))}."
-        + _who(there)
+        + _who(view)
         + " An owner of the project grants them.",
         *repair,
     )
 
 
-def _who(there: Surroundings) -> str:
-    return "" if there.member else f" Write your own address for {UNKNOWN_MEMBER}."
+def _who(view: View) -> str:
+    return "" if view.member else f" Write your own address for {UNKNOWN_MEMBER}."
 
 
-def _by_project(there: Surroundings, features: Sequence[str]) -> Mapping[str, list[str]]:
+def _by_project(view: View, features: Sequence[str]) -> Mapping[str, list[str]]:
     """Return which permissions are needed in which project."""
     elsewhere = {
-        "own-images": project_of(there.settings.source_image),
+        "own-images": project_of(view.settings.source_image),
         # Rules belong to the network, and a Shared VPC's to its host.
-        "firewall": there.network_project,
-        "external-ip": there.network_project,
+        "firewall": view.network_project,
+        "external-ip": view.network_project,
     }
     found: dict[str, list[str]] = {}
     for key in features:
         for permission in permissions_of([key], scope="project"):
-            project = elsewhere.get(key) or there.project
+            project = elsewhere.get(key) or view.project
             if permission == "compute.subnetworks.use":
-                project = there.network_project
+                project = view.network_project
             held = found.setdefault(project, [])
             if permission not in held:
                 held.append(permission)
     return found
 
 
-async def check_service_account(there: Surroundings) -> Finding:
+async def check_service_account(view: View) -> Finding:
     """Look whether the account of the machines exists and the caller may use it.
 
     Parameters
     ----------
-    there : Surroundings
+    view : View
         The project.
 
     Returns
@@ -234,27 +234,27 @@ async def check_service_account(there: Surroundings) -> Finding:
     Finding
         What was found.
     """
-    account = there.settings.service_account or ""
+    account = view.settings.service_account or ""
     if account == "default":
-        account = str((await there.get_project()).get("defaultServiceAccount") or "")
+        account = str((await view.get_project()).get("defaultServiceAccount") or "")
         if not account:
             return failed(
                 "service-account",
-                f"Project {there.project} has no default service account. Make one, and set "
+                f"Project {view.project} has no default service account. Make one, and set "
                 "service_account to its address.",
                 shlex.join(
                     [
                         *("gcloud", "iam", "service-accounts", "create", "dask-machines"),
-                        f"--project={there.project}",
+                        f"--project={view.project}",
                     ]
                 ),
             )
     (permission,) = FEATURES["act-as"].permissions
-    if permission in await there.test_permissions(there.project, [permission]):
+    if permission in await view.test_permissions(view.project, [permission]):
         return ok("service-account", f"you may use every account of the project, {account} too")
-    grant = grant_command(FEATURES["act-as"], there.project, member=there.member, account=account)
+    grant = grant_command(FEATURES["act-as"], view.project, member=view.member, account=account)
     try:
-        answer = await there.services.call(
+        answer = await view.services.call(
             "iam",
             "POST",
             f"/v1/projects/-/serviceAccounts/{account}:testIamPermissions",
@@ -268,7 +268,7 @@ async def check_service_account(there: Surroundings) -> Finding:
             shlex.join(
                 [
                     *("gcloud", "iam", "service-accounts", "create", account.partition("@")[0]),
-                    f"--project={_owner(account) or there.project}",
+                    f"--project={_owner(account) or view.project}",
                 ]
             ),
         )
@@ -283,7 +283,7 @@ async def check_service_account(there: Surroundings) -> Finding:
         return ok("service-account", f"you may use {account}")
     return failed(
         "service-account",
-        f"You may not use {account}: {permission} is missing.{_who(there)}",
+        f"You may not use {account}: {permission} is missing.{_who(view)}",
         grant,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from dask_gce.checks.finding import Finding, failed, ok, unknown
-from dask_gce.checks.surroundings import Surroundings, last_part, project_of
+from dask_gce.checks.view import View, last_part, project_of
 from dask_gce.errors import APIError, NotFound, SettingsError
 from dask_gce.families import family_of
 from dask_gce.fit import check_fit
@@ -33,12 +33,12 @@ _DISK_METRICS: Final = {
 _EVERYWHERE: Final = frozenset({"CPUS_ALL_REGIONS", "GPUS_ALL_REGIONS"})
 
 
-async def check_boot_image(there: Surroundings) -> Finding:
+async def check_boot_image(view: View) -> Finding:
     """Look whether the boot image exists, and fits machine types and disk.
 
     Parameters
     ----------
-    there : Surroundings
+    view : View
         The project.
 
     Returns
@@ -46,17 +46,17 @@ async def check_boot_image(there: Surroundings) -> Finding:
     Finding
         What was found.
     """
-    settings = there.settings
-    schedulers, workers = await _locations_or_none(there)
+    settings = view.settings
+    schedulers, workers = await _locations_or_none(view)
     architecture = workers[0].shape.architecture if workers else "X86_64"
     image = for_architecture(settings.source_image, architecture)
-    project, name = project_of(image) or there.project, last_part(image)
+    project, name = project_of(image) or view.project, last_part(image)
     family = "/family/" in image
     try:
         if family:
-            found = await there.compute.get_image_from_family(project, name)
+            found = await view.compute.get_image_from_family(project, name)
         else:
-            found = await there.compute.get_public_image(project, name)
+            found = await view.compute.get_public_image(project, name)
     except NotFound:
         what = "family of images" if family else "image"
         return failed(
@@ -77,20 +77,20 @@ def _is_public(project: str) -> bool:
     return project.endswith("-cloud")
 
 
-async def _locations_or_none(there: Surroundings) -> tuple[list[Location], list[Location]]:
+async def _locations_or_none(view: View) -> tuple[list[Location], list[Location]]:
     try:
-        return await there.find_locations()
+        return await view.find_locations()
     except (SettingsError, APIError):
         # Which the check of machine types says.
         return [], []
 
 
-async def check_machine_types(there: Surroundings) -> Finding:
+async def check_machine_types(view: View) -> Finding:
     """Look whether the zones offer the machine types, and whether the workers fit them.
 
     Parameters
     ----------
-    there : Surroundings
+    view : View
         The project.
 
     Returns
@@ -98,16 +98,16 @@ async def check_machine_types(there: Surroundings) -> Finding:
     Finding
         What was found.
     """
-    settings = there.settings
+    settings = view.settings
     types = tuple(dict.fromkeys([*settings.scheduler_machine_type, *settings.worker_machine_type]))
     listing = shlex.join(
         [
-            *("gcloud", "compute", "machine-types", "list", f"--project={there.project}"),
+            *("gcloud", "compute", "machine-types", "list", f"--project={view.project}"),
             f"--filter=name=({' '.join(types)})",
         ]
     )
     try:
-        schedulers, workers = await there.find_locations()
+        schedulers, workers = await view.find_locations()
     except SettingsError as error:
         return failed("machine-types", str(error).splitlines()[0], listing)
     try:
@@ -181,12 +181,12 @@ def _gpus(settings: Settings, role: str, shape: MachineShape) -> dict[str, int]:
     return models
 
 
-async def check_quota(there: Surroundings) -> Finding:
+async def check_quota(view: View) -> Finding:
     """Look whether the quotas of the first region leave room for the cluster.
 
     Parameters
     ----------
-    there : Surroundings
+    view : View
         The project.
 
     Returns
@@ -194,25 +194,25 @@ async def check_quota(there: Surroundings) -> Finding:
     Finding
         What was found.
     """
-    schedulers, workers = await _locations_or_none(there)
+    schedulers, workers = await _locations_or_none(view)
     if not (schedulers and workers):
         return unknown("quota", "Without machine types there is nothing to count.")
     region = schedulers[0].region
     needed = demand(
-        there.settings,
-        there.machines,
+        view.settings,
+        view.machines,
         {"scheduler": schedulers[0].shape, "worker": workers[0].shape},
     )
-    quotas = _quotas(await there.get_region(region))
+    quotas = _quotas(await view.get_region(region))
     quotas.update(
-        {key: value for key, value in _quotas(await there.get_project()).items() if key in needed}
+        {key: value for key, value in _quotas(await view.get_project()).items() if key in needed}
     )
     if not quotas:
         return unknown(
             "quota",
             "This version of the Compute API does not show quotas.",
             f"gcloud beta quotas info list --service=compute.googleapis.com "
-            f"--project={shlex.quote(there.project)}",
+            f"--project={shlex.quote(view.project)}",
         )
     lacking = []
     repair = []
@@ -220,8 +220,8 @@ async def check_quota(there: Surroundings) -> Finding:
         limit, usage = quotas.get(metric, (float("inf"), 0.0))
         if usage + amount > limit:
             lacking.append(f"{metric} leaves {max(0.0, limit - usage):g}, and {amount} are needed")
-            repair.append(_raise_command(there.project, region, metric, int(usage + amount)))
-    where = f"in {region}, for {there.machines} machines"
+            repair.append(_raise_command(view.project, region, metric, int(usage + amount)))
+    where = f"in {region}, for {view.machines} machines"
     if lacking:
         return failed("quota", f"{'; '.join(lacking)} ({where}).", *repair)
     unseen = sorted(set(needed) - set(quotas))
@@ -254,12 +254,12 @@ def _raise_command(project: str, region: str, metric: str, wanted: int) -> str:
     )
 
 
-async def check_reservation(there: Surroundings) -> Finding:
+async def check_reservation(view: View) -> Finding:
     """Look whether the reservation exists and has machines left.
 
     Parameters
     ----------
-    there : Surroundings
+    view : View
         The project.
 
     Returns
@@ -267,13 +267,13 @@ async def check_reservation(there: Surroundings) -> Finding:
     Finding
         What was found.
     """
-    settings = there.settings
+    settings = view.settings
     link = settings.reservation or ""
-    project, name = project_of(link) or there.project, last_part(link)
-    wanted = there.machines if settings.single_node else there.machines - 1
+    project, name = project_of(link) or view.project, last_part(link)
+    wanted = view.machines if settings.single_node else view.machines - 1
     for zone in settings.zone:
         try:
-            found = await there.compute.get_reservation(zone, name, project)
+            found = await view.compute.get_reservation(zone, name, project)
         except NotFound:
             continue
         # Of a reservation without numbers, as one for a future time, nothing is known.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dask_gce.checks.finding import Finding, failed, ok, unknown
-from dask_gce.checks.surroundings import Surroundings, last_part
+from dask_gce.checks.view import View, last_part
 from dask_gce.errors import NotFound
 from dask_gce.settings import Settings
 
@@ -18,12 +18,12 @@ __all__ = ["check_internet", "check_network"]
 _GOOGLE_REGISTRIES: Final = ("-docker.pkg.dev", "gcr.io")
 
 
-async def check_network(there: Surroundings) -> Finding:
+async def check_network(view: View) -> Finding:
     """Look whether the network, or the subnetwork in each region, exists.
 
     Parameters
     ----------
-    there : Surroundings
+    view : View
         The project.
 
     Returns
@@ -31,12 +31,12 @@ async def check_network(there: Surroundings) -> Finding:
     Finding
         What was found.
     """
-    settings, project = there.settings, there.network_project
+    settings, project = view.settings, view.network_project
     if settings.subnetwork is not None:
-        return await _check_subnetwork(there, last_part(settings.subnetwork))
+        return await _check_subnetwork(view, last_part(settings.subnetwork))
     name = last_part(settings.network or "default")
     try:
-        network = await there.get_network(name)
+        network = await view.get_network(name)
     except NotFound:
         return failed(
             "network",
@@ -49,7 +49,7 @@ async def check_network(there: Surroundings) -> Finding:
     here = [
         last_part(each)
         for each in subnetworks
-        if any(f"/regions/{region}/" in each for region in there.regions)
+        if any(f"/regions/{region}/" in each for region in view.regions)
     ]
     if here:
         return failed(
@@ -57,31 +57,31 @@ async def check_network(there: Surroundings) -> Finding:
             f"Network {name} has no subnetworks of its own making, so one has to be chosen: set "
             f"subnetwork to {' or '.join(sorted(set(here)))}.",
         )
-    region = there.regions[0]
+    region = view.regions[0]
     return failed(
         "network",
-        f"Network {name} has no subnetwork in {', '.join(there.regions)}. Make one, and set "
+        f"Network {name} has no subnetwork in {', '.join(view.regions)}. Make one, and set "
         "subnetwork to its name.",
         _create_subnetwork(f"{name}-dask", name, region, project),
     )
 
 
-async def _check_subnetwork(there: Surroundings, name: str) -> Finding:
-    project = there.network_project
+async def _check_subnetwork(view: View, name: str) -> Finding:
+    project = view.network_project
     missing = []
-    for region in there.regions:
+    for region in view.regions:
         try:
-            await there.get_subnetwork(region, name)
+            await view.get_subnetwork(region, name)
         except NotFound:
             missing.append(region)
     if missing:
-        network = last_part(there.settings.network or "default")
+        network = last_part(view.settings.network or "default")
         return failed(
             "network",
             f"Project {project} has no subnetwork {name!r} in {', '.join(missing)}.",
             *(_create_subnetwork(name, network, region, project) for region in missing),
         )
-    return ok("network", f"subnetwork {name} of project {project} in {', '.join(there.regions)}")
+    return ok("network", f"subnetwork {name} of project {project} in {', '.join(view.regions)}")
 
 
 def _create_subnetwork(name: str, network: str, region: str, project: str) -> str:
@@ -110,12 +110,12 @@ class _WayOut:
     google: bool
 
 
-async def check_internet(there: Surroundings) -> Finding:
+async def check_internet(view: View) -> Finding:
     """Look whether machines without an external address can load what they run.
 
     Parameters
     ----------
-    there : Surroundings
+    view : View
         The project.
 
     Returns
@@ -123,10 +123,10 @@ async def check_internet(there: Surroundings) -> Finding:
     Finding
         What was found.
     """
-    settings, project = there.settings, there.network_project
+    settings, project = view.settings, view.network_project
     needs = _needs(settings)
     try:
-        ways = [await _way_out(there, region) for region in there.regions]
+        ways = [await _way_out(view, region) for region in view.regions]
     except NotFound:
         return unknown("internet", "Without a network there is no way out to look at.")
     google_only = needs is None
@@ -178,14 +178,14 @@ def _needs(settings: Settings) -> str | None:
     return None
 
 
-async def _way_out(there: Surroundings, region: str) -> _WayOut:
-    settings = there.settings
+async def _way_out(view: View, region: str) -> _WayOut:
+    settings = view.settings
     name = last_part(settings.subnetwork or settings.network or "default")
     # The subnetworks of an auto mode network have its name.
-    subnetwork = await there.get_subnetwork(region, name)
+    subnetwork = await view.get_subnetwork(region, name)
     network = last_part(str(subnetwork.get("network", "")))
     google = bool(subnetwork.get("privateIpGoogleAccess", False))
-    routers = await there.compute.list_routers(region, there.network_project)
+    routers = await view.compute.list_routers(region, view.network_project)
     nat = any(
         last_part(str(router.get("network", ""))) == network and _covers(each, name)
         for router in routers
