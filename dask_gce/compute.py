@@ -1,9 +1,9 @@
 """The Compute API of one project, as the rest of the package sees it.
 
 It owns the construction of everything below it, its life, and the verbs that look things up. The
-other verbs are in `instances`, `instances_now`, `image_verbs` and `operations`; threads, repeats
-and what cancelling a call means are the business of `calls`, google-cloud-compute that of
-`library`.
+other verbs are in `instances`, `instances_now`, `image_verbs`, `firewall_verbs` and `operations`;
+threads, repeats and what cancelling a call means are the business of `calls`, google-cloud-compute
+that of `library`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dask_gce.calls import Caller
 from dask_gce.clock import SYSTEM_CLOCK, Clock
 from dask_gce.failures import Place
+from dask_gce.firewall_verbs import FirewallVerbs
 from dask_gce.image_verbs import ImageVerbs
 from dask_gce.instances import InstanceVerbs
 from dask_gce.instances_now import InstanceVerbsNow
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["Clock", "Compute", "Operation"]
 
 
-class Compute(InstanceVerbs, InstanceVerbsNow, ImageVerbs, OperationVerbs, ProjectVerbs):
+class Compute(
+    InstanceVerbs, InstanceVerbsNow, ImageVerbs, FirewallVerbs, OperationVerbs, ProjectVerbs
+):
     """The Compute API of one project.
 
     The async verbs belong to one event loop. Each raises the errors of `dask_gce.errors`: APIError

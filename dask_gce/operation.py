@@ -30,6 +30,9 @@ OPERATION_FIELDS = (
     "instancesBulkInsertOperationMetadata",
 )
 
+#: What operations work on that this package begins, by its collection, in words.
+TARGETS = {"instances": "instance", "images": "image", "firewalls": "firewall rule"}
+
 #: What Compute Engine does to instances of its own accord begins with this.
 SYSTEM_PREFIX = "compute.instances."
 #: What ends or stops an instance, in words. Others that begin with the prefix are told by their
@@ -70,7 +73,7 @@ class Operation:
     status : str
         ``"PENDING"``, ``"RUNNING"`` or ``"DONE"``; done does not mean that it succeeded.
     target : str
-        The name of the instance or image it works on; empty for a bulk insert.
+        The name of the instance, image or firewall rule it works on; empty for a bulk insert.
     group : str
         ``operationGroupId``, which a bulk insert shares with the operations of its instances; else
         empty.
@@ -88,6 +91,10 @@ class Operation:
         How many instances a bulk insert has created so far; None when it does not tell.
     missing : int or None
         How many instances a bulk insert could not create so far; None when it does not tell.
+    kind : str
+        What the target is, in words; empty when that is not told.
+    project : str
+        The project it runs in; empty for that of the client.
     """
 
     name: str
@@ -103,11 +110,13 @@ class Operation:
     started: str = ""
     created: int | None = None
     missing: int | None = None
+    kind: str = ""
+    project: str = ""
 
     @property
     def what(self) -> str:
         """What it does to what, in words."""
-        kind = "instance" if self.zone else "image"
+        kind = self.kind or ("instance" if self.zone else "image")
         return f"{self.type} {kind} {self.target}" if self.target else f"{self.type} {kind}s"
 
     @property
@@ -145,18 +154,17 @@ def parse_operation(data: Mapping[str, Any]) -> Operation:
     ... }).target
     'i-1'
     """
-    kind = str(data.get("operationType", ""))
+    action = str(data.get("operationType", ""))
     collection, _, name = str(data.get("targetLink", "")).rpartition("/")
+    kind = TARGETS.get(collection.rpartition("/")[2], "")
     metadata = data.get("instancesBulkInsertOperationMetadata")
     return Operation(
         name=str(data.get("name", "")),
         zone=str(data.get("zone", "")).rpartition("/")[2],
-        type=kind,
+        type=action,
         status=str(data.get("status", "")),
         # A bulk insert's target link names no instance.
-        target=name
-        if collection.endswith(("/instances", "/images")) and kind != "bulkInsert"
-        else "",
+        target=name if kind and action != "bulkInsert" else "",
         group=str(data.get("operationGroupId", "")),
         errors=tuple(dict(error) for error in data.get("error", {}).get("errors", ())),
         http_status=int(data.get("httpErrorStatusCode", 0)),
@@ -166,6 +174,7 @@ def parse_operation(data: Mapping[str, Any]) -> Operation:
         started=str(data.get("insertTime") or data.get("startTime") or ""),
         created=_total(metadata, "createdVmCount"),
         missing=_total(metadata, "failedToCreateVmCount"),
+        kind=kind,
     )
 
 

@@ -39,7 +39,7 @@ _LIST_MASK = f"items({','.join(OPERATION_FIELDS)}),nextPageToken"
 
 
 class OperationVerbs(Verbs):
-    """The verbs of `Compute` for operations; those on images are global, all others zonal.
+    """The verbs of `Compute` for operations; those on images and firewall rules are global.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ class OperationVerbs(Verbs):
                     )
                 shortest = WAIT_FLOOR
             if answer:
-                operation = parse_operation(answer)
+                operation = replace(parse_operation(answer), project=operation.project)
             if not operation.done:
                 rest = shortest - (self._caller.clock.monotonic() - began)
                 await self._caller.clock.sleep(min(max(rest, 0.0), deadline.remaining))
@@ -282,7 +282,7 @@ class OperationVerbs(Verbs):
                 exchange_timeout=min(WAIT_SLICE, until.remaining),
             )
             if answer:
-                operation = parse_operation(answer)
+                operation = replace(parse_operation(answer), project=operation.project)
             if not operation.done:
                 rest = WAIT_FLOOR - (clock.monotonic() - began)
                 clock.pause(min(max(rest, 0.0), until.remaining))
@@ -290,10 +290,11 @@ class OperationVerbs(Verbs):
 
     def _unfinished(self, operation: Operation, timeout: float) -> TransportError:
         scope = f"zones/{operation.zone}" if operation.zone else "global"
-        path = f"projects/{self.project}/{scope}/operations/{operation.name}"
+        project = operation.project or self.project
+        path = f"projects/{project}/{scope}/operations/{operation.name}"
         zone = f" in zone {operation.zone}" if operation.zone else ""
         return TransportError(
-            f"Operation {operation.name} ({operation.what}){zone} of project {self.project} is "
+            f"Operation {operation.name} ({operation.what}){zone} of project {project} is "
             f"still {operation.status} after {round(timeout, 1):g} s.",
             method="POST",
             url=f"{path}/wait",
@@ -319,10 +320,11 @@ class OperationVerbs(Verbs):
 
     def _operation_call(self, verb: str, operation: Operation) -> Call:
         scope = "Zone" if operation.zone else "Global"
+        project = operation.project or self.project
         place = Place(
-            f"look at operation {operation.name} ({operation.what})", self.project, operation.zone
+            f"look at operation {operation.name} ({operation.what})", project, operation.zone
         )
-        fields = {"project": self.project, "operation": operation.name}
+        fields = {"project": project, "operation": operation.name}
         if operation.zone:
             fields["zone"] = operation.zone
         request = f"{verb.title()}{scope}OperationRequest"
@@ -338,7 +340,12 @@ class OperationVerbs(Verbs):
         return operation_error(
             operation.name,
             errors,
-            Place(operation.what, self.project, operation.zone, operation.target),
+            Place(
+                operation.what,
+                operation.project or self.project,
+                operation.zone,
+                operation.target,
+            ),
             status=operation.http_status,
             message=operation.http_message,
         )

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections.abc import Callable
 from typing import Any
 
 from dask_gce.emulator.catalog.places import REGIONS
-from dask_gce.emulator.errors import already_exists, in_use, invalid, not_found, required
+from dask_gce.emulator.errors import (
+    OperationFailed,
+    already_exists,
+    in_use,
+    invalid,
+    not_found,
+    required,
+)
 from dask_gce.emulator.firewalls import make_firewall
 from dask_gce.emulator.links import check_name, path_of
 from dask_gce.emulator.networks import (
@@ -34,9 +42,17 @@ def _add(call: Call, collection: str, into: dict[str, Resource], resource: Resou
     into[resource["name"]] = resource
     network = call.cloud.kind.network
     network.changed(call.cloud)
+    fail = _scripted_failure(call, resource)
 
     async def work(operation: Operation) -> None:
         await asyncio.sleep(call.cloud.timings.creating)
+        try:
+            fail()
+        except OperationFailed:
+            if into.get(resource["name"]) is resource:
+                del into[resource["name"]]
+                network.changed(call.cloud)
+            raise
         await network.settled()
 
     target = f"{collection}/{resource['name']}"
@@ -47,9 +63,11 @@ def _remove(
     call: Call, collection: str, out_of: dict[str, Resource], resource: Resource
 ) -> Operation:
     network = call.cloud.kind.network
+    fail = _scripted_failure(call, resource)
 
     async def work(operation: Operation) -> None:
         await asyncio.sleep(call.cloud.timings.creating)
+        fail()
         if out_of.get(resource["name"]) is resource:
             del out_of[resource["name"]]
             network.changed(call.cloud)
@@ -57,6 +75,18 @@ def _remove(
 
     target = f"{collection}/{resource['name']}"
     return call.begin("delete", target, work, target_id=resource["id"])
+
+
+def _scripted_failure(call: Call, resource: Resource) -> Callable[[], None]:
+    """Return what fails the call's operation, if that is in the script of faults."""
+    faults = call.cloud.conditions.faults
+    fault = faults.take(call.route.method_id, resource["name"], operation=True)
+
+    def fail() -> None:
+        if fault is not None:
+            raise OperationFailed([dict(error) for error in fault.operation_errors])
+
+    return fail
 
 
 def _check_free(call: Call, name: str, resources: dict[str, Resource]) -> None:
