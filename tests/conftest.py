@@ -8,7 +8,6 @@ is done by `discovery`, `leftovers` and `machines`.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import shutil
 import signal
 import tempfile
@@ -126,7 +125,6 @@ def namespace_emulator(discovery: Validator) -> Iterator[ComputeEmulator]:
     from dask_gce.emulator.machines.namespace.kind import NamespaceKind
 
     kind = NamespaceKind(
-        access_token=secrets.token_urlsafe(),
         image=machines.image_folder(),
         shared_folders=machines.shared_folders(),
     )

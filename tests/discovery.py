@@ -1,8 +1,8 @@
-"""Google's discovery document as an oracle: is an exchange what Compute Engine v1 would speak?
+"""Google's discovery documents as an oracle: is an exchange what Compute Engine v1 would speak?
 
-Owns: the reading of the document (it ships in the google-api-python-client wheel), the digest of
+Owns: the reading of the documents (they ship in the google-api-python-client wheel), the digest of
 request schemas that the emulator ships, and the validator that every exchange of the test run
-passes.
+passes. Compute Engine's schemas go by their names, those of the other APIs by ``API.VERSION.NAME``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,44 @@ from dask_gce.emulator import Exchange
 from dask_gce.emulator.errors import APIError
 from dask_gce.emulator.partial import Mask, parse_mask
 
+#: The APIs that the emulator speaks, and what the paths of each begin with.
+APIS = {
+    "compute.v1": "/compute/v1/",
+    "secretmanager.v1": "/v1/",
+    "serviceusage.v1": "/v1/",
+    "cloudresourcemanager.v1": "/v1/",
+    "cloudresourcemanager.v3": "/v3/",
+}
+
+
+@cache
+def document(api: str = "compute.v1") -> dict[str, Any]:
+    """Return the discovery document of an API, by default of Compute v1."""
+    folder = Path(googleapiclient.__file__).parent / "discovery_cache/documents"
+    found: dict[str, Any] = json.loads((folder / f"{api}.json").read_text("utf-8"))
+    if api != "compute.v1":
+        found["schemas"] = {
+            f"{api}.{name}": schema for name, schema in _qualify(found["schemas"], api).items()
+        }
+        found["resources"] = _qualify(found["resources"], api)
+    return found
+
+
+def _qualify(value: Any, api: str) -> Any:
+    """Return a part of a document whose references name the API as well."""
+    if isinstance(value, list):
+        return [_qualify(item, api) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: f"{api}.{item}" if key == "$ref" and isinstance(item, str) else _qualify(item, api)
+        for key, item in value.items()
+    }
+
 
 @lru_cache(maxsize=1)
-def document() -> dict[str, Any]:
-    """Return the discovery document of the Compute v1 API."""
-    path = Path(googleapiclient.__file__).parent / "discovery_cache/documents/compute.v1.json"
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return found
+def _schemas() -> dict[str, Any]:
+    return {name: one for api in APIS for name, one in document(api)["schemas"].items()}
 
 
 def digest(names: list[str]) -> dict[str, Any]:
@@ -38,7 +69,7 @@ def digest(names: list[str]) -> dict[str, Any]:
     def need(name: str) -> str:
         if name not in forms:
             forms[name] = None
-            forms[name] = form(document()["schemas"][name])
+            forms[name] = form(_schemas()[name])
         return f"#{name}"
 
     def form(schema: dict[str, Any]) -> Any:
@@ -83,6 +114,19 @@ REQUEST_SCHEMAS = [
     "Metadata",
     "Network",
     "Subnetwork",
+    "cloudresourcemanager.v1.GetIamPolicyRequest",
+    "cloudresourcemanager.v1.SetIamPolicyRequest",
+    "cloudresourcemanager.v1.TestIamPermissionsRequest",
+    "cloudresourcemanager.v3.GetIamPolicyRequest",
+    "cloudresourcemanager.v3.SetIamPolicyRequest",
+    "cloudresourcemanager.v3.TestIamPermissionsRequest",
+    "secretmanager.v1.AddSecretVersionRequest",
+    "secretmanager.v1.DestroySecretVersionRequest",
+    "secretmanager.v1.DisableSecretVersionRequest",
+    "secretmanager.v1.EnableSecretVersionRequest",
+    "secretmanager.v1.Secret",
+    "secretmanager.v1.SetIamPolicyRequest",
+    "secretmanager.v1.TestIamPermissionsRequest",
 ]
 
 #: Parameters of every method; the document lists those without `$` only.
@@ -94,24 +138,34 @@ _INTEGER = re.compile(r"-?\d+")
 @lru_cache(maxsize=1)
 def _methods() -> dict[tuple[str, int], list[tuple[list[str], dict[str, Any]]]]:
     found: dict[tuple[str, int], list[tuple[list[str], dict[str, Any]]]] = {}
-    for resource in document()["resources"].values():
-        for method in resource["methods"].values():
-            template = method["flatPath"].split("/")
-            key = method["httpMethod"], len(template)
-            found.setdefault(key, []).append((template, method))
+    for api in APIS:
+        base = "/" + document(api)["servicePath"]
+        for entry in _all_methods(document(api)):
+            method = {**entry, "common": document(api)["parameters"]}
+            template = f"{base}{method['flatPath']}".split("/")
+            found.setdefault((method["httpMethod"], len(template)), []).append((template, method))
     for candidates in found.values():
-        candidates.sort(key=lambda one: sum(segment.startswith("{") for segment in one[0]))
+        candidates.sort(key=lambda one: ("/".join(one[0]).count("{"), ":" not in one[0][-1]))
     return found
 
 
+def _all_methods(holder: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from holder.get("methods", {}).values()
+    for below in holder.get("resources", {}).values():
+        yield from _all_methods(below)
+
+
+def _fits(expected: str, given: str) -> bool:
+    if not expected.startswith("{"):
+        return expected == given
+    return given.endswith(expected.partition("}")[2])
+
+
 def find_method(verb: str, path: str) -> dict[str, Any] | None:
-    """Return the document's entry for an HTTP method and a path from ``/compute/v1/`` on."""
-    segments = path.removeprefix("/compute/v1/").split("/")
+    """Return the documents' entry for an HTTP method and a path from its first slash on."""
+    segments = path.split("/")
     for template, method in _methods().get((verb, len(segments)), ()):
-        if all(
-            expected.startswith("{") or expected == given
-            for expected, given in zip(template, segments, strict=True)
-        ):
+        if all(_fits(*pair) for pair in zip(template, segments, strict=True)):
             return method
     return None
 
@@ -143,7 +197,7 @@ def check_exchange(exchange: Exchange) -> list[str]:
 
 def _check_query(method: dict[str, Any], exchange: Exchange) -> list[str]:
     faults = []
-    known = {**document()["parameters"], **method.get("parameters", {})}
+    known = {**method["common"], **method.get("parameters", {})}
     for name, value in exchange.query.items():
         if name in _SYSTEM_PARAMETERS:
             continue
@@ -176,7 +230,9 @@ def _check_parameter(name: str, parameter: dict[str, Any], value: str) -> list[s
 
 def _check_request(method: dict[str, Any], exchange: Exchange) -> list[str]:
     if not exchange.request_body:
-        return ["the request has no body"] if "request" in method else []
+        # The younger APIs take none for an empty message.
+        empty = "request" in method and method["id"].startswith("compute.")
+        return ["the request has no body"] if empty else []
     try:
         body = exchange.request
     except (ValueError, RecursionError):
@@ -198,7 +254,7 @@ def _check_masks(method: dict[str, Any], exchange: Exchange) -> Iterator[str]:
 
 def _check_mask(schema: dict[str, Any], mask: Mask, path: str) -> Iterator[str]:
     while "$ref" in schema or schema["type"] == "array":
-        schema = schema["items"] if "$ref" not in schema else document()["schemas"][schema["$ref"]]
+        schema = schema["items"] if "$ref" not in schema else _schemas()[schema["$ref"]]
     fields = schema.get("properties", {})
     for name, below in mask.items():
         field = fields.get(name, schema.get("additionalProperties"))
@@ -229,6 +285,9 @@ def _check_envelope(exchange: Exchange) -> list[str]:
     if not isinstance(error.get("status"), str):
         faults.append("the envelope has no status")
     errors = error.get("errors")
+    if exchange.path.startswith(("/v1/", "/v3/")):
+        # The younger APIs have no such list.
+        return faults if errors is None else [*faults, "the envelope has errors"]
     if not isinstance(errors, list) or not errors:
         return [*faults, "the envelope has no errors"]
     for one in errors:
@@ -238,9 +297,9 @@ def _check_envelope(exchange: Exchange) -> list[str]:
 
 
 def check_value(schema: dict[str, Any], value: Any, path: str) -> Iterator[str]:
-    """Yield a sentence for each place where a JSON value breaks a schema of the document."""
+    """Yield a sentence for each place where a JSON value breaks a schema of the documents."""
     while "$ref" in schema:
-        schema = document()["schemas"][schema["$ref"]]
+        schema = _schemas()[schema["$ref"]]
     kind = schema["type"]
     if kind == "array":
         if not isinstance(value, list):

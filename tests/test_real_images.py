@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -82,7 +81,6 @@ async def test_a_cluster_boots_from_an_image_with_its_environment(namespace_emul
 def with_recipes(discovery) -> Iterator[ComputeEmulator]:
     """Return a local Compute Engine whose machines see the recipes, and wheels to build from."""
     kind = NamespaceKind(
-        access_token=secrets.token_urlsafe(),
         image=images.image_folder(),
         shared_folders={
             **machines.shared_folders(),

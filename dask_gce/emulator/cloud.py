@@ -13,6 +13,8 @@ from dask_gce.emulator.conditions import Conditions
 from dask_gce.emulator.contents import Shelf
 from dask_gce.emulator.errors import APIError, not_found
 from dask_gce.emulator.firewalls import default_firewalls
+from dask_gce.emulator.iam import MACHINE_ROLE, Policy, role_holds
+from dask_gce.emulator.identity import Identities, Identity
 from dask_gce.emulator.links import PROJECT_ID, number_of
 from dask_gce.emulator.machine import MachineKind
 from dask_gce.emulator.networks import default_network, default_subnetworks
@@ -22,6 +24,7 @@ from dask_gce.emulator.timings import Timings
 if TYPE_CHECKING:
     from dask_gce.emulator.images import OwnImage
     from dask_gce.emulator.lifecycle import Instance
+    from dask_gce.emulator.services.secrets import Secret
 
 #: A resource in API JSON.
 Resource = dict[str, Any]
@@ -53,6 +56,15 @@ class Project:
         self.requests: dict[str, tuple[str, Operation]] = {}
         #: The bulk inserts that go on.
         self.bulk_inserts: set[Operation] = set()
+        #: Secrets by name.
+        self.secrets: dict[str, Secret] = {}
+        #: Who has which role in it.
+        self.policy = Policy(
+            {
+                "roles/owner": [f"serviceAccount:{self.user}"],
+                MACHINE_ROLE: [f"serviceAccount:{self.service_account}"],
+            }
+        )
 
     @property
     def path(self) -> str:
@@ -102,6 +114,8 @@ class Cloud:
         self.operations = Operations(self.base_url, timings.pending)
         #: What disks and images hold.
         self.shelf = Shelf()
+        #: Whose the tokens of machines are.
+        self.identities = Identities()
         self.projects: dict[str, Project] = {}
         self._known = None if projects is None else frozenset(projects)
 
@@ -111,7 +125,7 @@ class Cloud:
         Parameters
         ----------
         project_id : str
-            Project ID.
+            Project ID, or the number of a project that was asked for by its ID before.
 
         Returns
         -------
@@ -124,12 +138,49 @@ class Cloud:
             The ID is malformed or no such project exists.
         """
         if project_id not in self.projects:
+            for project in self.projects.values():
+                if project_id == str(project.number):
+                    return project
             if not PROJECT_ID.fullmatch(project_id):
                 raise APIError(400, "invalid", f"Invalid value for project: {project_id}")
             if self._known is not None and project_id not in self._known:
                 raise not_found(f"projects/{project_id}")
             self.projects[project_id] = Project(project_id, self.base_url)
         return self.projects[project_id]
+
+    def permits(
+        self,
+        permission: str,
+        project: Project,
+        identity: Identity | None = None,
+        *policies: Policy,
+    ) -> bool:
+        """Tell whether somebody may do something.
+
+        Parameters
+        ----------
+        permission : str
+            The permission that it takes, for example ``iap.tunnelInstances.accessViaIAP``.
+        project : Project
+            The project of the resource.
+        identity : Identity or None
+            The service account of a machine; None is the client.
+        *policies : Policy
+            The policies of the resource, beside the project's.
+
+        Returns
+        -------
+        bool
+            Whether the tests' rules or, where none fits, the roles grant it. The client owns every
+            project.
+        """
+        member = "client" if identity is None else identity.member
+        ruling = self.conditions.permissions.ruling(permission, project.id, member)
+        if ruling is not None or identity is None:
+            return ruling is not False
+        return role_holds(MACHINE_ROLE, permission) or any(
+            policy.grants(member, permission) for policy in (project.policy, *policies)
+        )
 
     def url(self, path: str) -> str:
         """Return the full link of a resource.
@@ -189,7 +240,7 @@ class Cloud:
         Returns
         -------
         list of str
-            A sentence for each instance, disk, image and running operation.
+            A sentence for each instance, disk, image, secret and running operation.
         """
         found = []
         for project in self.projects.values():
@@ -201,6 +252,11 @@ class Cloud:
             for zone, disks in project.disks.items():
                 found += [f"disk {name} in {project.id}/{zone} exists" for name in disks]
             found += [f"image {name} in {project.id} exists" for name in project.images]
+            found += [
+                f"secret {name} in {project.id} exists"
+                for name, secret in project.secrets.items()
+                if not secret.expired
+            ]
         for operation in self.operations.running():
             target = operation.resource["targetLink"].removeprefix(f"{self.base_url}/")
             found.append(

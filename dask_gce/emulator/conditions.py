@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dask_gce.emulator.capacity import Capacity
 from dask_gce.emulator.faults import Faults
+from dask_gce.emulator.iam import Permissions
 from dask_gce.emulator.quota import Quota
 from dask_gce.emulator.rate_limits import RateLimits
 from dask_gce.emulator.unreachable import Unreachable
@@ -29,6 +30,8 @@ class Conditions:
         The zones that do not answer.
     reservations : set of str
         The names of the reservations that instances can be taken from.
+    permissions : Permissions
+        Who may do what.
     """
 
     faults: Faults = field(default_factory=Faults)
@@ -37,3 +40,4 @@ class Conditions:
     rate_limits: RateLimits = field(default_factory=RateLimits)
     unreachable: Unreachable = field(default_factory=Unreachable)
     reservations: set[str] = field(default_factory=set)
+    permissions: Permissions = field(default_factory=Permissions)

@@ -8,7 +8,6 @@ ask is `server`'s business.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import inspect
 import json
 import logging
@@ -53,7 +52,7 @@ class Exchange:
     verb : str
         The HTTP method.
     path : str
-        The path, from ``/compute/v1/`` on.
+        The path, from its first slash on.
     query : dict
         The query parameters.
     headers : mapping
@@ -154,8 +153,6 @@ class Dispatcher:
         Told of each exchange.
     count : callable
         Called with the ID of each method that is called.
-    guest_token : str
-        The token that the metadata servers of the machines hand out.
     """
 
     def __init__(
@@ -163,12 +160,10 @@ class Dispatcher:
         cloud: Cloud,
         observers: Sequence[Observer],
         count: Callable[[str], None],
-        guest_token: str,
     ) -> None:
         self._cloud = cloud
         self._observers = observers
         self._count = count
-        self._guest = f"Bearer {guest_token}".encode()
 
     async def answer(self, request: Inbound, refusal: APIError | None = None) -> tuple[int, bytes]:
         """Answer a request.
@@ -203,7 +198,9 @@ class Dispatcher:
             await asyncio.sleep(self._cloud.timings.latency_of(call.route.method_id))
             status, answer = 200, await self._carry_out(call, request)
         except APIError as error:
-            status, answer = error.status, envelope(error)
+            status = error.status
+            # As the Compute API answers, and those that are younger.
+            answer = envelope(error, bare=request.path.startswith(("/v1/", "/v3/")))
         except Dropped as drop:
             status, dropped = 0, drop
         except Exception as error:
@@ -235,25 +232,25 @@ class Dispatcher:
         return status, body
 
     def _call(self, request: Inbound) -> Call:
-        path = request.path.removeprefix("/compute/v1/")
-        if path == request.path:
-            raise APIError(404, "notFound", f"The requested URL {request.path} was not found.")
-        route, params = _ROUTER.match(request.verb, path)
+        route, params = _ROUTER.match(request.verb, request.path)
         self._count(route.method_id)
-        authorization = request.headers.get("authorization", "").encode()
-        by_guest = hmac.compare_digest(authorization, self._guest)
-        return Call(self._cloud, route, params, request.query, by_guest=by_guest)
+        identity = self._cloud.identities.of(request.headers.get("authorization", ""))
+        return Call(self._cloud, route, params, request.query, identity=identity)
 
     async def _carry_out(self, call: Call, request: Inbound) -> Any:
-        query = request.query
-        call.version = check_version(
-            request.headers.get("x-goog-api-version"), query.get("$apiVersion")
-        )
+        query, compute = request.query, call.route.service == "compute"
+        if compute:
+            call.version = check_version(
+                request.headers.get("x-goog-api-version"), query.get("$apiVersion")
+            )
         _check_query(call)
         mask = query.get("fields") or query.get("$fields")
         mask = mask or request.headers.get("x-goog-fieldmask")
         tree = parse_mask(mask) if mask else {}
-        self._restrict(call)
+        if call.identity is not None:
+            call.identity.check_scope(call.route.service, call.route.method_id, call.route.verb)
+        if compute:
+            self._restrict(call)
         call.body = _read_body(call.route, request.body)
         drop = await self._suffer(call)
         reply = await self._reply(call)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import socket
 import threading
 from collections import Counter
@@ -216,14 +215,12 @@ class ComputeEmulator(Interventions):
             self._opening = None
 
     async def _build(self) -> None:
-        access_token = secrets.token_urlsafe(32)
         kind = self._machines
         if isinstance(kind, str):
             from dask_gce.emulator.machines import make_kind
 
             kind = make_kind(
                 kind,
-                access_token=access_token,
                 container_images=self._container_images,
                 client_inside=self._client_inside,
             )
@@ -238,10 +235,11 @@ class ComputeEmulator(Interventions):
                 f"http://127.0.0.1:{port}", kind, self.timings, self._conditions, self._projects
             )
             server = Server(
-                Dispatcher(cloud, self._observers, self._count, access_token),
+                Dispatcher(cloud, self._observers, self._count),
                 kind,
                 frozenset(f"{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")),
-                (self._token, access_token) if self._token is not None else (),
+                self._token,
+                cloud.identities.knows,
             )
             self._runner = web.AppRunner(
                 server.application(),

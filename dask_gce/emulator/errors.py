@@ -57,13 +57,35 @@ class APIError(Exception):
         Google's reason, for example ``"notFound"``.
     message : str
         Google's sentence.
+    domain : str
+        The domain of the reason.
+    rpc_status : str or None
+        The name of its google.rpc.Code; None for the usual one of the HTTP status.
+    details : sequence of dict
+        What ``error.details`` shows, each with its ``@type``.
+    further : sequence of str
+        Further sentences with the same reason, each an error of its own in the list of errors.
     """
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        *,
+        domain: str = "global",
+        rpc_status: str | None = None,
+        details: Sequence[dict[str, Any]] = (),
+        further: Sequence[str] = (),
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.reason = reason
         self.message = message
+        self.domain = domain
+        self.rpc_status = rpc_status or RPC_STATUS.get(status, "UNKNOWN")
+        self.details = list(details)
+        self.further = list(further)
 
 
 class OperationFailed(Exception):
@@ -80,13 +102,40 @@ class OperationFailed(Exception):
         self.errors = list(errors)
 
 
-def envelope(error: APIError) -> dict[str, Any]:
+def error_info(reason: str, *, domain: str = "googleapis.com", **metadata: str) -> dict[str, Any]:
+    """Make the detail by which programs tell errors apart (https://google.aip.dev/193).
+
+    Parameters
+    ----------
+    reason : str
+        The reason, in capitals.
+    domain : str
+        Who defines it.
+    **metadata : str
+        What it is about.
+
+    Returns
+    -------
+    dict
+        The ``google.rpc.ErrorInfo``.
+    """
+    return {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": reason,
+        "domain": domain,
+        "metadata": metadata,
+    }
+
+
+def envelope(error: APIError, *, bare: bool = False) -> dict[str, Any]:
     """Make the JSON body of an error answer.
 
     Parameters
     ----------
     error : APIError
         The refusal.
+    bare : bool
+        Whether to leave out the list of errors, which only the older APIs have.
 
     Returns
     -------
@@ -98,16 +147,16 @@ def envelope(error: APIError) -> dict[str, Any]:
     >>> envelope(not_found("projects/p/zones/z/instances/i"))["error"]["errors"][0]["reason"]
     'notFound'
     """
-    return {
-        "error": {
-            "code": error.status,
-            "message": error.message,
-            "errors": [
-                {"message": error.message, "domain": "global", "reason": error.reason},
-            ],
-            "status": RPC_STATUS.get(error.status, "UNKNOWN"),
-        }
-    }
+    shown: dict[str, Any] = {"code": error.status, "message": error.message}
+    if not bare:
+        shown["errors"] = [
+            {"message": message, "domain": error.domain, "reason": error.reason}
+            for message in (error.message, *error.further)
+        ]
+    shown["status"] = error.rpc_status
+    if error.details:
+        shown["details"] = error.details
+    return {"error": shown}
 
 
 def not_found(path: str) -> APIError:

@@ -15,6 +15,7 @@ from dask_gce.emulator.capacity import Capacity
 from dask_gce.emulator.cloud import Cloud
 from dask_gce.emulator.conditions import Conditions
 from dask_gce.emulator.faults import Faults
+from dask_gce.emulator.iam import Permissions
 from dask_gce.emulator.lifecycle import Instance
 from dask_gce.emulator.quota import Quota
 from dask_gce.emulator.rate_limits import RateLimits
@@ -64,6 +65,11 @@ class Interventions(ABC):
     def reservations(self) -> set[str]:
         """The names of the reservations that instances can be taken from; add yours."""
         return self._conditions.reservations
+
+    @property
+    def permissions(self) -> Permissions:
+        """What the client and the machines' service accounts are denied or granted."""
+        return self._conditions.permissions
 
     @abstractmethod
     def _open_cloud(self) -> Cloud:

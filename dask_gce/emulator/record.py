@@ -90,6 +90,8 @@ class InstanceRecord:
         What the host is about to do to it, in the metadata server's words.
     version : int
         How often it has changed.
+    access_token : str
+        The token that its service account gets, of no other machine; empty without an account.
     """
 
     project: str
@@ -101,6 +103,7 @@ class InstanceRecord:
     preempted: bool = False
     maintenance_event: str = "NONE"
     version: int = 0
+    access_token: str = field(default="", repr=False)
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 from dask_gce.emulator.catalog.places import ZONES, check_region
 from dask_gce.emulator.cloud import Cloud, Project
 from dask_gce.emulator.errors import APIError, bad_request, invalid
+from dask_gce.emulator.identity import Identity
 from dask_gce.emulator.operations import Operation, Work
 
 #: Query parameters of every list method.
@@ -26,6 +27,9 @@ MUTATION = frozenset({"requestId"})
 Reply = dict[str, Any] | Operation | None
 Handler = Callable[["Call"], "Reply | Awaitable[Reply]"]
 
+#: What the paths of an API begin with, where it is more than a version.
+_BASES = {"compute": "/compute/v1/"}
+
 
 @dataclass(frozen=True)
 class Route:
@@ -38,7 +42,8 @@ class Route:
     verb : str
         The HTTP method.
     template : str
-        The path below ``/compute/v1/``, parameters in braces.
+        The path, parameters in braces: of the Compute API below ``/compute/v1/``, of any other
+        from its version on.
     handler : callable
         What answers it.
     query : frozenset of str
@@ -53,6 +58,16 @@ class Route:
     handler: Handler
     query: frozenset[str] = frozenset()
     body: str | None = None
+
+    @property
+    def service(self) -> str:
+        """The API it belongs to, for example ``compute``."""
+        return self.method_id.partition(".")[0]
+
+    @property
+    def full_template(self) -> str:
+        """The path from its first slash on, parameters in braces."""
+        return f"{_BASES.get(self.service, '/')}{self.template}"
 
 
 @dataclass
@@ -73,8 +88,8 @@ class Call:
         The request body; empty when there is none.
     version : str or None
         The API version that was asked for; None is the undated v1.
-    by_guest : bool
-        Whether a guest asks, in the name of its service account.
+    identity : Identity or None
+        The service account in whose name a machine asks; None is the client.
     """
 
     cloud: Cloud
@@ -83,7 +98,7 @@ class Call:
     query: dict[str, str] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=dict)
     version: str | None = None
-    by_guest: bool = False
+    identity: Identity | None = None
 
     @property
     def project(self) -> Project:
@@ -116,11 +131,11 @@ class Call:
     @property
     def user(self) -> str:
         """Who asks."""
-        return self.project.service_account if self.by_guest else self.project.user
+        return self.project.user if self.identity is None else self.identity.email
 
     @property
     def path(self) -> str:
-        """The path of the request below ``/compute/v1/``."""
+        """The path of the request, as far as the route's template goes."""
         return self.route.template.format(**self.params)
 
     def begin(self, operation_type: str, target: str, work: Work, **extra: Any) -> Operation:
@@ -159,11 +174,12 @@ class Router:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._routes: dict[tuple[str, int], list[tuple[list[str], Route]]] = {}
         for route in routes:
-            segments = route.template.split("/")
+            segments = route.full_template.split("/")
             self._routes.setdefault((route.verb, len(segments)), []).append((segments, route))
         for candidates in self._routes.values():
-            # Fixed words win over parameters: images/family/F is not images/NAME.
-            candidates.sort(key=lambda one: sum(segment.startswith("{") for segment in one[0]))
+            # Fixed words win over parameters: images/family/F is not images/NAME, and a verb after
+            # a colon is no part of a name.
+            candidates.sort(key=lambda one: (one[1].template.count("{"), ":" not in one[0][-1]))
 
     def match(self, verb: str, path: str) -> tuple[Route, dict[str, str]]:
         """Return the route of a request and the parameters in its path.
@@ -173,7 +189,7 @@ class Router:
         verb : str
             The HTTP method.
         path : str
-            The path below ``/compute/v1/``.
+            The path.
 
         Returns
         -------
@@ -191,13 +207,15 @@ class Router:
         for template, route in self._routes.get((verb, len(segments)), ()):
             params = {}
             for expected, given in zip(template, segments, strict=True):
-                if expected.startswith("{") and given:
-                    params[expected[1:-1]] = given
+                name, _, suffix = expected.removeprefix("{").partition("}")
+                value = given.removesuffix(suffix)
+                if expected.startswith("{") and value and given == value + suffix:
+                    params[name] = value
                 elif expected != given:
                     break
             else:
                 return route, params
-        raise APIError(404, "notFound", f"The requested URL /compute/v1/{path} was not found.")
+        raise APIError(404, "notFound", f"The requested URL {path} was not found.")
 
 
 def number(call: Call, name: str, default: int, least: int, most: int) -> int:

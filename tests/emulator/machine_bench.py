@@ -21,12 +21,14 @@ def make_record(name: str, script: str | None = None, **metadata: str) -> Instan
         metadata["startup-script"] = script
     items = [{"key": key.replace("_", "-"), "value": value} for key, value in metadata.items()]
     resource = {"name": name, "id": "42", "metadata": {"items": items}}
-    return InstanceRecord("local-project", 1234, "us-central1-a", resource)
+    return InstanceRecord(
+        "local-project", 1234, "us-central1-a", resource, access_token="ya29.test"
+    )
 
 
 @asynccontextmanager
 async def started_kind(container_images: Sequence[str] = ("*",)) -> AsyncIterator[ProcessKind]:
-    kind = ProcessKind(access_token="ya29.test", container_images=container_images)
+    kind = ProcessKind(container_images=container_images)
     await kind.start()
     try:
         yield kind

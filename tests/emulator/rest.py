@@ -21,6 +21,7 @@ from dask_gce.emulator.record import InstanceRecord
 PROJECT = "my-project"
 ZONE = "us-central1-a"
 IMAGE = "projects/cos-cloud/global/images/family/cos-stable"
+ACCOUNT = {"email": "default", "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}
 
 
 class Refused(Exception):
@@ -30,7 +31,8 @@ class Refused(Exception):
         super().__init__(f"{status}: {body['error']['message']}")
         self.status = status
         self.error = body["error"]
-        self.reason = body["error"]["errors"][0]["reason"]
+        # The younger APIs have none.
+        self.reason = body["error"].get("errors", [{}])[0].get("reason")
         self.message = body["error"]["message"]
 
 
@@ -204,6 +206,10 @@ class ObservedKind(PaperKind):
             yield
         finally:
             self.held[deed] -= 1
+
+    def token(self, name: str) -> str:
+        """Return the access token that the metadata server of a machine would hand out."""
+        return self.machines[name].record.access_token
 
     def create(self, record: InstanceRecord, address: str, on_exit: GuestExit) -> ObservedMachine:
         machine = ObservedMachine(record, address, on_exit, self)

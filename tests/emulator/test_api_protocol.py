@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from rest import PROJECT, ZONE, Refused, Rest, instance
+from rest import ACCOUNT, PROJECT, ZONE, ObservedKind, Refused, Rest, instance
 
 from dask_gce.emulator import ComputeEmulator, Exchange, Fault, Timings
 from dask_gce.emulator.machines import peers
@@ -125,20 +125,55 @@ def test_guests_may_ask(process_emulator):
     assert "200 answered" in text
 
 
-def test_machines_may_use_their_own_token(monkeypatch, discovery):
-    from dask_gce.emulator import machines
+def test_machines_may_use_their_own_tokens(discovery):
+    kind = ObservedKind()
+    with ComputeEmulator(kind, token="s3cret") as emulator:
+        rest = Rest(emulator)
+        for name in ("a", "b"):
+            rest.call(
+                "POST",
+                f"zones/{ZONE}/instances",
+                instance(name, serviceAccounts=[ACCOUNT]),
+                headers={"Authorization": "Bearer s3cret"},
+            )
+        tokens = [kind.token(name) for name in ("a", "b")]
+        assert len({*tokens}) == 2
+        for token in tokens:
+            headers = {"Authorization": f"Bearer {token}"}
+            assert rest.raw("GET", LIST, headers=headers)[0] == 200
+        for token in (tokens[0] + "x", tokens[0][:-1], "ya29.local-machine.x"):
+            headers = {"Authorization": f"Bearer {token}"}
+            assert rest.raw("GET", LIST, headers=headers)[0] == 401
 
-    handed_out = []
-    make_kind = machines.make_kind
 
-    def spy(name, *, access_token, **options):
-        handed_out.append(access_token)
-        return make_kind(name, access_token=access_token, **options)
+def test_a_machine_of_another_emulator_is_not_taken_for_a_client(rest, discovery):
+    headers = {"Authorization": "Bearer ya29.local-machine.of-another"}
+    assert rest.raw("GET", LIST, headers=headers)[0] == 401
 
-    monkeypatch.setattr(machines, "make_kind", spy)
-    with ComputeEmulator("paper", token="s3cret") as emulator:
-        headers = {"Authorization": f"Bearer {handed_out[0]}"}
-        assert Rest(emulator).raw("GET", LIST, headers=headers)[0] == 200
+
+def test_access_scopes_limit_what_a_machine_reaches(discovery):
+    kind = ObservedKind()
+    reached = {}
+    with ComputeEmulator(kind) as emulator:
+        rest = Rest(emulator)
+        for name in ("cloud-platform", "compute", "compute.readonly", "devstorage.read_only"):
+            scope = f"https://www.googleapis.com/auth/{name}"
+            account = {"email": "default", "scopes": [scope]}
+            one = "m-" + name.replace(".", "-").replace("_", "-")
+            rest.insert(name=one, serviceAccounts=[account])
+            headers = {"Authorization": f"Bearer {kind.token(one)}"}
+            calls = [
+                ("GET", LIST),
+                ("DELETE", f"{LIST}/nobody"),
+                ("GET", f"/v1/projects/{PROJECT}"),
+            ]
+            reached[name] = [rest.raw(*call, headers=headers)[0] for call in calls]
+    assert reached == {
+        "cloud-platform": [200, 404, 200],
+        "compute": [200, 404, 403],
+        "compute.readonly": [200, 403, 403],
+        "devstorage.read_only": [403, 403, 403],
+    }
 
 
 def test_unknown_paths_are_not_found(rest, discovery):

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import machine_bench
 import pytest
-from rest import PROJECT, ZONE, ObservedKind, Rest, instance, properties
+from rest import ACCOUNT, PROJECT, ZONE, ObservedKind, Rest, instance, properties
 
-from dask_gce.emulator import ComputeEmulator, Fault, Timings, machines
+from dask_gce.emulator import ComputeEmulator, Fault, Timings
 
 INSTANCES = f"zones/{ZONE}/instances"
 
@@ -196,28 +196,18 @@ def test_the_filter_tells_who_ended_which_of_many(rest):
         rest.emulator.delete("w-1", user="me")
 
 
-def test_a_guest_that_deletes_itself_does_so_as_its_service_account(discovery, monkeypatch):
-    handed_out = []
-    make_kind = machines.make_kind
-
-    def spy(name, *, access_token, **options):
-        handed_out.append(access_token)
-        return make_kind(name, access_token=access_token, **options)
-
-    monkeypatch.setattr(machines, "make_kind", spy)
-    with ComputeEmulator("paper", timings=Timings(latency=0)) as emulator:
-        rest = Rest(emulator)
-        account = rest.get("")["defaultServiceAccount"]
-        rest.insert(name="a")
-        headers = {"Authorization": f"Bearer {handed_out[0]}"}
-        path = f"/compute/v1/projects/{PROJECT}/{INSTANCES}/a"
-        status_, body, _ = rest.raw("DELETE", path, headers=headers)
-        assert status_ == 200
-        rest.wait(json.loads(body))
-        assert [(one[1], one[2] == account) for one in why(rest, "a")] == [
-            ("insert", False),
-            ("delete", True),
-        ]
+def test_a_guest_that_deletes_itself_does_so_as_its_service_account(rest, kind):
+    account = rest.get("")["defaultServiceAccount"]
+    rest.insert(name="a", serviceAccounts=[ACCOUNT])
+    headers = {"Authorization": f"Bearer {kind.token('a')}"}
+    path = f"/compute/v1/projects/{PROJECT}/{INSTANCES}/a"
+    status_, body, _ = rest.raw("DELETE", path, headers=headers)
+    assert status_ == 200
+    rest.wait(json.loads(body))
+    assert [(one[1], one[2] == account) for one in why(rest, "a")] == [
+        ("insert", False),
+        ("delete", True),
+    ]
 
 
 @pytest.mark.parametrize("verb", ["delete", "stop", "reset"])

@@ -23,7 +23,7 @@ from dask_gce.emulator.record import InstanceRecord
 
 @pytest.fixture
 async def kind() -> AsyncIterator[MachineKind]:
-    kind = make_kind("light", access_token="t")
+    kind = make_kind("light")
     await kind.start()
     try:
         yield kind
@@ -302,7 +302,7 @@ async def test_what_is_no_worker_is_a_process_machine(kind):
 
 
 async def test_workers_of_paper_have_private_addresses_and_partners_outside():
-    kind = make_kind("paper-workers", access_token="t")
+    kind = make_kind("paper-workers")
     await kind.start()
     worker, other = make_record("w", dask_gce_role="worker"), make_record("s")
     address = kind.allocate(worker)

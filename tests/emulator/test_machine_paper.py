@@ -13,7 +13,7 @@ def record(name: str) -> InstanceRecord:
 
 
 async def test_addresses_are_unique_for_thousands_and_come_back():
-    kind = make_kind("paper", access_token="t")
+    kind = make_kind("paper")
     await kind.start()
     machines = []
     for number in range(6000):
@@ -36,7 +36,7 @@ async def test_addresses_are_unique_for_thousands_and_come_back():
 # Namespace machines need root, and are shown to do so in tests of their own.
 @pytest.mark.parametrize("name", [name for name in KINDS if not name.startswith("namespace")])
 async def test_a_machine_gives_back_the_addresses_of_all_its_interfaces(name):
-    kind = make_kind(name, access_token="t")
+    kind = make_kind(name)
     await kind.start()
     one, other = record("m"), record("m")
     addresses = [kind.allocate(one), kind.allocate(one)]
@@ -58,7 +58,7 @@ async def test_a_machine_gives_back_the_addresses_of_all_its_interfaces(name):
 
 
 async def test_power_follows_the_verbs():
-    kind = make_kind("paper", access_token="t")
+    kind = make_kind("paper")
     one = record("m")
     machine = kind.create(one, kind.allocate(one), lambda how: None)
     assert not machine.powered
@@ -74,11 +74,11 @@ async def test_power_follows_the_verbs():
 
 
 async def test_an_address_outside_the_network_is_refused():
-    kind = make_kind("paper", access_token="t")
+    kind = make_kind("paper")
     with pytest.raises(ValueError, match=r"192\.168\.0\.1"):
         kind.allocate(record("m"), "192.168.0.1")
 
 
 def test_an_unknown_kind_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'qemu'.*process, paper"):
-        make_kind("qemu", access_token="t")
+        make_kind("qemu")

@@ -360,7 +360,7 @@ async def test_a_boot_that_is_interrupted_while_it_writes_its_disk_leaves_nothin
 
     monkeypatch.setattr(Layout, "add_machine", add_late)
     monkeypatch.setattr(Supervision, "close", close_and_say_so)
-    kind = ProcessKind(access_token="t")
+    kind = ProcessKind()
     await kind.start()
     boot = asyncio.create_task(new_machine(kind, make_record("m")).boot())
     await until(begun.is_set)
@@ -626,7 +626,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartOfSupervisor]:
 
 
 async def test_an_interrupted_start_leaves_nothing(supervisor):
-    kind = ProcessKind(access_token="t")
+    kind = ProcessKind()
     start = asyncio.create_task(kind.start())
     await until(supervisor.begun.is_set)
     # As asyncio.run does after a Ctrl-C.
@@ -642,7 +642,7 @@ async def test_an_interrupted_start_leaves_nothing(supervisor):
 
 
 async def test_closing_twice_at_once_and_while_it_starts_leaves_nothing(supervisor):
-    kind = ProcessKind(access_token="t")
+    kind = ProcessKind()
     start = asyncio.create_task(kind.start())
     await until(supervisor.begun.is_set)
     first = asyncio.create_task(kind.close())
@@ -659,7 +659,7 @@ async def test_closing_twice_at_once_and_while_it_starts_leaves_nothing(supervis
 
 
 async def test_a_kind_can_be_started_again():
-    kind = ProcessKind(access_token="t")
+    kind = ProcessKind()
     for _ in range(2):
         await kind.start()
         assert await run_script(kind, "echo up") == "up"

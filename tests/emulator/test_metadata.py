@@ -72,7 +72,7 @@ def make_record() -> InstanceRecord:
             {"email": "default", "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}
         ],
     }
-    return InstanceRecord("my-project", 1234, "us-central1-a", resource)
+    return InstanceRecord("my-project", 1234, "us-central1-a", resource, access_token="ya29.test")
 
 
 def spell_request(server: MetadataServer, method: str, path: str, body: bytes = b"") -> bytes:
@@ -89,7 +89,7 @@ only_linux_tells = pytest.mark.skipif(sys.platform != "linux", reason="only Linu
 @pytest.fixture
 async def guest() -> AsyncIterator[Guest]:
     record = make_record()
-    server = MetadataServer(record, "127.0.0.1", "ya29.test", [os.geteuid()])
+    server = MetadataServer(record, "127.0.0.1", [os.geteuid()])
     await server.start()
     async with aiohttp.ClientSession() as session:
         yield Guest(session, server, record)
@@ -108,7 +108,7 @@ async def test_other_users_of_the_host_get_no_answer(family, monkeypatch):
 
     monkeypatch.setattr(peers, "socket_owner", spy)
     for users, status in (([os.geteuid() + 1], 403), ([os.geteuid()], 200)):
-        server = MetadataServer(make_record(), "127.0.0.1", "t", users)
+        server = MetadataServer(make_record(), "127.0.0.1", users)
         await server.start()
         host = "127.0.0.1" if family == socket.AF_INET else "::ffff:127.0.0.1"
         try:
@@ -174,7 +174,7 @@ async def test_who_hangs_up_at_once_changes_nothing(method, reset):
     # Only a guest who waits for the answer can be told from another user of the host.
     record = make_record()
     record.guest_attributes["dask-gce"] = {"phase": "running"}
-    server = MetadataServer(record, "127.0.0.1", "t", [os.geteuid(), 0])
+    server = MetadataServer(record, "127.0.0.1", [os.geteuid(), 0])
     await server.start()
     path = "instance/guest-attributes/dask-gce/phase"
     for _ in range(5):
@@ -336,7 +336,7 @@ async def test_waiting_ends_with_a_change_of_what_is_watched_only(guest):
 
 
 async def test_closing_ends_those_who_wait():
-    server = MetadataServer(make_record(), "127.0.0.1", "t", [os.geteuid()])
+    server = MetadataServer(make_record(), "127.0.0.1", [os.geteuid()])
     await server.start()
     url = f"http://127.0.0.1:{server.port}/computeMetadata/v1/instance/?wait_for_change=true"
     async with aiohttp.ClientSession() as session:

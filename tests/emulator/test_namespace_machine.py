@@ -107,7 +107,7 @@ def quick_kind() -> NamespaceKind:
     """Return quick machines that also have this environment and this package."""
     source = Path(dask_gce.__file__).parents[1]
     folders = {str(one): one for one in (Path(sys.prefix), Path(sys.base_prefix), source)}
-    return NamespaceKind(access_token="ya29.test", quick=True, shared_folders=folders)
+    return NamespaceKind(quick=True, shared_folders=folders)
 
 
 @contextmanager
@@ -664,7 +664,7 @@ def test_a_program_of_the_guest_s_does_not_hold_up_a_boot(monkeypatch, tmp_path,
 @needs_image
 def test_systemd_boots_runs_the_scripts_reboots_and_ends():
     script = "#!/bin/bash\n[ -e /var/seen ] && echo again && exit\ntouch /var/seen\nreboot\n"
-    with running(NamespaceKind(access_token="ya29.test")) as machines:
+    with running(NamespaceKind()) as machines:
         machines.boot("a", script, shutdown="#!/bin/bash\necho going down\n")
         text = machines.until_said("a", "startup-script: again")
         assert "shutdown-script: going down" in text

@@ -220,7 +220,7 @@ stat --format %a {home} && mkdir -p {home}/x && echo writes
 rm -r {home} && mkdir {home} && ls -A {home}
 unshare --mount sh -c "umount -l /tmp && ls -A /tmp && echo nothing there"
 """
-        with running(NamespaceKind(access_token="x", quick=True)) as machines:
+        with running(NamespaceKind(quick=True)) as machines:
             lines = machines.run("a", script)
             machines.act("a", "reset")
             machines.until_said("a", "startup-script exit status", 2)
@@ -235,9 +235,7 @@ unshare --mount sh -c "umount -l /tmp && ls -A /tmp && echo nothing there"
 def test_a_shared_folder_can_lie_in_a_home():
     with tempfile.TemporaryDirectory(dir="/root", prefix="dask-gce-test-") as folder:
         Path(folder, "file").write_text("shared")
-        kind = NamespaceKind(
-            access_token="x", quick=True, shared_folders={f"{folder}/there": Path(folder)}
-        )
+        kind = NamespaceKind(quick=True, shared_folders={f"{folder}/there": Path(folder)})
         with running(kind) as machines:
             assert machines.run("a", f"cat {folder}/there/file; echo; ls /root") == [
                 "shared",

@@ -30,7 +30,6 @@ KINDS = ("process", "paper", "light", "paper-workers", "namespace", "namespace-q
 def make_kind(
     name: str,
     *,
-    access_token: str,
     container_images: Sequence[str] = ("*",),
     client_inside: bool = False,
 ) -> MachineKind:
@@ -40,8 +39,6 @@ def make_kind(
     ----------
     name : str
         One of :data:`KINDS`.
-    access_token : str
-        The OAuth access token that the machines' metadata servers hand out.
     container_images : sequence of str
         Shell patterns (as of :mod:`fnmatch`) of the container images that exist.
     client_inside : bool
@@ -59,7 +56,7 @@ def make_kind(
 
     Examples
     --------
-    >>> make_kind("paper", access_token="ya29.local").name
+    >>> make_kind("paper").name
     'paper'
     """
     if name not in KINDS:
@@ -75,11 +72,10 @@ def make_kind(
         from dask_gce.emulator.machines.namespace.kind import NamespaceKind
 
         return NamespaceKind(
-            access_token=access_token,
             quick=name == "namespace-quick",
             client_inside=client_inside,
         )
-    processes = ProcessKind(access_token=access_token, container_images=container_images)
+    processes = ProcessKind(container_images=container_images)
     if name == "light":
         return ByRole(name, others=processes, workers=LightKind(processes))
     if name == "paper-workers":

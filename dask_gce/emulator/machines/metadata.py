@@ -50,8 +50,6 @@ class MetadataServer:
         The instance.
     address : str
         The internal address of its machine, on which the server listens.
-    access_token : str
-        The token that its service account gets.
     users : collection of int or None
         The users of the host who are answered, where the system tells who asks; None for requests
         that nobody but the guest can make.
@@ -61,12 +59,10 @@ class MetadataServer:
         self,
         record: InstanceRecord,
         address: str,
-        access_token: str,
         users: Collection[int] | None,
     ) -> None:
         self._record = record
         self._address = address
-        self._access_token = access_token
         self._users = users
         self._peers = Peers()
         self._runner: web.ServerRunner | None = None
@@ -216,7 +212,7 @@ class MetadataServer:
             return _not_found(request)
         if kind == "token":
             token = {
-                "access_token": self._access_token,
+                "access_token": self._record.access_token,
                 "expires_in": TOKEN_LIFETIME,
                 "token_type": "Bearer",
             }

@@ -32,16 +32,13 @@ class ProcessKind(MachineKind):
 
     Parameters
     ----------
-    access_token : str
-        The OAuth access token that the metadata servers hand out.
     container_images : sequence of str
         Shell patterns of the container images that exist.
     """
 
     name = "process"
 
-    def __init__(self, *, access_token: str, container_images: Sequence[str] = ("*",)) -> None:
-        self.access_token = access_token
+    def __init__(self, *, container_images: Sequence[str] = ("*",)) -> None:
         self.container_images = tuple(container_images)
         self._addresses: LoopbackAddresses | None = None
         self._leases: Leases | None = None

@@ -128,7 +128,7 @@ class ProcessMachine(Machine):
         self._kind = kind
         self._folder: Path | None = None
         users = {os.geteuid()} if uid is None else {os.geteuid(), uid}
-        self._metadata = MetadataServer(record, address, kind.access_token, users)
+        self._metadata = MetadataServer(record, address, users)
         self._boot: _Boot | None = None
         self._watch: asyncio.Task[None] | None = None
         self._switch = asyncio.Lock()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dask_gce.emulator.methods import catalog, disks, images, instances, networks, operations
 from dask_gce.emulator.routing import Route
+from dask_gce.emulator.services import resource_manager, secret_manager
 
-#: Every method of the local Compute Engine.
+#: Every method of the local Compute Engine, and of Google's other APIs beside it.
 ROUTES: list[Route] = [
     *catalog.ROUTES,
     *disks.ROUTES,
@@ -13,4 +14,6 @@ ROUTES: list[Route] = [
     *instances.ROUTES,
     *networks.ROUTES,
     *operations.ROUTES,
+    *resource_manager.ROUTES,
+    *secret_manager.ROUTES,
 ]

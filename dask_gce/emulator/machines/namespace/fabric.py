@@ -56,17 +56,15 @@ class Fabric(Network):
     ----------
     vpc : VPCProcess
         The process that holds it.
-    access_token : str
-        The token that the machines' metadata servers hand out.
     client_inside : bool
         Whether clients run inside, by :meth:`client_command`. Otherwise they are on the host, where
         external addresses are loopback addresses.
     """
 
-    def __init__(self, vpc: VPCProcess, *, access_token: str, client_inside: bool = False) -> None:
+    def __init__(self, vpc: VPCProcess, *, client_inside: bool = False) -> None:
         self._vpc = vpc
         self._inside = client_inside
-        self._metadata = SharedMetadata(access_token)
+        self._metadata = SharedMetadata()
         self._name_server = NameServer(self._names_of)
         self._forwards = Forwards(self._connect)
         self._loopback: LoopbackAddresses | None = None

@@ -41,8 +41,6 @@ class NamespaceKind(MachineKind):
 
     Parameters
     ----------
-    access_token : str
-        The OAuth access token that the metadata server hands out.
     quick : bool
         Whether machines start from this host's own root file system, with a first program that
         runs the scripts and nothing else, instead of from an image with systemd.
@@ -65,7 +63,6 @@ class NamespaceKind(MachineKind):
     def __init__(
         self,
         *,
-        access_token: str,
         quick: bool = False,
         image: Path | None = None,
         shared_folders: Mapping[str, Path] | None = None,
@@ -74,10 +71,9 @@ class NamespaceKind(MachineKind):
         if quick and image is not None:
             raise ValueError("quick machines start from this host's files and take no image")
         self.name = "namespace-quick" if quick else "namespace"
-        self.access_token = access_token
         self.shared_folders = dict(shared_folders or {})
         self.vpc = VPCProcess()
-        self.network = Fabric(self.vpc, access_token=access_token, client_inside=client_inside)
+        self.network = Fabric(self.vpc, client_inside=client_inside)
         self.hidden = _private_places()
         self._quick = quick
         self._image = image

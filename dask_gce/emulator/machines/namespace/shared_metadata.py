@@ -20,16 +20,9 @@ __all__ = ["SharedMetadata"]
 
 
 class SharedMetadata:
-    """Serves the metadata of every machine that can connect.
+    """Serves the metadata of every machine that can connect."""
 
-    Parameters
-    ----------
-    access_token : str
-        The token that the machines' service accounts get.
-    """
-
-    def __init__(self, access_token: str) -> None:
-        self._access_token = access_token
+    def __init__(self) -> None:
         self._servers: dict[str, tuple[InstanceRecord, MetadataServer]] = {}
         self._connections: dict[str, WeakSet[asyncio.BaseTransport]] = {}
         self._runner: web.ServerRunner | None = None
@@ -78,7 +71,7 @@ class SharedMetadata:
             held = self._servers.get(address)
             # An address may have passed on to another instance meanwhile.
             if held is None or held[0] is not record:
-                server = MetadataServer(record, address, self._access_token, None)
+                server = MetadataServer(record, address, None)
                 self._servers[address] = record, server
 
     def hang_up(self, address: str) -> None:
