@@ -37,6 +37,13 @@ PUBLIC_ENDPOINT = "https://compute.googleapis.com"
 PHASE_NAMESPACE = "dask-gce"
 PHASE_KEY = "phase"
 
+#: The metadata items that hold private keys, where machines get them that way. Once a machine has
+#: read them it needs them no more: what it has read outlives its reboots.
+SECRET_ITEMS = frozenset({"dask-gce-tls", "dask-gce-local-tls"})
+
+#: Where Secret Manager's API is, unless a setting says otherwise.
+PUBLIC_SECRETS_ENDPOINT = "https://secretmanager.googleapis.com"
+
 #: Seconds a machine whose Dask failed stays, so that its console can still be read.
 LINGER = 120
 
@@ -125,6 +132,11 @@ class Payload:
         What the container may use of the machine's memory, in bytes; None for all of it.
     shm_size : int or None
         The container's shared memory in bytes; None for half of its memory.
+    secrets : mapping of str to str
+        By role, the name of the version of a secret that holds the certificates of that role,
+        ``"projects/P/secrets/S/versions/1"``; empty to have them in the metadata.
+    secrets_endpoint : str
+        Root URL of Secret Manager's API.
     """
 
     role: Role
@@ -146,6 +158,8 @@ class Payload:
     docker_options: tuple[str, ...] = field(default=(), repr=False)
     memory: int | None = None
     shm_size: int | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    secrets_endpoint: str = PUBLIC_SECRETS_ENDPOINT
 
 
 def scheduler_spec(
@@ -267,16 +281,10 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         items.update(payload.environment.items())
     if payload.scheduler is not None:
         items["dask-gce-scheduler"] = json.dumps(dict(payload.scheduler))
-    if payload.tls is not None:
-        items["dask-gce-tls-ca"] = payload.tls.ca
-        items["dask-gce-tls-cert"] = payload.tls.certificate
-        items["dask-gce-tls-key"] = payload.tls.key
     if payload.local is not None:
         items["dask-gce-local-spec"] = json.dumps(payload.local.spec)
         items["dask-gce-local-processes"] = str(payload.local.processes)
-        if payload.local.tls is not None:
-            items["dask-gce-local-tls-cert"] = payload.local.tls.certificate
-            items["dask-gce-local-tls-key"] = payload.local.tls.key
+    items.update(_secrets(payload))
     if payload.gpus:
         items["dask-gce-gpus"] = str(payload.gpus)
         # Deep Learning images then install NVIDIA's driver at their first boot:
@@ -287,6 +295,49 @@ def build_metadata(payload: Payload) -> dict[str, str]:
     items.update(_programs(payload))
     _check_size(items)
     return items
+
+
+def bundle(tls: Tls) -> str:
+    """Return the certificates of a role as a machine reads them.
+
+    Parameters
+    ----------
+    tls : Tls
+        The certificates.
+
+    Returns
+    -------
+    str
+        JSON in one line, which is a secret.
+
+    Examples
+    --------
+    >>> bundle(Tls("authority", "certificate", "key"))
+    '{"ca": "authority", "cert": "certificate", "key": "key"}'
+    """
+    return json.dumps({"ca": tls.ca, "cert": tls.certificate, "key": tls.key})
+
+
+def _secrets(payload: Payload) -> dict[str, str]:
+    """Return the certificates, or where they are; and in an item that stays, that there are some.
+
+    A certificate is as secret as its key here: a user's own file may hold both.
+    """
+    certificates: dict[str, tuple[str, Tls]] = {}
+    if payload.tls is not None:
+        certificates["tls"] = payload.role, payload.tls
+    if payload.local is not None and payload.local.tls is not None:
+        certificates["local-tls"] = "worker", payload.local.tls
+    if not certificates:
+        return {}
+    if not payload.secrets:
+        items = {f"dask-gce-{name}": bundle(tls) for name, (_, tls) in certificates.items()}
+        return {**items, "dask-gce-secrets": " ".join(certificates)}
+    places = [f"{name}={payload.secrets[role]}" for name, (role, _) in certificates.items()]
+    return {
+        "dask-gce-secrets": " ".join(places),
+        "dask-gce-secrets-api": payload.secrets_endpoint,
+    }
 
 
 def _container(payload: Payload, image: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ import sys
 
 from dask_gce.emulator.machines.metadata import MetadataServer
 from dask_gce.emulator.record import InstanceRecord
-from dask_gce.startup import build_metadata, guest_file
+from dask_gce.startup import SECRET_ITEMS, build_metadata, guest_file
 
 #: A `dask` that writes down how it was called instead of doing it.
 WITNESS = """#!{python}
@@ -28,6 +28,11 @@ seen["files"] = {{name: [open(path).read(), os.stat(path).st_mode & 0o777]
 json.dump(seen, open({output!r}, "w"))
 sys.exit({status})
 """
+
+
+#: In the order in which they are handed over.
+ITEMS = ("dask-gce-tls", "dask-gce-local-tls")
+assert set(ITEMS) == SECRET_ITEMS
 
 
 class Guest:
@@ -59,6 +64,8 @@ class Guest:
             program = self.folder / "guest" / f"{name.replace('-', '_')}.py"
             if not program.exists():
                 program.write_text(metadata[f"dask-gce-program-{name}"])
+        # The startup script has read these, and hands them over.
+        secrets = "".join(f"{metadata.pop(key)}\n" for key in ITEMS if key in metadata)
         items = [{"key": k, "value": v} for k, v in metadata.items()]
         resource = {
             "name": "dask-1-worker-2",
@@ -69,7 +76,7 @@ class Guest:
             "metadata": {"items": items},
         }
         record = InstanceRecord("p", 1, "us-east1-b", resource)
-        server = MetadataServer(record, "127.0.0.1", "token", users=[os.getuid()])
+        server = MetadataServer(record, "127.0.0.1", users=[os.getuid()])
         await server.start()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -81,9 +88,12 @@ class Guest:
                     "TMPDIR": str(self.folder / "tmp"),
                     "LANG": "C.UTF-8",
                 },
+                stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
             )
+            process.stdin.write(secrets.encode())
+            process.stdin.close()
             if during is not None:
                 await during(process)
             output, _ = await process.communicate()

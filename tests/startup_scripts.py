@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ elif words[0] == "run":
     for name in sorted(os.listdir(guest)):
         seen["modes"][name] = oct(os.stat(guest + "/" + name).st_mode & 0o777)
         seen["texts"][name] = open(guest + "/" + name).read()
+    seen["stdin"] = sys.stdin.read() if "--interactive" in words else None
     seen["folder"] = oct(os.stat(guest).st_mode & 0o777)
     json.dump(seen, open(folder + "/guest.json", "w"))
     sys.exit(step("run", 0))
@@ -198,9 +200,18 @@ class ScriptedMachine:
         lines = self.console.splitlines()
         return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
 
-    async def boot(self, payload: Payload, *, builder: bool = False, **fields: Any) -> int:
+    async def boot(
+        self,
+        payload: Payload,
+        *,
+        builder: bool = False,
+        without: Collection[str] = (),
+        trace: bool = False,
+        **fields: Any,
+    ) -> int:
         """Run the startup script to its end; return its status. A builder's cleans nothing here."""
         items = build_metadata(payload)
+        items = {key: value for key, value in items.items() if key not in without}
         script = items["startup-script"]
         if builder:
             items["dask-gce-role"] = "builder"
@@ -223,12 +234,13 @@ class ScriptedMachine:
             "metadata": {"items": [{"key": k, "value": v} for k, v in items.items()]},
             **fields,
         }
-        record = InstanceRecord("p", 1, "us-east1-b", resource)
-        server = MetadataServer(record, "127.0.0.1", "token", users=[os.getuid()])
+        record = InstanceRecord("p", 1, "us-east1-b", resource, access_token="the-accounts-token")
+        server = MetadataServer(record, "127.0.0.1", users=[os.getuid()])
         await server.start()
         try:
             process = await asyncio.create_subprocess_exec(
                 "bash",
+                *(["-x"] if trace else []),
                 str(self.folder / "startup-script"),
                 env={
                     "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin",

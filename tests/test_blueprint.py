@@ -128,9 +128,10 @@ def test_workers_on_the_scheduler_have_the_certificates_of_workers():
     roles = {role: Tls("the ca", f"{role}'s", f"{role}'s key") for role in ("scheduler", "worker")}
     plan = dataclasses.replace(blueprint(single_node=True), tls=roles)
     metadata = plan.scheduler("s", HERE).metadata
-    assert metadata["dask-gce-tls-cert"] == "scheduler's"
-    assert metadata["dask-gce-local-tls-cert"] == "worker's"
-    assert metadata["dask-gce-local-tls-key"] == "worker's key"
+    assert json.loads(metadata["dask-gce-tls"])["cert"] == "scheduler's"
+    assert json.loads(metadata["dask-gce-local-tls"])["cert"] == "worker's"
+    assert json.loads(metadata["dask-gce-local-tls"])["key"] == "worker's key"
+    assert metadata["dask-gce-secrets"] == "tls local-tls"
 
 
 def test_machines_beyond_a_single_node_have_processes_each():

@@ -10,8 +10,10 @@ import pytest
 
 from dask_gce.errors import SettingsError
 from dask_gce.startup import (
+    SECRET_ITEMS,
     TOTAL_LIMIT,
     VALUE_LIMIT,
+    LocalWorkers,
     Payload,
     Tls,
     build_metadata,
@@ -55,12 +57,28 @@ def test_guest_attributes_are_enabled():
 
 def test_each_machine_gets_only_its_own_key():
     items = build_metadata(payload(tls=Tls("ca", "certificate", "key")))
-    assert [items[f"dask-gce-tls-{part}"] for part in ("ca", "cert", "key")] == [
-        "ca",
-        "certificate",
-        "key",
-    ]
-    assert not any("tls" in key for key in build_metadata(payload()))
+    assert json.loads(items["dask-gce-tls"]) == {"ca": "ca", "cert": "certificate", "key": "key"}
+    assert items["dask-gce-secrets"] == "tls"
+    assert SECRET_ITEMS & items.keys() == {"dask-gce-tls"}
+    plain = build_metadata(payload())
+    assert not any("tls" in key or "secrets" in key for key in plain)
+
+
+def test_secrets_elsewhere_are_named_and_not_told():
+    tls, local = Tls("ca", "certificate", "hidden"), Tls("ca", "certificate", "hidden")
+    items = build_metadata(
+        payload(
+            role="scheduler",
+            tls=tls,
+            local=LocalWorkers({"cls": "distributed.Nanny", "opts": {}}, 1, local),
+            secrets={"scheduler": "projects/p/secrets/s", "worker": "projects/p/secrets/w"},
+            secrets_endpoint="http://127.0.0.1:1",
+        )
+    )
+    assert items["dask-gce-secrets"] == "tls=projects/p/secrets/s local-tls=projects/p/secrets/w"
+    assert items["dask-gce-secrets-api"] == "http://127.0.0.1:1"
+    assert not SECRET_ITEMS & items.keys()
+    assert "hidden" not in json.dumps(items)
 
 
 def test_secrets_are_in_no_representation():

@@ -52,6 +52,8 @@ elif name == "python":
     texts = {{each: open(guest + "/" + each).read() for each in os.listdir(guest)}}
     before = [json.loads(line) for line in open(folder + "/calls")]
     about = dict(before=before, texts=texts, environment=dict(os.environ), folder=os.getcwd())
+    about["beside"] = os.listdir(os.path.dirname(guest))
+    about["stdin"] = sys.stdin.read()
     json.dump(about, open(folder + "/guest.json", "w"))
     status = plan.get("dask", 0)
 sys.exit(status)
@@ -97,6 +99,7 @@ class Machine:
         script = items["startup-script"]
         assert "/var/lib/dask" in script
         script = script.replace("/var/lib/dask", str(self.home))
+        script = script.replace("/run/dask-gce", str(self.folder / "memory"))
         (self.folder / "startup-script").write_text(script)
         (self.folder / "calls").write_text("")
         resource = {
@@ -108,7 +111,7 @@ class Machine:
             "metadata": {"items": [{"key": k, "value": v} for k, v in items.items()]},
         }
         record = InstanceRecord("p", 1, "us-east1-b", resource)
-        server = MetadataServer(record, "127.0.0.1", "token", users=[os.getuid()])
+        server = MetadataServer(record, "127.0.0.1", users=[os.getuid()])
         await server.start()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -177,7 +180,11 @@ async def test_all_of_it_is_done_by_a_user_without_rights(tmp_path: Path) -> Non
     assert run == ["true", "uv", "uv", "touch", "python"]
     # Root's uv is not in a folder of that user's, who could put another in its place.
     owned = [f"{machine.home}/environments", f"{machine.home}/work"]
-    assert machine.called("chown", "dask:dask") == [owned]
+    memory = machine.folder / "memory"
+    assert machine.called("chown", "dask:dask") == [owned, [str(memory)]]
+    # What only that user may read is in memory, at each boot anew.
+    assert memory.stat().st_mode & 0o777 == 0o700
+    assert "private" in machine.read("guest.json")["beside"]
 
 
 async def test_where_nobody_can_become_that_user_the_machine_says_so(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ state() { # FIELD: what the engine knows of the container
 
 run() { # run the container to its end; its exit status is then $status
   local attempt
-  docker run "${options[@]}" "$image" "$folder/guest/start.py"
+  hand_secrets | docker run "${options[@]}" "$image" "$folder/guest/start.py"
   status=$?
   [ "$status" -eq 125 ] || return 0
   # The engine itself has failed. One that is restarted, as for an update, lets go of whoever watches
@@ -158,7 +158,7 @@ run_dask() {
   local status
   [ -z "$scratch" ] || printf '%s' "$scratch" >"$folder/guest/scratch"
   # Whoever the image's user is writes secrets in memory, where nobody else reads them.
-  options+=(--name dask --network host --entrypoint python3
+  options+=(--name dask --network host --interactive --entrypoint python3
     --volume "$folder/guest:$folder/guest:ro" --tmpfs "$folder/private:mode=1777,size=16m")
   [ -z "$scratch" ] || options+=(--volume "$scratch:$scratch")
   [ -z "${GCE_METADATA_HOST:-}" ] || options+=(--env GCE_METADATA_HOST)

@@ -24,7 +24,8 @@ clean() { # take away what must not be the same on two machines, and what is nob
 
 seal() {
   phase sealing
-  rm -rf "$folder"
+  # Nobody gives a builder a key. But what it boots from may be the disk of one that had some.
+  rm -rf "$folder" "$state"
   # A machine that shares its system with others has nothing to clean, and must not.
   if owns_system; then clean; fi
   sync

@@ -1,8 +1,10 @@
 """Start Dask on this machine. Runs inside the container, with nothing but the standard library.
 
-Everything comes from the metadata server and is data: the environment, the Dask specification, the
-certificates. What Dask needs as files is written to a private temporary folder, by the user that
-Dask runs as, whoever that is: nobody else can read it. In a container it is in memory.
+Everything comes from the metadata server and is data: the environment, the Dask specification. But
+not the certificates, which the startup script keeps and hands over through standard input. What
+Dask needs as files is written to a private temporary folder, by the user that Dask runs as, whoever
+that is: nobody else can read it. In a container, and where Dask has a user of its own, it is in
+memory.
 
 A scheduler's machine may have workers too. How Dask, and they, are run is in `supervision.py`.
 """
@@ -114,14 +116,26 @@ def write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
-def security(role: str, folder: Path, leaf: str) -> dict[str, object] | None:
+def receive_secrets() -> dict[str, dict[str, str]]:
+    """Take what the startup script hands over: certificates, none without TLS."""
+    words = metadata("attributes/dask-gce-secrets", default="").split()
+    lines = [sys.stdin.readline() for _ in words]
+    if not all(lines):
+        refuse("the certificates did not arrive")
+    # Nobody that is started from here has anything to do with where they came from.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    names = (word.partition("=")[0] for word in words)
+    return {name: json.loads(line) for name, line in zip(names, lines)}  # noqa: B905 - as many
+
+
+def security(role: str, folder: Path, bundle: dict[str, str] | None) -> dict[str, object] | None:
     """Return the keywords of distributed's Security for this role, or None without TLS."""
-    ca = metadata("attributes/dask-gce-tls-ca", default="")
-    if not ca:
+    if bundle is None:
         return None
-    write_private(folder / "ca.pem", ca)
-    for name in ("cert", "key"):
-        write_private(folder / (name + ".pem"), metadata(f"attributes/{leaf}-{name}"))
+    for name in ("ca", "cert", "key"):
+        write_private(folder / (name + ".pem"), bundle[name])
     return {
         "require_encryption": True,
         "tls_ca_file": str(folder / "ca.pem"),
@@ -197,7 +211,11 @@ def prepare_packages() -> Any:
 
 
 def prepare_local(
-    folder: Path, address: str, scheduler: dict[str, Any], packages: Any
+    folder: Path,
+    address: str,
+    scheduler: dict[str, Any],
+    bundle: dict[str, str] | None,
+    packages: Any,
 ) -> list[str]:
     """Prepare the workers beside a scheduler; return the arguments of `dask` that start them."""
     text = metadata("attributes/dask-gce-local-spec", default="")
@@ -207,7 +225,7 @@ def prepare_local(
     mine.mkdir(mode=0o700)
     spec = json.loads(text)
     settle(spec["opts"], address)
-    spec["opts"]["security"] = security("worker", mine, "dask-gce-local-tls")
+    spec["opts"]["security"] = security("worker", mine, bundle)
     count = int(metadata("attributes/dask-gce-local-processes"))
     write_private(mine / "spec.json", json.dumps(several(spec, metadata("name"), count)))
     contact = "{}://{}:{}".format(scheduler["protocol"], address, scheduler["port"])
@@ -219,6 +237,7 @@ def prepare_local(
 def main() -> None:
     """Prepare what Dask needs, run it, and pass on its exit status."""
     become_init()
+    secrets = receive_secrets()
     role = metadata("attributes/dask-gce-role")
     packages = prepare_packages()
     address = metadata("network-interfaces/0/ip")
@@ -228,12 +247,12 @@ def main() -> None:
 
     options = spec["opts"]
     settle(options, address)
-    options["security"] = security(role, folder, "dask-gce-tls")
+    options["security"] = security(role, folder, secrets.get("tls"))
     port = options.get("port", 0)
     arguments = spec.pop("args", [])
     local: list[str] = []
     if role == "scheduler":
-        local = prepare_local(folder, address, options, packages)
+        local = prepare_local(folder, address, options, secrets.get("local-tls"), packages)
         programs = ["keep_local.py"] if local else []
         if packages is not None and packages.wheels:
             packages.serve(folder)

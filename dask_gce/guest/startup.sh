@@ -56,14 +56,16 @@ hand_over() { # have start.py publish its phases after all of these
   (printf '%s\0' "$file" >&9) || rm -f "$file"
 }
 
+bearer() { # print what has curl act as the service account: nothing that a process list or a trace shows
+  metadata service-accounts/default/token |
+    sed --quiet 's/.*"access_token" *: *"\([^"]*\)".*/header = "Authorization: Bearer \1"/p'
+}
+
 delete_self() { # ask Compute Engine to delete this instance; fails if the service account may not
-  local token zone
-  token=$(metadata service-accounts/default/token |
-    sed --quiet 's/.*"access_token" *: *"\([^"]*\)".*/\1/p')
-  [ -n "$token" ] || return 1
+  local zone
+  metadata service-accounts/default/email >/dev/null || return 1
   zone=$(metadata zone) # projects/NUMBER/zones/ZONE
-  # The token goes through standard input, so that no process list shows it.
-  printf 'header = "Authorization: Bearer %s"\n' "$token" |
+  bearer |
     curl --silent --fail --output /dev/null --max-time 60 --config - --request DELETE \
       "$(metadata attributes/dask-gce-api)/compute/v1/projects/$(metadata attributes/dask-gce-project)/zones/${zone##*/}/instances/$(metadata name)"
 }
@@ -87,6 +89,65 @@ finish() { # STATUS: a machine without Dask is of no use to anybody
 fail() { # REASON
   phase "failed: $1"
   finish 1
+}
+
+read_secret() { # VERSION FILE: fetch a secret from Secret Manager
+  local url pause
+  url=$(attribute secrets-api)/v1/$1:access
+  # It takes a while until everybody knows that this machine may read it.
+  for pause in 1 1 2 2 4 4 8 8 15 15 15 15 15 15 0; do
+    bearer | curl --silent --show-error --fail --max-time 20 --config - "$url" |
+      sed --quiet 's/.*"data" *: *"\([^"]*\)".*/\1/p' | base64 --decode >"$2"
+    [ ! -s "$2" ] || return 0
+    sleep "$pause"
+  done
+  return 1
+}
+
+keep_secrets() { # have the certificates and keys of this machine where they outlive a boot, for root alone
+  local word name fresh=()
+  umask 077
+  state=/var/lib/dask-gce/secrets
+  { mkdir -p "$state" && [ -w "$state" ]; } 2>/dev/null ||
+    { state=${HOME:-$folder}/dask-gce-secrets && mkdir -p "$state"; }
+  chmod 700 "$state"
+  secrets=$(attribute secrets)
+  # A disk may come from another machine.
+  if [ -z "$secrets" ] || { [ -s "$state/machine" ] && [ "$(metadata id)" != "$(cat "$state/machine")" ]; }; then
+    rm -rf "${state:?}"/*
+  fi
+  for word in $secrets; do
+    name=${word%%=*}
+    if [[ $known == *" dask-gce-$name "* ]]; then
+      metadata "attributes/dask-gce-$name" --output "$state/$name.new"
+    elif [ "$name" != "$word" ] && [ ! -s "$state/$name" ]; then
+      read_secret "${word#*=}" "$state/$name.new" ||
+        fail "the service account cannot read the secret ${word#*=}"
+    else
+      # It is in the metadata of a first boot only.
+      [ -s "$state/$name" ] || fail "this machine has no certificates: neither in its metadata nor on its disk"
+      continue
+    fi
+    [ -s "$state/$name.new" ] || fail "the certificates could not be read"
+    fresh+=("$name")
+  done
+  [ ${#fresh[@]} -gt 0 ] || return 0
+  metadata id --output "$state/machine.new"
+  fresh+=(machine)
+  # A machine that is reset a moment later must have them: they may be nowhere else by then.
+  sync "$state"/*.new
+  for name in "${fresh[@]}"; do
+    mv "$state/$name.new" "$state/$name"
+  done
+  sync "$state"
+}
+
+hand_secrets() { # print what start.py reads from its standard input: a line for each, and no more
+  local word
+  for word in $secrets; do
+    cat "$state/${word%%=*}"
+    echo
+  done
 }
 
 fetch_programs() { # FOLDER: write the programs that start.py and its like consist of
@@ -180,5 +241,6 @@ reporting=${!:-} # which an old bash does not tell
 phase booted
 folder=$(mktemp -d)
 gather role programs gpus image ports memory shm-size docker-options \
-  environment environment-summary python requirements requirements-file install-options
+  environment environment-summary python requirements requirements-file install-options secrets secrets-api
 role=$(attribute role)
+keep_secrets

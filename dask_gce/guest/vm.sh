@@ -34,6 +34,11 @@ make_user() {
   export HOME=$home/work
 }
 
+keep_private() { # give that user a folder in memory, where start.py writes what nobody else may read
+  [ ${#user[@]} -gt 0 ] && rm -rf /run/dask-gce || return 0
+  mkdir -m 700 /run/dask-gce && chown dask:dask /run/dask-gce && ln -s /run/dask-gce "$folder/private"
+}
+
 find_uv() { # the path of uv is then $uv
   uv=$(command -v uv) && return
   uv=$home/uv/bin/uv
@@ -98,7 +103,8 @@ run_dask() {
   [ -z "$scratch" ] || printf '%s' "$scratch" >"$folder/guest/scratch"
   cd "$home/work" || fail "no folder to work in"
   hand_over
-  PATH=$environment/bin:$PATH "${user[@]}" "$environment/bin/python" "$folder/guest/start.py"
+  hand_secrets |
+    PATH=$environment/bin:$PATH "${user[@]}" "$environment/bin/python" "$folder/guest/start.py"
   status=$?
   [ "$status" -ne 113 ] || finish 1 # start.py has said why
   [ "$status" -ne 137 ] || fail "Dask was killed; it may have needed more memory than there is"
@@ -110,6 +116,7 @@ run_dask() {
 prepare_disks
 install_gpu_driver
 make_user
+keep_private
 find_uv
 build_environment
 [ "$role" != builder ] || seal # where this is to become a disk image, see seal.sh

@@ -14,6 +14,7 @@ import contextlib
 import hmac
 import itertools
 
+from dask_gce.emulator.listeners import stop_accepting
 from dask_gce.emulator.machine import GuestExit, Machine, MachineKind
 from dask_gce.emulator.machines.addresses import Leases, LoopbackAddresses
 from dask_gce.emulator.machines.light_hosts import LightHost
@@ -40,8 +41,14 @@ TOLD = (
     "dask-gce-processes",
     "dask-gce-scheduler",
     "dask-gce-spec",
-    "dask-gce-tls-",
+    "dask-gce-tls",
 )
+
+#: What a machine keeps on its disk, since the metadata may have it for the first boot only.
+KEPT = "dask-gce-tls"
+
+#: Names what it keeps, and where that comes from if not from the metadata.
+SECRETS = "dask-gce-secrets"
 
 
 class LightMachine(Machine):
@@ -76,6 +83,7 @@ class LightMachine(Machine):
         self._off = asyncio.Event()
         self._asked = False
         self._discarded = False
+        self._kept: str | None = None
 
     @property
     def powered(self) -> bool:
@@ -106,11 +114,15 @@ class LightMachine(Machine):
             return  # the power was cut meanwhile
         self.note_phase(key, "booted")
         metadata = self.record.metadata
-        order = {
-            "name": self.record.name,
-            "address": self.address,
-            "metadata": {name: metadata[name] for name in metadata if name.startswith(TOLD)},
-        }
+        told = {name: metadata[name] for name in metadata if name.startswith(TOLD)}
+        self._kept = told.get(KEPT, self._kept)
+        if self._kept is not None:
+            told[KEPT] = self._kept
+        elif metadata.get(SECRETS):
+            self.note_phase(key, "failed: light machines have certificates from the metadata only")
+            self.note_off(key, "")
+            return
+        order = {"name": self.record.name, "address": self.address, "metadata": told}
         self.host.boot(key, self, order)
 
     def note_phase(self, key: int, text: str) -> None:
@@ -227,6 +239,7 @@ class LightKind(MachineKind):
         """Discard every machine and the processes. May be called twice."""
         server, self._server = self._server, None
         if server is not None:
+            await stop_accepting(server.sockets)
             server.close()
         await asyncio.gather(*(machine.discard() for machine in tuple(self._machines)))
         await asyncio.gather(*(host.power_off() for host in self._hosts))

@@ -226,9 +226,10 @@ class Host:
 
     def security(self, metadata: dict[str, str]) -> SharedSecurity | None:
         """Return the TLS settings of an instance, or None without TLS."""
-        if "dask-gce-tls-ca" not in metadata:
+        if "dask-gce-tls" not in metadata:
             return None
-        texts = tuple(metadata[f"dask-gce-tls-{name}"] for name in ("ca", "cert", "key"))
+        bundle = json.loads(metadata["dask-gce-tls"])
+        texts = tuple(bundle[name] for name in ("ca", "cert", "key"))
         if texts not in self._securities:
             ca, certificate, key = texts
             self._securities[texts] = SharedSecurity(
