@@ -36,6 +36,7 @@ from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location
 from dask_gce.preparation import Preparation, open_compute, prepare
 from dask_gce.private_files import hold_folder
+from dask_gce.reach.approach import Approach
 from dask_gce.reunion import Reunion, as_instance, check_endpoint, rejoin
 from dask_gce.scaling import ScalingCluster
 from dask_gce.scheduler import GCEScheduler
@@ -204,6 +205,8 @@ class AssembledCluster(ScalingCluster):
     ) -> Fleet:
         blueprint, settings = prepared.blueprint, self.settings
         self.security = prepared.security
+        self.events.note(self.name, "route", str(prepared.route))
+        self._log(f"The way to the scheduler: {prepared.route}")
         limit = settings.max_workers
         here = settings.workers_on_scheduler
         self._fleet = fleet = Fleet(
@@ -225,6 +228,13 @@ class AssembledCluster(ScalingCluster):
             blueprint=blueprint,
             placement=prepared.schedulers,
             location=location,
+            approach=Approach(
+                prepared.route,
+                settings,
+                blueprint.project,
+                security=prepared.security,
+                note=self.events.note,
+            ),
             moved=moved,
         )
         self.scheduler_spec = {"cls": GCEScheduler, "options": {}}
@@ -271,7 +281,8 @@ class AssembledCluster(ScalingCluster):
 
     async def _join(self, connection: Connection) -> None:
         """Take over the machines of a cluster that runs."""
-        self.settings = settings = connection.restore_settings()
+        # The way to it is the reader's own: who made it may have been somewhere else.
+        self.settings = settings = connection.restore_settings().with_way_of(self.settings)
         await self._share()
         self._forget = _forgetting(connection)
         compute = await open_compute(settings)

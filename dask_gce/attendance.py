@@ -18,12 +18,12 @@ from dask.utils import parse_timedelta
 from dask.widgets.widgets import get_template
 from distributed.core import Status
 from distributed.objects import SchedulerInfo
-from distributed.utils import Log
+from distributed.utils import Log, format_dashboard_link
 
 from dask_gce import expiry, shared_plan
 from dask_gce.assembly import AssembledCluster
-from dask_gce.errors import CredentialsError, GCEError, StartTimeout
-from dask_gce.probing import UNREACHABLE, answers_at
+from dask_gce.errors import CredentialsError, GCEError, StartTimeout, TunnelError
+from dask_gce.probing import UNREACHABLE
 from dask_gce.terminal import harmless
 from dask_gce.trust import end_of
 
@@ -67,6 +67,8 @@ class AttendedCluster(AssembledCluster):
             self.events.note(name, "lost", str(failure).partition("\n")[0])
             self._log(str(failure))
             self._lose(failure)
+            # Where the tunnels led to, there is nothing any more.
+            self._spawn(scheduler.approach.close())
 
     def _note_steady(self) -> None:
         super()._note_steady()
@@ -114,14 +116,13 @@ class AttendedCluster(AssembledCluster):
         """Listen to the scheduler again, as after a laptop's sleep, unless it is gone."""
         scheduler, rpc = self._scheduler, self.scheduler_comm
         self.events.note(scheduler.name, "disconnected")
-        host, _, port = str(scheduler.address).rpartition("://")[2].rpartition(":")
         while self.status == Status.running and self._lost is None and rpc is not None:
             if self._expired is not None:
                 self.events.note(scheduler.name, "gave up", str(self._expired))
                 if self.shutdown_on_close:
                     self._lose(self._expired)
                 return
-            if await answers_at(host, int(port)):
+            if await self.reaches_scheduler():
                 try:
                     comm = await rpc.live_comm()
                     comm.name = "Cluster worker status"
@@ -140,6 +141,21 @@ class AttendedCluster(AssembledCluster):
                     self._watcher.disturb()
                     return
             await asyncio.sleep(RECONNECT_AFTER)
+
+    async def reaches_scheduler(self) -> bool:
+        """Tell whether the scheduler answers from here.
+
+        Returns
+        -------
+        bool
+            Whether it does, by the way that the cluster has taken.
+        """
+        try:
+            return not await self._scheduler.approach.find_obstacle()
+        except TunnelError as error:
+            # A right may be given back.
+            logger.info("%s", error)
+            return False
 
     async def _follow_certificates(self) -> None:
         """Say when the certificates end: now, a day before, and once they have."""
@@ -214,6 +230,17 @@ class AttendedCluster(AssembledCluster):
                     f"still on their way, {len(self.failures)} have failed (see cluster.events)."
                 )
             await asyncio.sleep(0.05)
+
+    @property
+    def dashboard_link(self) -> str:
+        """The dashboard's address, as a browser on this computer reaches it."""
+        scheduler = self.scheduler
+        if scheduler is None or scheduler.approach.route.kind != "iap":
+            return str(super().dashboard_link)
+        place = scheduler.approach.address(self.settings.dashboard_port)
+        if place is None or "dashboard" not in self.scheduler_info["services"]:
+            return ""
+        return str(format_dashboard_link(*place))
 
     def get_logs(
         self,

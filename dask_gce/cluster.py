@@ -385,6 +385,7 @@ class GCECluster(AttendedCluster):
                 await self._fleet.leave()
         except GCEError as error:
             if not starting:
+                await self._close_tunnels()
                 # Whoever calls close() again tries again; so does the interpreter's exit.
                 self.status = Status.failed
                 raise
@@ -414,6 +415,10 @@ class GCECluster(AttendedCluster):
             logger.warning("%s", error)
         await self._resign()
 
+    async def _close_tunnels(self) -> None:
+        if self.scheduler is not None:
+            await self._scheduler.approach.close()
+
     async def _say_farewell(self) -> None:
         """Let workers end in order, and the scheduler tell its clients that it ends."""
         if not self.shutdown_scheduler or self.scheduler_comm is None:
@@ -437,6 +442,7 @@ class GCECluster(AttendedCluster):
         # SpecCluster would close all over again; from this status on it only lets go.
         self.status = Status.closing_gracefully
         await super()._close()
+        await self._close_tunnels()
         if self._prepared is not None:
             await self._prepared.compute.close()
 

@@ -5,7 +5,7 @@ Compute Engine) and where the project is looked for when the settings do not tel
 credentials' file, gcloud's configuration, the metadata server, in that order. Settings come before
 that, in `settings`; refreshing tokens is left to google-auth.
 
-Both functions read files and may ask the metadata server: call them in a thread, never on the event
+All functions read files or ask servers: call them in a thread, never on the event
 loop. google-auth is imported when they are called.
 
 Sources: `Application Default Credentials
@@ -16,6 +16,7 @@ configurations <https://cloud.google.com/sdk/docs/configurations>`_.
 from __future__ import annotations
 
 import configparser
+import functools
 import http.client
 import json
 import os
@@ -25,14 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dask_gce import names
-from dask_gce.errors import CredentialsError, SettingsError
+from dask_gce.errors import CredentialsError, SettingsError, TransportError
 from dask_gce.settings import Settings
 from dask_gce.sources import environment
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
 
-__all__ = ["SCOPE", "discover_project", "load_credentials"]
+__all__ = ["SCOPE", "access_token", "discover_project", "load_credentials"]
 
 SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 
@@ -42,6 +43,8 @@ _METADATA_PATIENCE: Final = 2.0
 _METADATA_HOST: Final = "169.254.169.254"
 _METADATA_VARIABLES: Final = ("GCE_METADATA_HOST", "GCE_METADATA_IP")
 _MAX_TOKEN: Final = 16_384
+#: Seconds that a token server may take for each part of its answer.
+_TOKEN_PATIENCE: Final = 30.0
 _LOGIN: Final = "gcloud auth application-default login"
 _CREDENTIALS_VARIABLE: Final = "GOOGLE_APPLICATION_CREDENTIALS"
 
@@ -87,6 +90,46 @@ def load_credentials(settings: Settings) -> Credentials:
         raise _broken(str(_credentials_file() or "of this machine"), error) from error
     credentials: Credentials = found
     return credentials
+
+
+def access_token(credentials: Credentials) -> str | None:
+    """Return an access token that is valid for some minutes; blocks, so call it in a thread.
+
+    Parameters
+    ----------
+    credentials : google.auth.credentials.Credentials
+        The credentials; those of `load_credentials`, not to be used by two threads at a time.
+
+    Returns
+    -------
+    str or None
+        The token; None for anonymous credentials.
+
+    Raises
+    ------
+    CredentialsError
+        If the credentials are not accepted, or no more.
+    TransportError
+        If whoever gives out tokens does not answer.
+    """
+    if not credentials.valid:
+        import google.auth.exceptions
+        import requests
+        from google.auth.transport.requests import Request
+
+        with requests.Session() as session:
+            # google-auth's constructors carry no types.
+            make: Any = Request
+            ask = functools.partial(make(session=session), timeout=_TOKEN_PATIENCE)
+            refresh: Any = credentials.refresh
+            try:
+                refresh(ask)
+            except google.auth.exceptions.TransportError as error:
+                raise TransportError("The server of access tokens does not answer.") from error
+            except google.auth.exceptions.GoogleAuthError as error:
+                raise _broken("of this computer", error) from error
+    token: str | None = credentials.token
+    return token
 
 
 def discover_project(settings: Settings) -> str:

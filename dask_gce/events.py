@@ -33,7 +33,9 @@ class Event:
         What happened, in a word or two: ``"requested"``, ``"running"``, ``"booting"``, ``"ready"``,
         ``"failed"``, ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``,
         ``"moved"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or ``"reconnected"``; of the
-        cluster's certificates ``"secured"``, ``"expiring"`` and ``"expired"``.
+        way to the scheduler ``"route"``, ``"tunnel waiting"``, ``"tunnel failed"``,
+        ``"tunnel cut"`` and ``"tunnel resumed"``; of the cluster's certificates ``"secured"``,
+        ``"expiring"`` and ``"expired"``.
     why : str
         The reason, where there is one to tell; for ``"booting"`` the phase of the boot.
     time : datetime.datetime

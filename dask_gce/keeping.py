@@ -16,14 +16,13 @@ import os
 import threading
 from typing import Any, Final
 
-from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.utils import LoopRunner
 
 from dask_gce.errors import GCEError
 from dask_gce.need import Need, begin, make_cluster, start
-from dask_gce.probing import UNREACHABLE, answers_at
+from dask_gce.probing import UNREACHABLE
 
 __all__ = ["CLOSING_ERRORS", "Keeper", "Loan", "aclose", "keeper", "log_failed_close"]
 
@@ -268,7 +267,7 @@ class Keeper:
         if cluster.status != Status.running:
             return False
         # Where nothing listens, Dask would go on trying for half a minute.
-        if not await answers_at(*parse_host_port(parse_address(cluster.scheduler_address)[1])):
+        if not await cluster.reaches_scheduler():
             logger.warning("Cluster %s is not used again: its scheduler is gone.", cluster.name)
             return False
         # As the cluster itself asks it, with an answer of a few bytes.

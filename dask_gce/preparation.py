@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -34,6 +35,9 @@ from dask_gce.hardware import check_hardware, check_image, warn_of_architecture
 from dask_gce.images import architecture_of
 from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location, MachineShape, Placement
+from dask_gce.reach.firewall_rules import Network
+from dask_gce.reach.route import Route, choose_route, named_network
+from dask_gce.reach.surroundings import look_around
 from dask_gce.settings import Settings
 from dask_gce.startup import Tls
 from dask_gce.trust import client_tls, establish_trust
@@ -58,6 +62,8 @@ class Preparation:
         Where the scheduler may be.
     workers : Placement
         Where workers may be.
+    route : Route
+        Which way leads from here to the scheduler.
     security : distributed.security.Security
         The client's side of the cluster's security.
     client_tls : Tls or None
@@ -68,6 +74,7 @@ class Preparation:
     blueprint: Blueprint
     schedulers: Placement
     workers: Placement
+    route: Route
     security: Security = field(repr=False)
     client_tls: Tls | None = field(default=None, repr=False)
 
@@ -150,8 +157,10 @@ async def prepare(
     )
     if settings.name is not None:
         await _check_that_name_is_free(compute, cluster)
-    (schedulers, workers), image = await asyncio.gather(
-        find_locations(compute, settings), _look_up_image(compute, settings)
+    (schedulers, workers), image, route = await asyncio.gather(
+        find_locations(compute, settings),
+        _look_up_image(compute, settings),
+        find_route(compute, settings),
     )
     check_hardware(settings, schedulers, workers)
     check_gpus(settings, schedulers, workers)
@@ -177,9 +186,50 @@ async def prepare(
         blueprint,
         Placement(schedulers),
         Placement(workers),
+        route,
         trust.client,
         await asyncio.to_thread(client_tls, trust.client),
     )
+
+
+async def find_route(compute: Compute, settings: Settings) -> Route:
+    """Find out which way leads from this process to a scheduler.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API of its project.
+    settings : Settings
+        The cluster's settings.
+
+    Returns
+    -------
+    Route
+        The way, and why it is this one.
+    """
+    here = await look_around(settings) if settings.connect == "auto" else None
+    network = named_network(settings, compute.project)
+    if here is not None and network is None:
+        network = await _look_up_network(compute, settings)
+    return choose_route(settings, project=compute.project, network=network, here=here)
+
+
+async def _look_up_network(compute: Compute, settings: Settings) -> Network | None:
+    """Return the network of the subnetwork that settings name; None if it may not be looked at."""
+    *parents, name = str(settings.subnetwork).split("/")
+    owner = parents[parents.index("projects") + 1] if "projects" in parents[:-1] else None
+    region = (
+        parents[parents.index("regions") + 1]
+        if "regions" in parents[:-1]
+        else names.region_of(settings.zone[0])
+    )
+    try:
+        found = await compute.get_subnetwork(region, name, owner)
+    except APIError as error:
+        logger.info("The network of subnetwork %s is not known: %s", settings.subnetwork, error)
+        return None
+    path = re.search(r"projects/([^/]+)/global/networks/([^/]+)$", str(found.get("network")))
+    return None if path is None else Network(path[1], path[2])
 
 
 async def _resolve_environment(

@@ -1,17 +1,23 @@
-"""Whether something listens at an address, and whether it is an address to ask at all."""
+"""Whether a Dask server listens at an address, and whether it is an address to ask at all."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import socket
+import ssl
 from typing import Final
 
-__all__ = ["UNREACHABLE", "answers_at", "leads_to_local_engine"]
+__all__ = ["UNREACHABLE", "answers_at", "knock", "leads_to_local_engine"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds after which an address that swallows what is sent there counts as silent.
 PROBE_TIMEOUT = 3.0
+#: Seconds that a connection may take to be closed.
+FAREWELL = 1.0
 #: What a call to a scheduler raises that goes at that moment. Tornado says ValueError of a
 #: connection that is closed before TLS begins (``IOStream.start_tls``), and Dask passes it on.
 UNREACHABLE: Final = (OSError, ValueError)
@@ -20,8 +26,8 @@ UNREACHABLE: Final = (OSError, ValueError)
 CLIENTS = ipaddress.ip_network("198.51.100.0/24")
 
 
-async def answers_at(host: str, port: int) -> bool:
-    """Tell whether something listens there.
+async def answers_at(host: str, port: int, context: ssl.SSLContext | None = None) -> bool:
+    """Tell whether a Dask server listens there.
 
     Parameters
     ----------
@@ -29,20 +35,74 @@ async def answers_at(host: str, port: int) -> bool:
         An IP address.
     port : int
         A port.
+    context : ssl.SSLContext or None
+        What the client shows, and whom it trusts; None for plain TCP.
 
     Returns
     -------
     bool
-        Whether a connection was accepted.
+        Whether one answered, be it to refuse this client.
     """
+    return not await knock(host, port, context)
+
+
+async def knock(
+    host: str,
+    port: int,
+    context: ssl.SSLContext | None = None,
+    *,
+    timeout: float | None = None,
+) -> str:
+    """Find out why no Dask server answers, if none does; one that refuses this client does.
+
+    A connection that is made and closed at once would tell less, and more to others: a tunnel takes
+    every connection, and a scheduler that wants TLS complains of each that does not begin it. A
+    Dask server speaks first, so its first byte is waited for.
+
+    Parameters
+    ----------
+    host : str
+        An IP address.
+    port : int
+        A port.
+    context : ssl.SSLContext or None
+        What the client shows, and whom it trusts; None for plain TCP.
+    timeout : float or None
+        Seconds after which an address that swallows what is sent there counts as silent; None for
+        `PROBE_TIMEOUT`.
+
+    Returns
+    -------
+    str
+        The reason, the end of a sentence; empty if one answers.
+    """
+    seconds = PROBE_TIMEOUT if timeout is None else timeout
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), PROBE_TIMEOUT)
-    except (OSError, asyncio.TimeoutError):
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True
+        await asyncio.wait_for(_hear(host, port, context), seconds)
+    except asyncio.TimeoutError:
+        return f"there is no answer within {seconds:g} s"
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        return "the connection is closed before TLS is agreed on"
+    except ssl.SSLError as error:
+        # Somebody is there, and waiting does not change what they think of each other. Whoever
+        # connects next is told by Dask.
+        logger.info("What answers at %s:%s is refused, or refuses: %s", host, port, error)
+    except OSError as error:
+        return error.strerror or str(error) or type(error).__name__
+    return ""
+
+
+async def _hear(host: str, port: int, context: ssl.SSLContext | None) -> None:
+    reader, writer = await asyncio.open_connection(host, port, ssl=context)
+    try:
+        if not await reader.read(1):
+            raise ConnectionAbortedError("the connection is closed without a word")
+    finally:
+        writer.close()
+        # The other side need not say good-bye.
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(writer.wait_closed(), FAREWELL)
+        writer.transport.abort()
 
 
 def leads_to_local_engine(host: str) -> bool:

@@ -19,7 +19,7 @@ from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
 from dask_gce.instance import Instance
 from dask_gce.inventory import find_cluster, list_clusters
 from dask_gce.placement import Location, MachineShape, Placement
-from dask_gce.preparation import Preparation, find_locations
+from dask_gce.preparation import Preparation, find_locations, find_route
 from dask_gce.settings import Settings
 from dask_gce.trust import client_security
 
@@ -81,7 +81,9 @@ async def rejoin(compute: Compute, settings: Settings, connection: Connection) -
             "it may not have been made completely, or have lost it. Delete what is there: "
             f"dask gce delete {record.name} --project {record.project}"
         )
-    schedulers, workers = await find_locations(compute, settings)
+    (schedulers, workers), route = await asyncio.gather(
+        find_locations(compute, settings), find_route(compute, settings)
+    )
     expires = record.expires
     blueprint = Blueprint(
         settings=settings,
@@ -100,6 +102,7 @@ async def rejoin(compute: Compute, settings: Settings, connection: Connection) -
         blueprint,
         Placement(schedulers),
         Placement(workers),
+        route,
         await asyncio.to_thread(client_security, connection.client_tls),
         connection.client_tls,
     )

@@ -1,4 +1,4 @@
-"""A Dask scheduler on an instance of its own."""
+"""A Dask scheduler on an instance of its own, and when it counts as reached."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from distributed.core import Status
 
 from dask_gce import names
 from dask_gce.blueprint import Blueprint
-from dask_gce.errors import GCEError, InstanceError
+from dask_gce.errors import GCEError, InstanceError, StartTimeout
 from dask_gce.failures import Cause, cause_of
 from dask_gce.fleet import Fleet
-from dask_gce.member import Member
+from dask_gce.instance import Instance
 from dask_gce.placement import Location, Placement
-from dask_gce.probing import answers_at, leads_to_local_engine
 from dask_gce.process import GCEProcess
+from dask_gce.reach.approach import Approach
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.3
 class GCEScheduler(GCEProcess):
     """The cluster's scheduler.
 
-    It is started once its port answers through the route that the client will use. Where there is
+    It is started once it answers through the route that the client will use. Workers find it at its
+    internal address, whichever that is. Where there is
     no capacity or quota for it, it moves to the next location, under a new name.
 
     Parameters
@@ -43,6 +44,8 @@ class GCEScheduler(GCEProcess):
         Where it may be made.
     location : Location
         Where it is made first.
+    approach : Approach
+        How the client reaches it.
     moved : callable or None
         Called when it moves, with the name it leaves, so that its workers move with it; None for
         one that exists and therefore does not move.
@@ -56,11 +59,16 @@ class GCEScheduler(GCEProcess):
         blueprint: Blueprint,
         placement: Placement,
         location: Location,
+        approach: Approach,
         moved: Callable[[str], None] | None,
     ) -> None:
         spec = blueprint.scheduler(name, location)
         super().__init__(fleet, spec, location, blueprint.settings.start_timeout)
         self.blueprint = blueprint
+        #: How the client reaches it; closed by the cluster.
+        self.approach = approach
+        # What was in the way when it was last asked.
+        self._obstacle = ""
         self._placement = placement
         self._moved = moved
         #: Set by the cluster: why the scheduler has failed, or why it is in the wrong place.
@@ -84,15 +92,22 @@ class GCEScheduler(GCEProcess):
             try:
                 await super().start()
                 self.status = Status.starting
-                host = await self._wait_until_reachable()
+                await self._wait_until_reachable()
                 break
             except GCEError as error:
                 if not self._move(error):
                     self.status = Status.failed
                     raise
-        port = self.blueprint.settings.scheduler_port
-        self.address = self.external_address = f"{self.blueprint.protocol}://{host}:{port}"
+        self.address = self.external_address = self._reached_at()
         self.status = Status.running
+
+    def _reached_at(self) -> str:
+        """Return where the client finds it, once it has been reached."""
+        place = self.approach.address(self.blueprint.settings.scheduler_port)
+        if place is None:
+            raise GCEError(f"The way to the scheduler {self.name} was closed.")
+        host, port = place
+        return f"{self.blueprint.protocol}://{host}:{port}"
 
     def _move(self, error: GCEError) -> bool:
         """Move on to the next location, if that may help."""
@@ -109,52 +124,56 @@ class GCEScheduler(GCEProcess):
             self.name, "moved", f"to {location.machine_type} in {location.zone}: {reason}"
         )
         self.failure = None
+        self._obstacle = ""
         self.location = location
         name = names.instance_name(self.fleet.cluster, "scheduler")
         left, self.spec = self.name, self.blueprint.scheduler(name, location)
         self._moved(left)
         return True
 
-    async def _wait_until_reachable(self) -> str:
+    async def _wait_until_reachable(self) -> None:
         pause = FIRST_PAUSE
         member = self.fleet.members[self.name]
-        port = self.blueprint.settings.scheduler_port
-        # Side by side, each at its own pace: an address that this process has no route to swallows
-        # what is sent there, and keeps a probe for seconds.
-        probes: dict[str, asyncio.Future[bool]] = {}
+        # Beside the rest: what keeps this process from reaching it must not hide that it failed.
+        knocking: asyncio.Task[str] | None = None
         try:
             while True:
                 if self.failure is not None:
-                    raise self.failure
-                for host in self._hosts(member):
-                    if host not in probes:
-                        probes[host] = asyncio.ensure_future(answers_at(host, port))
-                if probes:
-                    await asyncio.wait(
-                        probes.values(), timeout=pause, return_when=asyncio.FIRST_COMPLETED
-                    )
-                for host in [host for host, probe in probes.items() if probe.done()]:
-                    if probes.pop(host).result():
+                    raise await self._explain(self.failure)
+                instance = member.instance
+                if knocking is None and instance is not None and instance.status == "RUNNING":
+                    knocking = asyncio.ensure_future(self._knock(instance))
+                if knocking is not None:
+                    await asyncio.wait({knocking}, timeout=pause)
+                if knocking is not None and knocking.done():
+                    self._obstacle, knocking = knocking.result(), None
+                    if not self._obstacle:
                         self.fleet.mark_ready(self.name)
-                        return host
+                        return
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.2, LONGEST_PAUSE)
         finally:
-            for probe in probes.values():
-                probe.cancel()
-            if probes:
-                await asyncio.wait(probes.values())
+            if knocking is not None:
+                knocking.cancel()
+                await asyncio.gather(knocking, return_exceptions=True)
 
-    def _hosts(self, member: Member) -> list[str]:
-        """Return the addresses through which this process may reach the scheduler, once known.
+    async def _knock(self, instance: Instance) -> str:
+        """Go to the machine and ask its scheduler; return what is in the way, if anything."""
+        await self.approach.open(instance)
+        return await self.approach.find_obstacle()
 
-        From outside the network only the external one answers. From inside it is the internal
-        one: firewall rules for a network's own addresses do not cover the way round.
-        """
-        instance = member.instance
-        if instance is None or instance.status != "RUNNING":
-            return []
-        hosts = [host for host in (instance.external_ip, instance.internal_ip) if host]
-        if self.blueprint.settings.is_local:
-            return [host for host in hosts if leads_to_local_engine(host)]
-        return hosts
+    async def _explain(self, failure: GCEError) -> GCEError:
+        """Add to an error what kept this process from reaching a scheduler that may well run."""
+        if not isinstance(failure, StartTimeout) or not self._obstacle:
+            return failure
+        place = self.approach.describe(self.blueprint.settings.scheduler_port)
+        error = StartTimeout(
+            f"{failure.message}\nThe way to it is {self.approach.route}. "
+            f"From here {place} was asked: {self._obstacle.rstrip('.')}.",
+            name=failure.name,
+            zone=failure.zone,
+            phase=failure.phase,
+            serial_tail=failure.serial_tail,
+        )
+        error.__cause__ = failure.__cause__
+        return error

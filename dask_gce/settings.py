@@ -25,13 +25,21 @@ from dask_gce.sources import DEFAULTS, collect, environment, place
 if TYPE_CHECKING:
     from distributed import Security
 
-__all__ = ["KEYS_ONLY", "LOCAL_PROJECT", "Settings"]
+__all__ = ["KEYS_ONLY", "LOCAL_PROJECT", "OF_THE_WAY", "Settings"]
 
 LOCAL_PROJECT: Final = "local-project"
 
 #: What may hold a password shows its keys only.
 KEYS_ONLY: Final = frozenset(
     {"env_vars", "instance_overrides", "scheduler_options", "worker_options"}
+)
+#: What is of whoever reaches a cluster, and not of the cluster.
+OF_THE_WAY: Final = (
+    "connect",
+    "firewall",
+    "allow_ingress_from",
+    "client_address_services",
+    "iap_endpoint",
 )
 # Infinity means no limit here. JSON has no word for it, so null stands for it there.
 _ENDLESS: Final = frozenset({"api_rate"})
@@ -335,6 +343,31 @@ class Settings:
             # Read again from another working directory.
             dumped["api_token_file"] = str(Path(self.api_token_file).expanduser().absolute())
         return dumped
+
+    def with_way_of(self, reader: Settings) -> Settings:
+        """Let whoever joins a cluster reach it in a way of their own.
+
+        Parameters
+        ----------
+        reader : Settings
+            What the one who joins has chosen.
+
+        Returns
+        -------
+        Settings
+            These, with what the reader has chosen of `OF_THE_WAY`.
+
+        Examples
+        --------
+        >>> settings = Settings.load(connect="internal", n_workers=2)
+        >>> joined = settings.with_way_of(Settings.load(connect="iap"))
+        >>> joined.connect, joined.n_workers
+        ('iap', 2)
+        """
+        chosen = [key for key in OF_THE_WAY if reader.sources[key] != "default"]
+        sources = {**self.sources, **{key: reader.sources[key] for key in chosen}}
+        changes = {key: getattr(reader, key) for key in chosen}
+        return dataclasses.replace(self, **changes, sources=sources)
 
     @property
     def is_local(self) -> bool:
