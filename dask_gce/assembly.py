@@ -221,6 +221,7 @@ class AssembledCluster(ScalingCluster):
             changed=self._watcher.disturb,
             others=self._welcome if self._shared else None,
             zones=settings.zone if self._shared and settings.allow_cross_zone else (),
+            scrubs=bool(blueprint.tls) and settings.secrets == "metadata",
         )
         self.scheduler = GCEScheduler(
             name=scheduler,

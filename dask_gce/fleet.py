@@ -34,6 +34,7 @@ from dask_gce.instance import Instance, InstanceSpec, parse_instance
 from dask_gce.member import Member
 from dask_gce.operation import explain_end
 from dask_gce.removal import OFF, Removal
+from dask_gce.scrubbing import Scrubbing
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,9 @@ class Fleet:
         what is not on record is deleted.
     zones : collection of str
         Where they may have made them.
+    scrubs : bool
+        Whether the metadata of machines holds private keys, which are taken out once they are
+        ready.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Fleet:
         changed: Callable[[], None] = lambda: None,
         others: Callable[[Sequence[Instance]], None] | None = None,
         zones: Collection[str] = (),
+        scrubs: bool = False,
     ) -> None:
         self.compute = compute
         self.cluster = cluster
@@ -117,6 +122,7 @@ class Fleet:
         self._held: list[Member] = []
         self._insertion = Insertion(compute, changed)
         self._removal = Removal(compute, cluster, self._label, lambda: self._zones)
+        self._scrubbing = Scrubbing(compute, cluster, self.events) if scrubs else None
         self._ended = False
         self.delete_at_exit = delete_at_exit
         at_exit(self, self._end)
@@ -238,6 +244,8 @@ class Fleet:
             if new := [each for each in found if each.name not in self._known and not each.ended]:
                 self._others(new)
         self._removal.review(ours, self.members.keys())
+        if self._scrubbing is not None:
+            self._scrubbing.review(found)
         self._release(found)
 
     async def _list(self) -> tuple[list[dict[str, Any]], frozenset[str]]:
@@ -264,6 +272,9 @@ class Fleet:
         if member is not None and member.ready_since is None:
             member.ready_since = time.monotonic()
             self.events.note(name, "ready")
+            if self._scrubbing is not None:
+                self._scrubbing.add(member.zone, name)
+                self._changed()
 
     @property
     def waiting(self) -> list[str]:
@@ -424,6 +435,8 @@ class Fleet:
         member = self.members.get(name)
         if member is None:
             return
+        if self._scrubbing is not None:
+            self._scrubbing.discard(member.zone, name)
         if member in self._held:
             self._held.remove(member)
             member.withdraw()
@@ -440,6 +453,8 @@ class Fleet:
         """Make nothing more, and delete the workers' instances; what fails is left to the rest."""
         self._withdraw_held()
         await self._insertion.stop()
+        if self._scrubbing is not None:
+            await self._scrubbing.stop()
         workers = [each for each in self.members.values() if _is_worker(each.spec)]
         await self._removal.delete_each(workers)
 
@@ -454,6 +469,8 @@ class Fleet:
         """
         self._withdraw_held()
         await self._insertion.stop()
+        if self._scrubbing is not None:
+            await self._scrubbing.stop()
         if self._zones:
             await self._removal.delete_all(list(self.members.values()))
         self.members.clear()
@@ -481,6 +498,11 @@ class Fleet:
         self._withdraw_held()
         await self._insertion.stop()
         not_at_exit(self)
+        if self._scrubbing is not None:
+            await self._scrubbing.finish(self._listed)
+
+    async def _listed(self) -> list[dict[str, Any]]:
+        return (await self._list())[0]
 
     def _end(self) -> None:
         if not self.delete_at_exit:

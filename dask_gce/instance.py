@@ -24,6 +24,7 @@ INSTANCE_FIELDS = (
     "status",
     "zone",
     "networkInterfaces(networkIP,accessConfigs(natIP))",
+    "metadata(fingerprint)",
 )
 
 #: Metadata item that has the system's logs sent to Cloud Logging.
@@ -295,6 +296,8 @@ class Instance:
         Its internal IPv4 address, once it has one.
     external_ip : str or None
         Its external IPv4 address, if it has one.
+    fingerprint : str
+        That of its metadata; empty if it was not asked for.
     """
 
     name: str
@@ -302,6 +305,7 @@ class Instance:
     status: str
     internal_ip: str | None = None
     external_ip: str | None = None
+    fingerprint: str = ""
 
     @property
     def ended(self) -> bool:
@@ -330,4 +334,5 @@ def parse_instance(data: Mapping[str, Any]) -> Instance:
         status=str(data.get("status", "")),
         internal_ip=interfaces[0].get("networkIP") or None,
         external_ip=access[0].get("natIP") or None,
+        fingerprint=str((data.get("metadata") or {}).get("fingerprint", "")),
     )

@@ -24,6 +24,7 @@ __all__ = [
     "instance_key",
     "list_call",
     "merge_scopes",
+    "set_metadata_call",
 ]
 
 #: What lists ask of each instance. Without a mask they carry all metadata and startup scripts.
@@ -179,6 +180,48 @@ def delete_call(project: str, zone: str, name: str, request_id: str | None) -> C
     )
     change = _change(project, zone, request_id)
     return replace(call, fields={**change, "instance": name}, group="write")
+
+
+def set_metadata_call(
+    project: str, zone: str, name: str, metadata: Mapping[str, Any], request_id: str | None
+) -> Call:
+    """Return the call that begins to replace an instance's metadata.
+
+    Parameters
+    ----------
+    project : str
+        Project ID.
+    zone : str
+        Zone name.
+    name : str
+        The instance.
+    metadata : mapping
+        A ``compute#metadata`` resource as API JSON: all items, and the fingerprint of those that
+        they replace.
+    request_id : str or None
+        A UUID by which Compute Engine knows a repeated request; None for a new one.
+
+    Returns
+    -------
+    Call
+        The call.
+    """
+    call = instance_call(
+        project,
+        zone,
+        name,
+        verb="set_metadata_unary",
+        request="SetMetadataInstanceRequest",
+        action="set the metadata of",
+    )
+    change = _change(project, zone, request_id)
+    return replace(
+        call,
+        fields={**change, "instance": name},
+        body=metadata,
+        body_field="metadata_resource",
+        group="write",
+    )
 
 
 def list_call(project: str, zone: str, filter: str, fields: str | None) -> Call:

@@ -20,6 +20,7 @@ from dask_gce.instance_calls import (
     instance_key,
     list_call,
     merge_scopes,
+    set_metadata_call,
 )
 from dask_gce.operation import Operation, parse_operation
 from dask_gce.verbs import Verbs
@@ -202,6 +203,35 @@ class InstanceVerbs(Verbs):
             return parse_operation(await self._caller.answer(call))
         except NotFound:
             return None
+
+    async def set_instance_metadata(
+        self, zone: str, name: str, metadata: Mapping[str, Any], request_id: str | None = None
+    ) -> Operation:
+        """Begin to replace an instance's metadata.
+
+        Parameters
+        ----------
+        zone : str
+            Zone name.
+        name : str
+            The instance.
+        metadata : mapping
+            All items, and the fingerprint of those that they replace.
+        request_id : str or None
+            A UUID by which Compute Engine knows a repeated request; None for a new one.
+
+        Returns
+        -------
+        Operation
+            The operation that was started; it can still fail.
+
+        Raises
+        ------
+        APIError
+            With status 412: the metadata has another fingerprint by now.
+        """
+        call = set_metadata_call(self.project, zone, name, metadata, request_id)
+        return parse_operation(await self._caller.answer(call))
 
     async def get_serial_port_output(self, zone: str, name: str, start: int = 0) -> tuple[str, int]:
         """Return what an instance has written to its first serial port.

@@ -424,9 +424,10 @@ async def test_version_mask_and_request_id_are_sent() -> None:
         "items/*/instances(name),items/*/warning,unreachables,nextPageToken"
     )
     assert everywhere.query == {}
-    # Without being asked, a list does not carry the metadata of its instances.
+    # Without being asked, a list carries no more of the metadata of its instances than a hash.
     assert usual.headers["x-goog-fieldmask"].startswith("items(name,status,")
-    assert "metadata" not in usual.headers["x-goog-fieldmask"]
+    assert "metadata(fingerprint)" in usual.headers["x-goog-fieldmask"]
+    assert usual.headers["x-goog-fieldmask"].count("metadata") == 1
     assert [request.headers.get("x-goog-fieldmask") for request in unmasked] == [None, None]
     assert {request.headers["x-goog-api-version"] for request in api.requests} == {"2026-09-01"}
     assert all("dask-gce/" in request.headers["x-goog-api-client"] for request in api.requests)

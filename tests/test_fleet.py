@@ -66,7 +66,9 @@ async def test_one_look_is_one_call(cloud, fleet):
     (look,) = cloud.log[before:]
     assert look.method_id == "compute.instances.list"
     # What Dask does not need, such as half a megabyte of metadata a machine, is not sent.
-    assert set(look.response["items"][0]) == {"name", "status", "zone", "networkInterfaces"}
+    seen = look.response["items"][0]
+    assert set(seen) == {"name", "status", "zone", "networkInterfaces", "metadata"}
+    assert set(seen["metadata"]) == {"fingerprint"}
     assert await fleet.check(list(fleet.members)) == []
 
 

@@ -291,7 +291,10 @@ def test_what_is_read_is_all_that_is_asked_for():
         "zone": "zones/us-east1-b",
         "status": "RUNNING",
         "labels": {"dask-gce-cluster": "dask-1"},
-        "metadata": {"items": [{"key": "startup-script", "value": "#!/bin/bash"}]},
+        "metadata": {
+            "fingerprint": "aGFzaA==",
+            "items": [{"key": "startup-script", "value": "#!/bin/bash"}],
+        },
         "networkInterfaces": [
             {
                 "name": "nic0",
@@ -305,4 +308,5 @@ def test_what_is_read_is_all_that_is_asked_for():
     assert masked["networkInterfaces"] == [
         {"networkIP": "10.128.0.2", "accessConfigs": [{"natIP": "203.0.113.7"}]}
     ]
-    assert set(masked) == {"name", "zone", "status", "networkInterfaces"}
+    assert masked["metadata"] == {"fingerprint": "aGFzaA=="}
+    assert set(masked) == {"name", "zone", "status", "networkInterfaces", "metadata"}
