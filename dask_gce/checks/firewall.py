@@ -10,19 +10,28 @@ from typing import Any, Final
 from dask_gce.checks.finding import Finding, failed, ok, unknown
 from dask_gce.checks.view import View
 from dask_gce.errors import GCEError, NotFound
-from dask_gce.reach.admission import Rule, admits, blocking_rule, parse_rule
+from dask_gce.reach.admission import admits, blocking_rule, parse_rule
 from dask_gce.reach.firewall_rules import (
     MACHINE_PORTS,
+    Mark,
     Network,
     Ports,
+    build_rule,
     render_create,
     split_families,
 )
 from dask_gce.reach.refusals import IAP_RANGE
+from dask_gce.tags import Purpose
 
-__all__ = ["check_firewall"]
+__all__ = ["LASTING_TAG", "check_firewall"]
 
-#: A network tag as those of clusters, which no rule that exists can go by.
+#: A network tag for rules that are made by hand, once for all clusters.
+LASTING_TAG: Final = "dask-gce"
+
+#: Whose a rule is that no cluster makes.
+_NOBODY: Final = Mark("all", "all")
+
+#: Stands for the tag of a cluster that is to be made; no rule that exists can go by it.
 _TAG: Final = "the-tag-of-a-cluster-to-be-made"
 
 
@@ -30,11 +39,33 @@ _TAG: Final = "the-tag-of-a-cluster-to-be-made"
 class _Traffic:
     """What has to be let in."""
 
-    name: str
+    purpose: Purpose
     what: str
     ranges: tuple[str, ...]
     ports: tuple[Ports, ...]
-    among_machines: bool = False
+
+    @property
+    def among_machines(self) -> bool:
+        return self.purpose == "machines"
+
+    def rules(self, network: Network, tag: str) -> list[dict[str, Any]]:
+        """Return rules that let it in to machines with a tag, in API JSON."""
+        name = f"dask-gce-{self.purpose}"
+        if self.among_machines:
+            groups: list[dict[str, Any]] = [{"source_tag": tag}]
+        else:
+            groups = [{"ranges": ranges} for ranges in split_families(self.ranges)]
+        return [
+            build_rule(
+                name + (f"-{number}" if number else ""),
+                network,
+                _NOBODY,
+                target_tag=tag,
+                ports=self.ports,
+                **group,
+            )
+            for number, group in enumerate(groups)
+        ]
 
 
 async def check_firewall(view: View) -> Finding:
@@ -60,41 +91,41 @@ async def check_firewall(view: View) -> Finding:
     except GCEError as error:
         return unknown("firewall", str(error))
     rules = await view.list_rules()
-    told, repair, blocked = [f"{route.kind} ({route.reason})"], [], False
+    told = [f"{route.kind} ({route.reason})"]
+    repair: list[str] = []
     for traffic in wanted:
-        if _admitted(view, rules, traffic):
+        asked = _asked(view, traffic)
+        if admits(rules, **asked):
             told.append(f"a rule lets in {traffic.what}")
             continue
-        ours = [parse_rule(each) for each in _bodies(traffic, network, [_TAG])]
-        if blocking := _blocking(view, [*rules, *ours], traffic):
-            blocked = True
+        ours = [parse_rule(each) for each in traffic.rules(network, _TAG)]
+        if blocking := blocking_rule([*rules, *ours], **asked):
             told.append(f"rule {blocking} keeps out {traffic.what}; let whoever made it change it")
             repair.append(_describe(blocking, network))
         elif view.settings.firewall:
             told.append(f"the cluster will make a rule that lets in {traffic.what}")
         else:
             told.append(f"no rule lets in {traffic.what}")
-            bodies = _bodies(traffic, network, view.settings.network_tags)
-            repair += [render_create(each, network) for each in bodies]
+            tag = next(iter(view.settings.network_tags), LASTING_TAG)
+            repair += [render_create(each, network) for each in traffic.rules(network, tag)]
     text = "; ".join(told)
-    if blocked or repair:
-        return failed("firewall", f"{text}.", *repair)
-    return ok("firewall", text)
+    if not repair:
+        return ok("firewall", text)
+    if not (view.settings.firewall or view.settings.network_tags):
+        text += f"; the command lets it in to machines with network_tags=[{LASTING_TAG!r}]"
+    return failed("firewall", f"{text}.", *repair)
 
 
 async def _wanted(view: View, network: Network, route: str) -> list[_Traffic]:
     """Return what has to be let in."""
     settings = view.settings
+    ports = tuple((port, port) for port in (settings.scheduler_port, settings.dashboard_port))
+    low = [each for each in ports[:1] if each < MACHINE_PORTS]
     machines = _Traffic(
-        "allow-dask-machines",
-        "the machines to one another",
-        network.ranges,
-        (MACHINE_PORTS,),
-        among_machines=True,
+        "machines", "the machines to one another", network.ranges, (*low, MACHINE_PORTS)
     )
     if route == "internal":
         return [machines]
-    ports = tuple((port, port) for port in (settings.scheduler_port, settings.dashboard_port))
     if route == "iap":
         source: Sequence[str] = (IAP_RANGE,)
         who = "Identity-Aware Proxy"
@@ -107,46 +138,21 @@ async def _wanted(view: View, network: Network, route: str) -> list[_Traffic]:
         f"{who} ({', '.join(source)}) to "
         f"tcp:{settings.scheduler_port} and tcp:{settings.dashboard_port}"
     )
-    return [_Traffic("allow-dask-clients", what, tuple(source), ports), machines]
+    return [_Traffic("clients", what, tuple(source), ports), machines]
 
 
-def _judged(view: View, traffic: _Traffic) -> dict[str, Any]:
-    settings = view.settings
-    tags = (*settings.network_tags, _TAG)
-    account = settings.service_account or ""
+def _asked(view: View, traffic: _Traffic) -> dict[str, Any]:
+    """Return what the rules are asked."""
+    tags = (*view.settings.network_tags, _TAG)
+    account = view.settings.service_account or ""
     return {
         "ranges": traffic.ranges,
         "source_tags": tags if traffic.among_machines else (),
         "target_tags": tags,
-        # Which account is the default one, the rules' own look-up does not tell.
+        # Which one the default account is, is not known here.
         "account": None if account == "default" else account,
         "ports": traffic.ports,
     }
-
-
-def _admitted(view: View, rules: Sequence[Rule], traffic: _Traffic) -> bool:
-    return admits(rules, **_judged(view, traffic))
-
-
-def _blocking(view: View, rules: Sequence[Rule], traffic: _Traffic) -> str:
-    return blocking_rule(rules, **_judged(view, traffic))
-
-
-def _bodies(traffic: _Traffic, network: Network, tags: Sequence[str]) -> list[dict[str, Any]]:
-    """Return rules that let it in, in API JSON."""
-    ports = [f"{low}" if low == high else f"{low}-{high}" for low, high in traffic.ports]
-    families = split_families(traffic.ranges)
-    return [
-        {
-            "name": traffic.name + (f"-{number}" if number else ""),
-            "network": network.path,
-            "direction": "INGRESS",
-            "allowed": [{"IPProtocol": "tcp", "ports": ports}],
-            "sourceRanges": ranges,
-            **({"targetTags": list(tags)} if tags else {}),
-        }
-        for number, ranges in enumerate(families)
-    ]
 
 
 def _describe(rule: str, network: Network) -> str:

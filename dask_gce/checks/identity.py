@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from dask_gce.checks.finding import Finding, failed, ok, unknown
 from dask_gce.checks.view import View, project_of
-from dask_gce.errors import APIError, GCEError, NotFound, PermissionDenied
+from dask_gce.errors import APIError, CredentialsError, GCEError, NotFound, PermissionDenied
 from dask_gce.images import architecture_of
 from dask_gce.permissions import (
     FEATURES,
@@ -25,6 +26,8 @@ __all__ = [
     "check_service_account",
     "features_of",
 ]
+
+_LOGIN: Final = "gcloud auth application-default login"
 
 
 def features_of(settings: Settings, route: str) -> tuple[str, ...]:
@@ -76,13 +79,11 @@ async def check_project(view: View) -> Finding:
             "lists.",
             "gcloud projects list",
         )
+    except CredentialsError as error:
+        return failed("project", str(error), _LOGIN)
     except PermissionDenied as error:
         if error.status == 401:
-            return failed(
-                "project",
-                f"The credentials are not accepted: {error}",
-                "gcloud auth application-default login",
-            )
+            return failed("project", f"The credentials are not accepted: {error}", _LOGIN)
         if error.reason in ("accessNotConfigured", "SERVICE_DISABLED"):
             # It answers, so it is there; what is missing, the check of the APIs says.
             return ok("project", view.project)
