@@ -196,10 +196,11 @@ class FarEnd:
             await _drop(opening)
             raise
         await _drop(opening)
-        raise explain(self.to, CUT, f"no answer in {OPEN_TIMEOUT:g} s")
+        words = f"no answer in {OPEN_TIMEOUT:g} s"
+        raise explain(self.to, CUT, words, has_begun=bool(relay.sid))
 
     async def _open(self, relay: Relay) -> ClientWebSocketResponse:
-        websocket = await self._shake_hands(self._address(relay), await self._headers())
+        websocket = await self._shake_hands(relay, await self._headers())
         try:
             await self._hear_of_connection(websocket, relay)
         except BaseException:
@@ -215,7 +216,8 @@ class FarEnd:
             message = await websocket.receive()
             if message.type is not WSMsgType.BINARY:
                 closed = read_close(message, announced)
-                raise explain(self.to, closed.code, closed.reason)
+                begun = bool(relay.sid)
+                raise explain(self.to, closed.code, closed.reason, has_begun=begun)
             event = relay.receive(message.data)
             if isinstance(event, Connected | Resumed):
                 return
@@ -260,7 +262,7 @@ class FarEnd:
             headers["Authorization"] = f"Bearer {token}"
         return headers
 
-    async def _shake_hands(self, address: str, headers: dict[str, str]) -> ClientWebSocketResponse:
+    async def _shake_hands(self, relay: Relay, headers: dict[str, str]) -> ClientWebSocketResponse:
         from aiohttp import (
             ClientConnectorCertificateError,
             ClientError,
@@ -272,7 +274,7 @@ class FarEnd:
         proxy, proxy_auth = await self._proxy()
         try:
             return await self._session.ws_connect(
-                address,
+                self._address(relay),
                 headers=headers,
                 origin=ORIGIN,
                 protocols=(SUBPROTOCOL,),
@@ -283,14 +285,13 @@ class FarEnd:
                 proxy_auth=proxy_auth,
             )
         except ClientResponseError as error:
-            refusal = explain(self.to, error.status)
+            code, words = error.status, ""
         except ClientConnectorCertificateError as error:
-            refusal = explain(self.to, UNTRUSTED, str(error.certificate_error))
+            code, words = UNTRUSTED, str(error.certificate_error)
         except (ClientError, OSError) as error:
             # Only the system's words: aiohttp's own may quote the address, with the session's ID.
-            words = getattr(error, "strerror", None) or type(error).__name__
-            refusal = explain(self.to, CUT, words)
-        raise refusal
+            code, words = CUT, getattr(error, "strerror", None) or type(error).__name__
+        raise explain(self.to, code, words, has_begun=bool(relay.sid))
 
     async def _proxy(self) -> tuple[str | None, BasicAuth | None]:
         """Return the proxy to take, and who we are there.

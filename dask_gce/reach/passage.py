@@ -37,10 +37,9 @@ RESUME_FOR = 15 * 60.0
 CONNECT_FOR = 60.0
 #: Seconds for which received bytes may wait for others to be acknowledged together with them.
 ACK_DELAY = 0.05
-#: Seconds for what was sent last to be confirmed (``ALL_DATA_SENT_WAIT_TIME_SEC`` in gcloud's).
-LAST_ACK = 10.0
 #: Seconds of silence after which the instance has said all that it had to say to a local side that
-#: has ended. Nobody can tell whether that still listens: nearly all close both directions at once.
+#: has ended, and confirmed what it is going to. Nobody can tell whether the local side still
+#: listens: nearly all close both directions at once.
 LAST_WORDS = 5.0
 #: Seconds between pings, which keep proxies and routers from forgetting the connection; one that
 #: leaves one unanswered until the next is cut.
@@ -119,7 +118,7 @@ class Passage:
                 await hang_up(websocket)
             if closed is None or meaning_of(closed.code) is Meaning.ENDED:
                 return
-            error = explain(self._far_end.to, closed.code, closed.reason)
+            error = explain(self._far_end.to, closed.code, closed.reason, has_begun=True)
             if meaning_of(closed.code) is not Meaning.CUT:
                 raise error
             self._tell("cut", error)
@@ -288,9 +287,7 @@ class Passage:
         if not (local.ended or self._leaving) or local.pending:
             return None
         since = max(self._heard_at, local.ended_at)
-        if self._relay.unconfirmed:
-            return since + LAST_ACK
-        if local.lost or self._leaving:
+        if (local.lost or self._leaving) and not self._relay.unconfirmed:
             return since
         return since + LAST_WORDS if self._is_reading else None
 

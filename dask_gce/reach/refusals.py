@@ -177,7 +177,9 @@ def meaning_of(code: int) -> Meaning:
     return Meaning.CUT if passes else Meaning.FINAL
 
 
-def explain(to: Destination, code: int, reason: str = "") -> TunnelError:
+def explain(
+    to: Destination, code: int, reason: str = "", *, has_begun: bool = False
+) -> TunnelError:
     """Build the error that says why a tunnel is not open, and what to do.
 
     Parameters
@@ -188,6 +190,8 @@ def explain(to: Destination, code: int, reason: str = "") -> TunnelError:
         The websocket's close code, or the HTTP status of a refused handshake.
     reason : str
         The far end's own words.
+    has_begun : bool
+        Whether there was a connection before.
 
     Returns
     -------
@@ -215,7 +219,8 @@ def explain(to: Destination, code: int, reason: str = "") -> TunnelError:
         what, remedy = f"it closed with code {code}", ""
     quoted = _tidy(reason)
     words = f", in its words: {quoted}" if quoted else ""
-    message = f"No IAP tunnel to {to}: {what}{words}. {remedy.format(to=to)}"
+    subject = f"The IAP tunnel to {to} broke" if has_begun else f"No IAP tunnel to {to}"
+    message = f"{subject}: {what}{words}. {remedy.format(to=to)}"
     return TunnelError(message.rstrip(), code=code)
 
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 #: Where tunnels begin: nobody on other computers can use them.
 HOST = "127.0.0.1"
 #: Seconds that connections have for their last bytes to be confirmed when the tunnel is closed.
-GRACE = 2.0
+GRACE = 1.0
 
 
 def _log(what: str, why: str) -> None:
