@@ -139,7 +139,8 @@ def parse_answer(answer: bytes) -> str | None:
     Returns
     -------
     str or None
-        Its body; None if it is no complete answer, or none of Google's metadata server.
+        Its body; None if that is empty or not complete, or if it is not of Google's metadata
+        server.
 
     Examples
     --------
@@ -154,7 +155,7 @@ def parse_answer(answer: bytes) -> str | None:
         # Somebody else's router may answer at this address; Google's server signs its answers.
         if response.status != 200 or response.headers.get("Metadata-Flavor") != "Google":
             return None
-        return response.read().decode("utf-8").strip()
+        return response.read().decode("utf-8").strip() or None
     # http.client takes what is no number for a number, and says so in more ways than one.
     except (http.client.HTTPException, ValueError, OSError):
         return None
