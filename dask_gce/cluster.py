@@ -21,7 +21,7 @@ from dask_gce import names
 from dask_gce.assembly import CreateMode
 from dask_gce.attendance import AttendedCluster
 from dask_gce.errors import GCEError, SettingsError, StartTimeout
-from dask_gce.settings import Settings
+from dask_gce.settings import OF_THE_WAY, Settings
 from dask_gce.sources import DEFAULTS
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,8 @@ class GCECluster(AttendedCluster):
         shutdown_on_close : bool
             Whether closing this object ends the cluster.
         **options
-            What the constructor takes beside settings: ``asynchronous``, ``quiet`` and so on.
+            What the constructor takes beside settings: ``asynchronous``, ``quiet`` and so on; and
+            of the settings the way from here, ``connect`` and those that go with it.
 
         Returns
         -------
@@ -199,7 +200,7 @@ class GCECluster(AttendedCluster):
         ...     cluster.scale(20)
         """
         for key in options:
-            if key in DEFAULTS and key not in ("api_endpoint", "api_token_file"):
+            if key in DEFAULTS and key not in ("api_endpoint", "api_token_file", *OF_THE_WAY):
                 raise SettingsError(
                     f"{key}: from_name({name!r}) takes no settings, since a cluster keeps the "
                     "settings that it was made with. To change the number of workers: scale().",

@@ -20,6 +20,7 @@ from typing import Any
 from distributed.security import Security
 
 from dask_gce import names
+from dask_gce.addresses import reach_everybody
 from dask_gce.blueprint import Blueprint
 from dask_gce.boot.dask_config import changed_configuration
 from dask_gce.boot.environment import Environment
@@ -168,6 +169,7 @@ async def prepare(
     check_fit(settings, schedulers, workers)
     check_image(settings, image, [*schedulers, *workers])
     warn_of_architecture(settings, [*schedulers, *workers])
+    _warn_of_open_door(settings, route)
     environment = await _resolve_environment(settings, tell)
     blueprint = Blueprint(
         settings=settings,
@@ -212,6 +214,18 @@ async def find_route(compute: Compute, settings: Settings) -> Route:
     if here is not None and network is None:
         network = await _look_up_network(compute, settings)
     return choose_route(settings, project=compute.project, network=network, here=here)
+
+
+def _warn_of_open_door(settings: Settings, route: Route) -> None:
+    """Say so where everybody may knock at the scheduler's door."""
+    ranges = settings.allow_ingress_from or ()
+    if settings.firewall and route.kind == "external" and reach_everybody(ranges):
+        logger.warning(
+            "allow_ingress_from = %s: the whole Internet reaches the scheduler's port, which "
+            "certificates %s, and its dashboard, which asks for nothing. Name your own address.",
+            ", ".join(ranges),
+            "guard" if settings.security else "do not guard (security=False)",
+        )
 
 
 async def _look_up_network(compute: Compute, settings: Settings) -> Network | None:
