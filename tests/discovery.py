@@ -113,6 +113,7 @@ REQUEST_SCHEMAS = [
     "InstancesSetLabelsRequest",
     "Metadata",
     "Network",
+    "Router",
     "Subnetwork",
     "cloudresourcemanager.v1.GetIamPolicyRequest",
     "cloudresourcemanager.v1.SetIamPolicyRequest",
@@ -127,6 +128,7 @@ REQUEST_SCHEMAS = [
     "secretmanager.v1.Secret",
     "secretmanager.v1.SetIamPolicyRequest",
     "secretmanager.v1.TestIamPermissionsRequest",
+    "serviceusage.v1.EnableServiceRequest",
 ]
 
 #: Parameters of every method; the document lists those without `$` only.

@@ -56,6 +56,8 @@ class Project:
         self.requests: dict[str, tuple[str, Operation]] = {}
         #: The bulk inserts that go on.
         self.bulk_inserts: set[Operation] = set()
+        #: Routers by region and name.
+        self.routers: dict[str, dict[str, Resource]] = {}
         #: Secrets by name.
         self.secrets: dict[str, Secret] = {}
         #: Who has which role in it.
@@ -114,6 +116,8 @@ class Cloud:
         self.operations = Operations(self.base_url, timings.pending)
         #: What disks and images hold.
         self.shelf = Shelf()
+        #: When the operations of Service Usage are done, and what they answer then, by name.
+        self.service_operations: dict[str, tuple[float, dict[str, Any]]] = {}
         #: Whose the tokens of machines are.
         self.identities = Identities()
         self.projects: dict[str, Project] = {}

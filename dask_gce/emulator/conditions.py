@@ -9,6 +9,7 @@ from dask_gce.emulator.faults import Faults
 from dask_gce.emulator.iam import Permissions
 from dask_gce.emulator.quota import Quota
 from dask_gce.emulator.rate_limits import RateLimits
+from dask_gce.emulator.service_states import ServiceStates
 from dask_gce.emulator.unreachable import Unreachable
 
 
@@ -32,6 +33,8 @@ class Conditions:
         The names of the reservations that instances can be taken from.
     permissions : Permissions
         Who may do what.
+    services : ServiceStates
+        Which of Google's APIs are enabled.
     """
 
     faults: Faults = field(default_factory=Faults)
@@ -41,3 +44,4 @@ class Conditions:
     unreachable: Unreachable = field(default_factory=Unreachable)
     reservations: set[str] = field(default_factory=set)
     permissions: Permissions = field(default_factory=Permissions)
+    services: ServiceStates = field(default_factory=ServiceStates)

@@ -1,8 +1,8 @@
 """From one request to its answer, whatever carried it.
 
-Owns: latency, system parameters, request IDs, rate quotas, faults of calls, zones that do not
-answer, partial answers, the telling of observers. The answers come from `methods`; HTTP and who may
-ask is `server`'s business.
+Owns: latency, system parameters, request IDs, faults of calls, partial answers, the telling of
+observers. The answers come from `methods`; which calls are let in is told by `admission`, who may
+make them by `requirements`; HTTP and strangers are `server`'s business.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from dask_gce.emulator.catalog.places import ZONES
+from dask_gce.emulator.admission import admit
 from dask_gce.emulator.cloud import Cloud
 from dask_gce.emulator.errors import APIError, bad_request, envelope, invalid
 from dask_gce.emulator.methods import ROUTES
 from dask_gce.emulator.operations import Operation
 from dask_gce.emulator.partial import apply_mask, parse_mask
+from dask_gce.emulator.requirements import authorize
 from dask_gce.emulator.routing import Call, Route, Router
 from dask_gce.emulator.schemas import check_body
 from dask_gce.emulator.versions import check_version
@@ -129,6 +130,8 @@ class Inbound:
         The headers; keys in lower case.
     body : bytes
         The body.
+    repeated : mapping of str to sequence of str
+        Every value of each query parameter, decoded.
     """
 
     verb: str
@@ -136,6 +139,7 @@ class Inbound:
     query: dict[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    repeated: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Dropped(Exception):
@@ -235,11 +239,18 @@ class Dispatcher:
         route, params = _ROUTER.match(request.verb, request.path)
         self._count(route.method_id)
         identity = self._cloud.identities.of(request.headers.get("authorization", ""))
-        return Call(self._cloud, route, params, request.query, identity=identity)
+        return Call(
+            self._cloud,
+            route,
+            params,
+            request.query,
+            repeated=request.repeated,
+            identity=identity,
+        )
 
     async def _carry_out(self, call: Call, request: Inbound) -> Any:
-        query, compute = request.query, call.route.service == "compute"
-        if compute:
+        query = request.query
+        if call.route.service == "compute":
             call.version = check_version(
                 request.headers.get("x-goog-api-version"), query.get("$apiVersion")
             )
@@ -247,25 +258,15 @@ class Dispatcher:
         mask = query.get("fields") or query.get("$fields")
         mask = mask or request.headers.get("x-goog-fieldmask")
         tree = parse_mask(mask) if mask else {}
-        if call.identity is not None:
-            call.identity.check_scope(call.route.service, call.route.method_id, call.route.verb)
-        if compute:
-            self._restrict(call)
+        admit(call)
         call.body = _read_body(call.route, request.body)
+        if call.route.service == "compute":
+            authorize(call)
         drop = await self._suffer(call)
         reply = await self._reply(call)
         if drop:
             raise Dropped
         return apply_mask(tree, reply)
-
-    def _restrict(self, call: Call) -> None:
-        """Refuse a call beyond the rate quota, or to a zone that does not answer."""
-        conditions, route, zone = self._cloud.conditions, call.route, call.params.get("zone", "")
-        region = ZONES.get(zone, call.params.get("region"))
-        conditions.rate_limits.charge(call.params["project"], region, route.method_id, route.verb)
-        # What is known of the zone itself is not kept there.
-        if route.method_id != "compute.zones.get":
-            conditions.unreachable.check(zone)
 
     async def _suffer(self, call: Call) -> bool:
         """Let the fault of this call happen; return whether to drop it when it is carried out."""

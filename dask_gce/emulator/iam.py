@@ -190,7 +190,7 @@ class Policy:
                 if not _MEMBER.fullmatch(member):
                     raise bad_request(f"Invalid member: {member}.")
             held = bindings.setdefault(role, [])
-            held += [member for member in members if member not in held]
+            held += [member for member in dict.fromkeys(members) if member not in held]
         self._bindings = {role: members for role, members in bindings.items() if members}
 
     def grants(self, member: str, permission: str) -> bool:

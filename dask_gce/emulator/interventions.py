@@ -19,6 +19,7 @@ from dask_gce.emulator.iam import Permissions
 from dask_gce.emulator.lifecycle import Instance
 from dask_gce.emulator.quota import Quota
 from dask_gce.emulator.rate_limits import RateLimits
+from dask_gce.emulator.service_states import ServiceStates
 from dask_gce.emulator.unreachable import Unreachable
 
 T = TypeVar("T")
@@ -70,6 +71,11 @@ class Interventions(ABC):
     def permissions(self) -> Permissions:
         """What the client and the machines' service accounts are denied or granted."""
         return self._conditions.permissions
+
+    @property
+    def services(self) -> ServiceStates:
+        """Which of Google's APIs are enabled."""
+        return self._conditions.services
 
     @abstractmethod
     def _open_cloud(self) -> Cloud:

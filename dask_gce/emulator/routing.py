@@ -6,7 +6,7 @@ their subject and return a value: a resource, or the operation they began.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,8 @@ class Call:
         The request body; empty when there is none.
     version : str or None
         The API version that was asked for; None is the undated v1.
+    repeated : mapping of str to sequence of str
+        Every value of each parameter from the query.
     identity : Identity or None
         The service account in whose name a machine asks; None is the client.
     """
@@ -98,6 +100,7 @@ class Call:
     query: dict[str, str] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=dict)
     version: str | None = None
+    repeated: Mapping[str, Sequence[str]] = field(default_factory=dict)
     identity: Identity | None = None
 
     @property

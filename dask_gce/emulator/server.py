@@ -103,6 +103,7 @@ class Server:
             dict(request.query),
             {name.lower(): value for name, value in request.headers.items()},
             body,
+            {name: request.query.getall(name) for name in request.query},
         )
         try:
             if refusal is None and inbound.path in ("/batch", "/batch/compute/v1"):

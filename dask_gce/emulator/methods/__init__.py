@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from dask_gce.emulator.methods import catalog, disks, images, instances, networks, operations
+from dask_gce.emulator.methods import (
+    catalog,
+    disks,
+    images,
+    instances,
+    networks,
+    operations,
+    routers,
+)
 from dask_gce.emulator.routing import Route
-from dask_gce.emulator.services import resource_manager, secret_manager
+from dask_gce.emulator.services import resource_manager, secret_manager, service_usage
 
 #: Every method of the local Compute Engine, and of Google's other APIs beside it.
 ROUTES: list[Route] = [
@@ -14,6 +22,8 @@ ROUTES: list[Route] = [
     *instances.ROUTES,
     *networks.ROUTES,
     *operations.ROUTES,
+    *routers.ROUTES,
     *resource_manager.ROUTES,
     *secret_manager.ROUTES,
+    *service_usage.ROUTES,
 ]

@@ -127,6 +127,10 @@ def _delete_network(call: Call) -> Operation:
         for subnetwork in subnetworks.values():
             if subnetwork["network"] == link and not network["autoCreateSubnetworks"]:
                 raise in_use(path_of(link), path_of(subnetwork["selfLink"]))
+    for routers in call.project.routers.values():
+        for router in routers.values():
+            if router["network"] == link:
+                raise in_use(path_of(link), path_of(router["selfLink"]))
     _check_unused(call, "network", link)
     for subnetworks in call.project.subnetworks.values():
         for name in [one for one, held in subnetworks.items() if held["network"] == link]:
