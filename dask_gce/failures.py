@@ -134,7 +134,8 @@ def _next_step(
             "Wait a minute, run fewer clusters at once in this project, or ask for more at "
             f"https://console.cloud.google.com/iam-admin/quotas?project={place.project}"
         )
-    if cause is Cause.PERMISSION and (step := advice(said, place.project)):
+    # Whoever may not use a service account is refused with 400.
+    if (cause is Cause.PERMISSION or status == 400) and (step := advice(said, place.project)):
         return step
     if cause is Cause.PERMISSION and place.service != "compute":
         return f"The caller needs {_SERVICES[place.service][1]} on project {place.project}."

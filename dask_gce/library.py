@@ -288,17 +288,19 @@ def _check_fields(body: Any, descriptor: Any, path: str, place: Place) -> None:
 def _refusal(error: Any) -> Failure:
     response = error.response
     try:
-        first = next(iter(error.errors), None)
+        told = [each for each in error.errors if isinstance(each, Mapping)]
     except TypeError:
         # The library keeps whatever stood in the place of the envelope's list.
-        first = None
-    first = first if isinstance(first, Mapping) else {}
+        told = []
+    first = told[0] if told else {}
+    # Each permission that is missing is an error of its own.
+    sentences = dict.fromkeys(str(each["message"]) for each in told if each.get("message"))
     headers = response.headers if response is not None else {}
     request = response.request if response is not None else None
     return Failure(
         status=int(error.code or 0),
         reason=str(first.get("reason") or error.reason or ""),
-        message=str(first.get("message") or error.message)[:_QUOTE_LENGTH],
+        message=("; ".join(sentences) or str(error.message))[:_QUOTE_LENGTH],
         method=str(request.method) if request is not None else "",
         url=_bare(request.url) if request is not None else "",
         retry_after=parse_retry_after(headers.get("Retry-After"), now=time.time()),

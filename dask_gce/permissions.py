@@ -30,7 +30,7 @@ __all__ = [
     "enable_command",
     "feature_of",
     "grant_command",
-    "named_permission",
+    "named_permissions",
     "permissions_of",
     "render_role",
     "role_command",
@@ -170,6 +170,13 @@ _FEATURES: Final = (
         "external_ip=True, the default",
         "roles/compute.instanceAdmin.v1",
         (Need("compute.subnetworks.useExternalIp", _INSERT, _NO_MACHINES),),
+    ),
+    Feature(
+        "cpu-platform",
+        "A choice of CPU platforms",
+        "min_cpu_platform is set",
+        "roles/compute.instanceAdmin.v1",
+        (Need("compute.instances.setMinCpuPlatform", _INSERT, _NO_MACHINES),),
     ),
     Feature(
         "own-images",
@@ -476,8 +483,8 @@ def feature_of(permission: str) -> Feature | None:
     return None
 
 
-def named_permission(sentence: str) -> str | None:
-    """Return the permission that a refusal of Google's names.
+def named_permissions(sentence: str) -> tuple[str, ...]:
+    """Return the permissions that a refusal of Google's names.
 
     Parameters
     ----------
@@ -486,19 +493,20 @@ def named_permission(sentence: str) -> str | None:
 
     Returns
     -------
-    str or None
-        The permission; None if it names none.
+    tuple of str
+        The permissions, each once; empty if it names none.
 
     Examples
     --------
-    >>> named_permission("Required 'compute.instances.create' permission for 'projects/p'")
-    'compute.instances.create'
-    >>> named_permission("The user does not have access to service account 'a@b.c'.")
-    'iam.serviceAccounts.actAs'
+    >>> named_permissions("Required 'compute.instances.create' permission for 'projects/p'")
+    ('compute.instances.create',)
+    >>> named_permissions("The user does not have access to service account 'a@b.c'.")
+    ('iam.serviceAccounts.actAs',)
     """
-    if found := _NAMED.search(sentence):
-        return found["name"]
-    return "iam.serviceAccounts.actAs" if _ACT_AS.search(sentence) else None
+    found = dict.fromkeys(_NAMED.findall(sentence))
+    if _ACT_AS.search(sentence):
+        found["iam.serviceAccounts.actAs"] = None
+    return tuple(found)
 
 
 def grant_command(
@@ -560,7 +568,7 @@ def enable_command(services: Collection[str], project: str) -> str:
 
 
 def advice(sentence: str, project: str) -> str | None:
-    """Say what repairs a refusal that names a permission.
+    """Say what repairs a refusal that names permissions.
 
     Parameters
     ----------
@@ -572,8 +580,8 @@ def advice(sentence: str, project: str) -> str | None:
     Returns
     -------
     str or None
-        Which role holds the permission, and the command that grants it; None if Google names no
-        permission, or one that the package has no use for.
+        Which roles hold the permissions, and the commands that grant them; None if Google names
+        no permission, or none that the package has a use for.
 
     Examples
     --------
@@ -583,18 +591,26 @@ def advice(sentence: str, project: str) -> str | None:
     holds: gcloud projects add-iam-policy-binding host --member=user:YOUR-ADDRESS
     --role=roles/compute.securityAdmin --condition=None
     """
-    permission = named_permission(sentence)
-    feature = None if permission is None else feature_of(permission)
-    if feature is None:
-        return None
     resource, account = _RESOURCE.search(sentence), _ACT_AS.search(sentence)
-    command = grant_command(
-        feature,
-        project if resource is None else resource["project"],
-        account=None if account is None else account["account"],
+    lacking: dict[str, list[str]] = {}
+    commands: dict[str, str] = {}
+    for permission in named_permissions(sentence):
+        feature = feature_of(permission)
+        if feature is None:
+            continue
+        commands[feature.role] = grant_command(
+            feature,
+            project if resource is None else resource["project"],
+            account=None if account is None else account["account"],
+        )
+        title = feature.title[0].lower() + feature.title[1:]
+        lacking.setdefault(feature.role, []).append(f"{permission} ({title})")
+    if not lacking:
+        return None
+    return "\n".join(
+        f"The caller lacks {', '.join(names)}, which {role} holds: {commands[role]}"
+        for role, names in lacking.items()
     )
-    title = feature.title[0].lower() + feature.title[1:]
-    return f"The caller lacks {permission} ({title}), which {feature.role} holds: {command}"
 
 
 def render_role(title: str, description: str, keys: Iterable[str]) -> str:

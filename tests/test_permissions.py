@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from clusters import cluster_on, until, worker_machines
 from discovery import document
+from fleets import QUICK, WORKER, ZONE
+from records import compute_of, labels_of
 
+from dask_gce.checks.identity import features_of
+from dask_gce.emulator import ComputeEmulator
+from dask_gce.errors import APIError, GCEError, NotFound
 from dask_gce.failures import Place, failure_error
+from dask_gce.hardware_fields import Hardware
+from dask_gce.instance import build_insert
 from dask_gce.permissions import FEATURES, advice, feature_of, permissions_of, render_role
 from dask_gce.policy import Failure
+from dask_gce.settings import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -20,7 +32,10 @@ ROLES = {
     "dask-gce-user.yaml": (
         "dask-gce user",
         "Makes, uses and deletes Dask clusters, with firewall rules of their own.",
-        ("clusters", "external-ip", "own-images", "service-account", "firewall", "iap", "check"),
+        (
+            *("clusters", "external-ip", "cpu-platform", "own-images", "service-account"),
+            *("firewall", "iap", "check"),
+        ),
     ),
     "dask-gce-secrets.yaml": (
         "dask-gce secrets",
@@ -112,7 +127,7 @@ def test_a_refusal_is_answered_with_the_command_that_grants_the_permission(permi
         sentence = f"Required '{permission}' permission for 'projects/p/zones/z/instances/i'"
     error = failure_error(Failure(403, "forbidden", sentence), Place("do it", "p"))
     feature = feature_of(permission)
-    command = shlex.split(str(error).rpartition(": ")[2])
+    command = shlex.split(str(error).rpartition("holds: ")[2])
     assert permission in str(error)
     assert command[:2] == ["gcloud", "projects" if feature.key != "act-as" else "iam"]
     assert f"--role={feature.role}" in command
@@ -128,10 +143,205 @@ def test_a_shared_network_is_repaired_in_its_own_project():
 
 def test_what_google_quotes_stays_one_word():
     said = "Required 'compute.instances.create' permission for 'projects/p;reboot/zones/z'"
-    words = shlex.split(advice(said, "p").partition(": ")[2])
+    words = shlex.split(advice(said, "p").partition("holds: ")[2])
     assert "p;reboot" in words
+
+
+def test_several_permissions_are_answered_at_once():
+    names = ("compute.instances.create", "compute.firewalls.create", "compute.disks.create")
+    said = "; ".join(f"Required '{name}' permission for 'projects/p'" for name in names)
+    lines = advice(said, "p").splitlines()
+    assert [line.rpartition("--role=")[2].split()[0] for line in lines] == [
+        "roles/compute.instanceAdmin.v1",
+        "roles/compute.securityAdmin",
+    ]
+    assert all(name in "".join(lines) for name in names)
 
 
 def test_a_refusal_for_another_reason_names_the_roles_as_before():
     error = failure_error(Failure(403, "forbidden", "No."), Place("do it", "p"))
     assert "roles/compute.instanceAdmin.v1" in str(error)
+
+
+# -- with exactly these ---------------------------------------------------------------------------
+
+#: What a machine asks for that has everything.
+FULL = replace(
+    WORKER,
+    tags=("grid-1f3a",),
+    labels=labels_of(),
+    metadata={"enable-guest-attributes": "TRUE"},
+    service_account="default",
+    scopes=("https://www.googleapis.com/auth/cloud-platform",),
+    machine_type="n2-standard-2",
+    hardware=Hardware(min_cpu_platform="Intel Ice Lake"),
+)
+OF_MACHINES = ("clusters", "external-ip", "cpu-platform", "service-account", "act-as")
+
+
+async def life_of_machines(compute):
+    """Make machines, look at them in every way that the package does, and delete them."""
+    await compute.get_machine_type(ZONE, "e2-small")
+    made = await compute.insert_instance(ZONE, build_insert(FULL))
+    await compute.wait_operation(made, 60)
+    await compute.get_instance(ZONE, FULL.name)
+    await compute.list_instances(ZONE)
+    await compute.aggregated_list_instances()
+    await compute.get_serial_port_output(ZONE, FULL.name)
+    await compute.get_guest_attributes(ZONE, FULL.name, "dask-gce/")
+    await compute.list_instance_operations(ZONE, [FULL.name])
+    gone = await compute.delete_instance(ZONE, FULL.name)
+    await compute.wait_operation(gone, 60)
+
+
+RULE = {
+    "name": "grid-1f3a-clients",
+    "network": "global/networks/default",
+    "allowed": [{"IPProtocol": "tcp", "ports": ["8786"]}],
+    "sourceRanges": ["203.0.113.7/32"],
+    "targetTags": ["grid-1f3a"],
+}
+
+
+async def life_of_rules(compute):
+    """Make a firewall rule, and delete it."""
+    await compute.list_firewalls()
+    await compute.wait_operation(await compute.insert_firewall(RULE), 60)
+    await compute.wait_operation(await compute.delete_firewall(RULE["name"]), 60)
+
+
+async def life_of_images(compute):
+    """Make an image of a disk that is there, and delete it."""
+    with contextlib.suppress(APIError):
+        await compute.get_image("none")
+    body = {
+        "name": "ours",
+        "sourceDisk": f"projects/{compute.project}/zones/{ZONE}/disks/{FULL.name}",
+        "labels": {"dask-gce-image": "x"},
+    }
+    await compute.wait_operation(await compute.insert_image(body), 60)
+    await compute.get_image("ours")
+    await compute.list_images()
+    await compute.wait_operation(await compute.delete_image("ours"), 60)
+
+
+async def nothing_before(compute):
+    """Leave the project as it is."""
+
+
+async def make_image(compute):
+    """Make an image to boot from."""
+    await make_disk(compute)
+    body = {"name": "boot", "sourceDisk": f"zones/{ZONE}/disks/{FULL.name}"}
+    await compute.wait_operation(await compute.insert_image(body), 60)
+
+
+async def make_disk(compute):
+    """Make a disk to make an image of, by way of a machine that goes and leaves it."""
+    disk = {"initializeParams": {"sourceImage": FULL.source_image}, "boot": True}
+    body = {**build_insert(replace(FULL, overrides={})), "disks": [disk]}
+    await compute.wait_operation(await compute.insert_instance(ZONE, body), 60)
+    await compute.wait_operation(await compute.delete_instance(ZONE, FULL.name), 60)
+
+
+async def life_of_own_images(compute):
+    """Boot from an image of the project."""
+    spec = replace(FULL, name="booted", source_image="global/images/boot")
+    await compute.wait_operation(await compute.insert_instance(ZONE, build_insert(spec)), 60)
+    await compute.get_image("boot")
+    with contextlib.suppress(NotFound):
+        await compute.get_image_from_family(compute.project, "none")
+
+
+#: What makes everything ready, what a feature does, and what else that takes.
+LIVES = {
+    **dict.fromkeys(OF_MACHINES, (nothing_before, life_of_machines, OF_MACHINES)),
+    "own-images": (make_image, life_of_own_images, (*OF_MACHINES, "own-images")),
+    "firewall": (nothing_before, life_of_rules, ("firewall",)),
+    "image-build": (make_disk, life_of_images, ("image-build",)),
+}
+
+
+@asynccontextmanager
+async def allowed(emulator, before, permissions):
+    """Return the Compute API for somebody who has these permissions and no others."""
+    async with compute_of(emulator) as compute:
+        await before(compute)
+        emulator.permissions.deny("*")
+        emulator.permissions.allow(*permissions)
+        yield compute
+
+
+@pytest.mark.parametrize("key", LIVES)
+async def test_the_permissions_of_a_feature_are_enough(quick, key):
+    before, life, keys = LIVES[key]
+    async with allowed(quick, before, permissions_of(keys)) as compute:
+        await life(compute)
+
+
+@pytest.mark.parametrize(
+    ("key", "permission"),
+    [(key, name) for key in LIVES for name in FEATURES[key].permissions],
+)
+async def test_no_permission_of_a_feature_is_too_many(quick, key, permission):
+    before, life, keys = LIVES[key]
+    rest = set(permissions_of(keys)) - {permission}
+    async with allowed(quick, before, rest) as compute:
+        with pytest.raises(APIError) as caught:
+            await life(compute)
+    assert caught.value.status in (400, 403)
+    # The error has the command that grants it.
+    assert permission in str(caught.value)
+    assert f"--role={feature_of(permission).role}" in str(caught.value)
+
+
+@pytest.fixture
+def quick(discovery):
+    """Return a local Compute Engine whose machines are paper and take milliseconds."""
+    with ComputeEmulator("paper", timings=QUICK) as running:
+        yield running
+
+
+def used_by(**settings):
+    """Return the features of a cluster."""
+    return features_of(Settings.load(**settings), "external")
+
+
+async def whole_life(emulator, **settings):
+    """Make a cluster, scale it up and down, and close it."""
+    cluster = cluster_on(emulator, n_workers=1, **settings)
+    async with cluster:
+        await until(lambda: len(worker_machines(emulator)) == 1)
+        cluster.scale(3)
+        await until(lambda: len(worker_machines(emulator)) == 3)
+        cluster.scale(0)
+        await until(lambda: not worker_machines(emulator))
+    await until(lambda: not emulator.instances())
+
+
+async def test_a_cluster_lives_with_exactly_the_permissions_of_its_features(paper_workers):
+    paper_workers.permissions.deny("*")
+    paper_workers.permissions.allow(*permissions_of(used_by()))
+    await whole_life(paper_workers)
+    methods = {
+        method for key in used_by() for need in FEATURES[key].needs for method in need.methods
+    }
+    assert set(paper_workers.requests) <= methods
+
+
+async def test_a_cluster_lives_without_what_is_optional(paper_workers):
+    needs = [need for key in used_by() for need in FEATURES[key].needs]
+    optional = {need.permission for need in needs if need.optional}
+    assert len(optional) >= 2
+    paper_workers.permissions.deny("*")
+    paper_workers.permissions.allow(*{need.permission for need in needs} - optional)
+    await whole_life(paper_workers)
+
+
+@pytest.mark.parametrize("permission", ["compute.instances.create", "compute.machineTypes.get"])
+async def test_a_cluster_that_is_refused_leaves_nothing(paper_workers, permission):
+    paper_workers.permissions.deny(permission)
+    with pytest.raises(GCEError) as caught:
+        await whole_life(paper_workers)
+    assert permission in str(caught.value) and "--role=roles/compute" in str(caught.value)
+    assert not paper_workers.leftovers()

@@ -48,6 +48,7 @@ def features_of(settings: Settings, route: str) -> tuple[str, ...]:
     used = {
         "clusters": True,
         "external-ip": settings.external_ip,
+        "cpu-platform": settings.min_cpu_platform is not None,
         "own-images": architecture_of(settings.source_image) is None,
         "service-account": settings.service_account is not None,
         "firewall": settings.firewall,
