@@ -178,7 +178,8 @@ class AttendedCluster(AssembledCluster):
     def _warn(self, what: str, text: str) -> None:
         self.events.note(self.name, what, text)
         self._log(text)
-        logger.warning("%s", text)
+        if self.quiet:  # else it has been printed
+            logger.warning("%s", text)
 
     async def _follow_workers(self) -> None:
         """Learn of workers also when the scheduler tells somebody else.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 from collections.abc import Generator
 from typing import Any
 
@@ -21,8 +22,10 @@ from dask_gce import names
 from dask_gce.assembly import CreateMode
 from dask_gce.attendance import AttendedCluster
 from dask_gce.errors import GCEError, SettingsError, StartTimeout
+from dask_gce.handshake import find_refusal
 from dask_gce.settings import OF_THE_WAY, Settings
 from dask_gce.sources import DEFAULTS
+from dask_gce.trust import explain_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +132,8 @@ class GCECluster(AttendedCluster):
         self._quiet = quiet
         # Whether it is to end for everybody, and whether it was left to others.
         self._ending = self._left = False
+        # Why the scheduler and this client do not accept each other's certificates.
+        self._refusal: ssl.SSLError | None = None
         # SpecCluster makes its lock when it starts, but needs it to close what never started.
         self._lock = asyncio.Lock()
         try:
@@ -290,8 +295,20 @@ class GCECluster(AttendedCluster):
                 raise
             what = f"its port answers, but Dask said nothing within {timeout:g} s"
             raise await self._fleet.explain(self._scheduler.name, StartTimeout, what) from None
+        except RuntimeError as error:
+            if self._refusal is None:
+                raise
+            address = str(self._scheduler.address)
+            raise explain_refusal(self.name, address, self._refusal) from error.__cause__
         finally:
             timer.cancel()
+
+    async def _find_refusal(self) -> None:
+        """Find out whether it is for their certificates that scheduler and client do not talk."""
+        context = self.security.get_connection_args("client").get("ssl_context")
+        if context is not None and self.scheduler and self.scheduler.status == Status.running:
+            host, _, port = str(self._scheduler.address).rpartition("://")[2].rpartition(":")
+            self._refusal = await asyncio.to_thread(find_refusal, host, int(port), context)
 
     def __await__(self) -> Generator[Any, None, GCECluster]:
         async def started() -> GCECluster:
@@ -347,6 +364,9 @@ class GCECluster(AttendedCluster):
         return self._ending or self.shutdown_on_close
 
     async def _close(self) -> None:
+        if self.status == Status.failed and self._starting is asyncio.current_task():
+            # SpecCluster could not connect. Once it is closed nobody can be asked why.
+            await self._find_refusal()
         if self.status == Status.closed:
             return
         ended = self._closing is not None and self._closing.done()
@@ -394,6 +414,8 @@ class GCECluster(AttendedCluster):
             logger.error("%s", error)
         self._left = not ends
         if ends:
+            if self._secrets is not None:
+                await self._secrets.delete()
             await self._forget_connection()
         await self._release()
 
@@ -444,6 +466,8 @@ class GCECluster(AttendedCluster):
         self.status = Status.closing_gracefully
         await super()._close()
         await self._close_tunnels()
+        if self._secrets is not None:
+            await self._secrets.close()
         if self._prepared is not None:
             await self._prepared.compute.close()
 

@@ -17,7 +17,7 @@ from cryptography import x509
 from distributed.security import Security
 
 from dask_gce import expiry
-from dask_gce.errors import SettingsError
+from dask_gce.errors import CredentialsError, SettingsError
 from dask_gce.startup import Role, Tls
 from dask_gce.tls import CLOCK_SKEW, DEFAULT_LIFETIME, ClusterCertificates
 
@@ -182,6 +182,32 @@ def end_of(*held: Tls | None) -> datetime | None:
                 certificate = x509.load_pem_x509_certificate(tls.certificate.encode())
                 ends.append(certificate.not_valid_after_utc)
     return min(ends, default=None)
+
+
+def explain_refusal(cluster: str, address: str, reason: Exception) -> CredentialsError:
+    """Say what it means that a scheduler and this client do not trust each other.
+
+    Parameters
+    ----------
+    cluster : str
+        The cluster's name.
+    address : str
+        The scheduler's address.
+    reason : Exception
+        What OpenSSL said.
+
+    Returns
+    -------
+    CredentialsError
+        The error to raise in its place.
+    """
+    return CredentialsError(
+        f"The scheduler of cluster {cluster} at {address} answers, but it and this client do not "
+        f"accept each other's certificates: {reason}\nNext step: see that the clocks of both are "
+        "right, since certificates have a beginning and an end, and where they are your own "
+        "(security), that one authority has signed those of client, scheduler and workers, and "
+        "that the scheduler's and the workers' may serve (extended key usage serverAuth)."
+    )
 
 
 def _read(security: Security, role: Role | Literal["client"]) -> Tls:
