@@ -11,7 +11,7 @@ import machine_bench
 import pytest
 from rest import ZONE, ObservedKind, Refused, Rest, boot_disk, instance
 
-from dask_gce.emulator import ComputeEmulator, Timings, run_limit
+from dask_gce.emulator import ComputeEmulator, Fault, Timings, run_limit
 from dask_gce.emulator.record import InstanceRecord
 
 
@@ -335,7 +335,104 @@ def test_metadata_and_labels_change_with_the_right_fingerprint_only(rest):
             rest.post(f"{path}/{method}", late)
         assert (caught.value.status, caught.value.reason) == (412, "conditionNotMet")
     assert rest.instance("a") == shown
+    assert len({one["fingerprint"] for one in (stale, shown)}) == 2
     rest.wait(rest.delete(path))
+
+
+def test_metadata_is_written_without_a_fingerprint_only_where_there_is_none(rest):
+    rest.insert()
+    path = f"zones/{ZONE}/instances/a/setMetadata"
+    items = [{"key": "k", "value": "v"}]
+    assert "error" not in rest.wait(rest.post(path, {"items": items}))
+    # It is accepted, as Compute Engine accepts it, and fails.
+    failed = rest.wait(rest.post(path, {"items": []}))
+    assert failed["error"]["errors"][0]["code"] == "CONDITION_NOT_MET"
+    assert failed["httpErrorStatusCode"] == 412
+    assert rest.instance("a")["metadata"]["items"] == items
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+
+
+@pytest.mark.parametrize("method", ["setMetadata", "setLabels"])
+def test_of_two_changes_at_once_the_second_fails(discovery, method):
+    with ComputeEmulator("paper", timings=Timings(pending=0.3)) as emulator:
+        rest = Rest(emulator)
+        rest.insert(labels={"x": "y"})
+        held = rest.instance("a")
+        bodies = [
+            {
+                "setMetadata": {
+                    "fingerprint": held["metadata"]["fingerprint"],
+                    "items": [{"key": "k", "value": value}],
+                },
+                "setLabels": {
+                    "labelFingerprint": held["labelFingerprint"],
+                    "labels": {"k": value},
+                },
+            }[method]
+            for value in ("1", "2")
+        ]
+        path = f"zones/{ZONE}/instances/a/{method}"
+        begun = [rest.post(path, body) for body in bodies]
+        errors = [rest.wait(one).get("error", {}).get("errors", []) for one in begun]
+        assert [[one["code"] for one in each] for each in errors] == [[], ["CONDITION_NOT_MET"]]
+        shown = rest.instance("a")
+        found = shown["metadata"]["items"] if method == "setMetadata" else shown["labels"]
+        assert found in ([{"key": "k", "value": "1"}], {"k": "1"})
+
+
+def test_a_change_that_fails_changes_nothing(rest):
+    rest.insert()
+    before = rest.instance("a")
+    error = {"code": "RESOURCE_OPERATION_RATE_EXCEEDED", "message": "Too often."}
+    rest.emulator.faults.add(
+        *(
+            Fault(f"compute.instances.{one}", operation_errors=[error])
+            for one in ("setMetadata", "setLabels")
+        )
+    )
+    path = f"zones/{ZONE}/instances/a"
+    body = {"fingerprint": before["metadata"]["fingerprint"], "items": [{"key": "k", "value": "v"}]}
+    assert rest.wait(rest.post(f"{path}/setMetadata", body))["error"]["errors"] == [error]
+    body = {"labelFingerprint": before["labelFingerprint"], "labels": {"k": "v"}}
+    assert rest.wait(rest.post(f"{path}/setLabels", body))["error"]["errors"] == [error]
+    assert not rest.emulator.faults.unused() and rest.instance("a") == before
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"key": "k", "value": "x" * 262_145}],
+        [{"key": f"k{number}", "value": "x" * 262_000} for number in range(3)],
+        [{"key": "a.b", "value": "x"}],
+        [{"key": "k" * 129, "value": "x"}],
+        [{"key": "k", "value": "1"}, {"key": "k", "value": "2"}],
+    ],
+)
+def test_metadata_that_is_too_large_or_malformed_is_refused(rest, items):
+    rest.insert()
+    before = rest.instance("a")
+    body = {"fingerprint": before["metadata"]["fingerprint"], "items": items}
+    with pytest.raises(Refused) as caught:
+        rest.post(f"zones/{ZONE}/instances/a/setMetadata", body)
+    assert (caught.value.status, caught.value.reason) == (400, "invalid")
+    assert rest.instance("a") == before
+
+
+def test_who_waits_inside_the_machine_sees_the_change(discovery):
+    kind = ObservedKind()
+    with ComputeEmulator(kind, timings=Timings(latency=0)) as emulator:
+        rest = Rest(emulator)
+        rest.insert()
+        record = kind.machines["a"].record
+        version = record.version
+        waiting = asyncio.run_coroutine_threadsafe(
+            record.wait_for_change(version, 60), emulator._loop
+        )
+        fingerprint = rest.instance("a")["metadata"]["fingerprint"]
+        body = {"fingerprint": fingerprint, "items": [{"key": "k", "value": "v"}]}
+        rest.wait(rest.post(f"zones/{ZONE}/instances/a/setMetadata", body))
+        assert waiting.result(60) is True
+        assert record.metadata == {"k": "v"}
 
 
 @pytest.fixture

@@ -135,30 +135,54 @@ def _reset(call: Call) -> Operation:
     return _begin_or_fail(call, instance, "reset", instance.reset)
 
 
-async def _nothing_more(operation: Operation) -> None:
-    """Do nothing: the change was made when the call was accepted."""
+def _changed(instance: Instance) -> None:
+    """Show that somebody changed an instance: by its fingerprint, and to its guest."""
+    shown = [instance.resource[field] for field in ("id", "metadata", "labelFingerprint")]
+    instance.resource["fingerprint"] = fingerprint(shown)
+    instance.record.touch()
 
 
 def _set_metadata(call: Call) -> Operation:
-    instance = find(call)
-    if call.body.get("fingerprint") != instance.resource["metadata"]["fingerprint"]:
-        raise condition_not_met("Supplied fingerprint does not match current metadata fingerprint.")
-    instance.resource["metadata"] = check_metadata(call.body, "resource")
-    instance.record.touch()
-    return _begin(call, instance, "setMetadata", _nothing_more)
+    instance, given = find(call), call.body.get("fingerprint")
+    stale = "Supplied fingerprint does not match current metadata fingerprint."
+
+    def fits() -> bool:
+        held = instance.resource["metadata"]
+        # What is empty can be written without a look.
+        return given == held["fingerprint"] or (given is None and "items" not in held)
+
+    if given is not None and not fits():
+        raise condition_not_met(stale)
+    metadata = check_metadata(call.body, "resource")
+
+    async def work(operation: Operation) -> None:
+        # Somebody else's change may have been accepted first, and that no fingerprint was given
+        # where there should be one is found out as late: Compute Engine accepts both.
+        if not fits():
+            raise OperationFailed([{"code": "CONDITION_NOT_MET", "message": stale}])
+        instance.resource["metadata"] = metadata
+        _changed(instance)
+
+    return _begin_or_fail(call, instance, "setMetadata", work)
 
 
 def _set_labels(call: Call) -> Operation:
-    instance = find(call)
-    if call.body.get("labelFingerprint") != instance.resource["labelFingerprint"]:
-        raise condition_not_met("Labels fingerprint either invalid or resource labels have changed")
+    instance, given = find(call), call.body.get("labelFingerprint")
+    stale = "Labels fingerprint either invalid or resource labels have changed"
+    if given != instance.resource["labelFingerprint"]:
+        raise condition_not_met(stale)
     labels = check_labels(call.body.get("labels", {}), "resource.labels")
-    instance.resource.pop("labels", None)
-    if labels:
-        instance.resource["labels"] = labels
-    instance.resource["labelFingerprint"] = fingerprint(labels)
-    instance.record.touch()
-    return _begin(call, instance, "setLabels", _nothing_more)
+
+    async def work(operation: Operation) -> None:
+        if given != instance.resource["labelFingerprint"]:
+            raise OperationFailed([{"code": "CONDITION_NOT_MET", "message": stale}])
+        instance.resource.pop("labels", None)
+        if labels:
+            instance.resource["labels"] = labels
+        instance.resource["labelFingerprint"] = fingerprint(labels)
+        _changed(instance)
+
+    return _begin_or_fail(call, instance, "setLabels", work)
 
 
 def _serial_port(call: Call) -> Resource:
