@@ -279,11 +279,6 @@ _FEATURES: Final = (
                 _NO_MACHINES,
             ),
             Need(
-                "secretmanager.secrets.getIamPolicy",
-                ("secretmanager.projects.secrets.getIamPolicy",),
-                _NO_MACHINES,
-            ),
-            Need(
                 "secretmanager.secrets.setIamPolicy",
                 ("secretmanager.projects.secrets.setIamPolicy",),
                 _NO_MACHINES,
@@ -299,9 +294,9 @@ _FEATURES: Final = (
                 "A secret stays until it expires.",
             ),
             Need(
-                "secretmanager.secrets.list",
-                ("secretmanager.projects.secrets.list",),
-                "Orphaned secrets are not found.",
+                "compute.projects.get",
+                ("compute.projects.get",),
+                'With service_account="default" no machine can be made; set its address instead.',
                 optional=True,
             ),
         ),

@@ -53,7 +53,8 @@ def features_of(settings: Settings, route: str) -> tuple[str, ...]:
         "service-account": settings.service_account is not None,
         "firewall": settings.firewall,
         "iap": route == "iap",
-        "secret-manager": settings.secrets == "secret-manager",
+        # Without certificates there is nothing to keep.
+        "secret-manager": settings.secrets == "secret-manager" and settings.security is not False,
     }
     return tuple(key for key, is_used in used.items() if is_used)
 
