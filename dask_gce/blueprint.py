@@ -16,6 +16,7 @@ from dask_gce.boot.versions import expectation
 from dask_gce.hardware_fields import Hardware
 from dask_gce.instance import InstanceSpec
 from dask_gce.placement import Location, MachineShape
+from dask_gce.secret_names import version_name
 from dask_gce.settings import Settings
 
 
@@ -66,6 +67,11 @@ class Blueprint:
     def protocol(self) -> str:
         """The scheme of the cluster's addresses, ``"tls"`` or ``"tcp"``."""
         return "tls" if self.tls else "tcp"
+
+    @property
+    def keeps_secrets(self) -> bool:
+        """Whether the certificates are in Secret Manager."""
+        return bool(self.tls) and self.settings.secrets == "secret-manager"
 
     @property
     def processes(self) -> int:
@@ -204,6 +210,7 @@ class Blueprint:
             local=self._local(location.shape),
             gpus=shares.gpus_of(settings, location.shape, workers=settings.single_node),
             versions=self._versions(workers=self.local_workers > 0),
+            **self._secrets(),
             **self._container(location.shape),
         )
         return self._instance(name, location, payload)
@@ -269,9 +276,23 @@ class Blueprint:
             gpus=shares.gpus_of(settings, location.shape, workers=True),
             versions=self._versions(workers=True),
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
+            **self._secrets(),
             **self._container(location.shape),
         )
         return self._instance("", location, payload)
+
+    def _secrets(self) -> dict[str, Any]:
+        """Return where machines find their certificates, if that is not the metadata."""
+        if not self.keeps_secrets:
+            return {}
+        roles: tuple[startup.Role, ...] = ("scheduler", "worker")
+        return {
+            "secrets": {
+                role: version_name(self.project, self.cluster, self.identity, role)
+                for role in roles
+            },
+            "secrets_endpoint": self.settings.api_endpoint or startup.PUBLIC_SECRETS_ENDPOINT,
+        }
 
     def _container(self, shape: MachineShape) -> dict[str, Any]:
         """Return what both roles' containers are given, which no other runtime reads."""
@@ -327,7 +348,7 @@ class Blueprint:
             subnetwork=settings.subnetwork,
             external_ip=settings.external_ip,
             tags=settings.network_tags,
-            labels={**settings.labels, **self._labels(payload.role)},
+            labels={**settings.labels, **self.labels(payload.role)},
             metadata=startup.build_metadata(payload),
             service_account=settings.service_account,
             scopes=settings.scopes,
@@ -337,7 +358,19 @@ class Blueprint:
             overrides=settings.instance_overrides,
         )
 
-    def _labels(self, role: startup.Role) -> dict[str, str]:
+    def labels(self, role: startup.Role) -> dict[str, str]:
+        """Return the labels by which what belongs to the cluster is known.
+
+        Parameters
+        ----------
+        role : {"scheduler", "worker"}
+            Whose it is.
+
+        Returns
+        -------
+        dict of str to str
+            The labels, without the user's own.
+        """
         labels = names.cluster_labels(self.cluster, role, self.owner)
         labels[names.ID_LABEL] = self.identity
         if self.client:

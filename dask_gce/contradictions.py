@@ -15,6 +15,9 @@ from dask_gce.sources import refusal
 
 __all__ = ["check_together"]
 
+#: The one access scope that reaches Secret Manager.
+CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
+
 
 def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     """Check settings against each other.
@@ -52,6 +55,7 @@ def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> Non
             "without a service account scopes mean nothing; "
             "set service_account too, for example to 'default'",
         )
+    _check_secrets(values, sources, refuse)
     local = values["api_endpoint"] is not None and is_loopback(values["api_endpoint"])
     _check_way(values, sources, refuse, local=local)
     if values["api_token_file"] is not None and not local:
@@ -59,6 +63,28 @@ def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> Non
             "api_token_file",
             "a token file is for a local Compute Engine; set api_endpoint to its address, "
             "or leave this out to use Google's credentials",
+        )
+
+
+def _check_secrets(
+    values: Mapping[str, Any],
+    sources: Mapping[str, str],
+    refuse: Callable[[str, str], SettingsError],
+) -> None:
+    """Check that machines can read what is in Secret Manager for them."""
+    if values["secrets"] != "secret-manager" or values["security"] is False:
+        return
+    if values["service_account"] is None:
+        raise refuse(
+            "service_account",
+            "with secrets='secret-manager' the machines read their keys as a service account; "
+            "set it, for example to 'default', or leave secrets out",
+        )
+    if CLOUD_PLATFORM not in values["scopes"]:
+        raise refuse(
+            "scopes",
+            "with secrets='secret-manager' the machines need the scope cloud-platform, "
+            "the only one that reaches Secret Manager; add it, or leave scopes out",
         )
 
 

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from dask_gce._version import __version__
 from dask_gce.errors import SettingsError
 from dask_gce.failures import Place
+from dask_gce.google_logs import keep_private
 from dask_gce.policy import Failure, parse_retry_after
 from dask_gce.rates import Group
 
@@ -110,6 +111,7 @@ class _Modules:
         self.auth_exceptions: Any = importlib.import_module("google.auth.exceptions")
         self.json_format: Any = importlib.import_module("google.protobuf.json_format")
         self.requests: Any = importlib.import_module("requests")
+        keep_private()
 
 
 class Library:

@@ -131,7 +131,7 @@ class Services:
         self._executor = concurrent.futures.ThreadPoolExecutor(
             THREADS, thread_name_prefix="dask-gce-services"
         )
-        self._under_way: set[asyncio.Future[Any]] = set()
+        self._under_way: dict[asyncio.Future[Any], concurrent.futures.Future[Any]] = {}
 
     def __repr__(self) -> str:
         endpoint = self._endpoint or "googleapis.com"
@@ -264,9 +264,23 @@ class Services:
 
         May be called twice.
         """
+        await self.settled()
+        self.close_now()
+
+    async def settled(self) -> None:
+        """Wait until no exchange is under way, also of calls that were cancelled."""
         while self._under_way:
             await asyncio.wait(set(self._under_way))
-        self.close_now()
+
+    def settled_now(self, timeout: float) -> None:
+        """Do as `settled`, on the calling thread.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds after which no exchange is waited for any more.
+        """
+        concurrent.futures.wait(list(self._under_way.values()), timeout=timeout)
 
     def close_now(self) -> None:
         """End the threads and close all connections, on the calling thread."""
@@ -331,19 +345,20 @@ class Services:
             self._exchange, request, self._attempt_time(deadline)
         )
         try:
-            running = asyncio.wrap_future(self._executor.submit(work))
+            future = self._executor.submit(work)
         except RuntimeError:
             raise TransportError(
                 f"Could not {request.place}: the client is closed, or the interpreter is exiting; "
                 "nothing was sent."
             ) from None
-        self._under_way.add(running)
+        running = asyncio.wrap_future(future)
+        self._under_way[running] = future
         running.add_done_callback(self._settle)
         # The shield keeps the exchange, which `close` waits for, when its caller is cancelled.
         return await asyncio.shield(running)
 
     def _settle(self, running: asyncio.Future[Any]) -> None:
-        self._under_way.discard(running)
+        del self._under_way[running]
         if not running.cancelled():
             running.exception()  # whoever was cancelled does not ask how it ended
 

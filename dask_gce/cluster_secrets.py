@@ -1,0 +1,250 @@
+"""A cluster's certificates in Secret Manager: made before its machines, gone after them.
+
+Owns the secrets of one cluster, one for each role: who may read them, and that they go away. Each
+is on record before the request that makes it, and has an end of its own, at which Google deletes
+it, whatever happened to those who should have.
+
+How many requests it takes does not depend on the number of machines: three for each role to make
+them, one to delete them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+
+from dask_gce.errors import AlreadyExists, GCEError, NotFound
+from dask_gce.exit import at_exit, not_at_exit
+from dask_gce.secret_names import secret_id
+from dask_gce.services import Services
+from dask_gce.startup import Role, Tls, bundle
+
+__all__ = ["ClusterSecrets", "SecretPlan"]
+
+logger = logging.getLogger(__name__)
+
+ROLES: tuple[Role, ...] = ("scheduler", "worker")
+
+#: What a machine's service account is granted, on these secrets and nothing else.
+ACCESSOR = "roles/secretmanager.secretAccessor"
+
+#: How much longer than the cluster its secrets may be there, so that no clock ends them too early.
+SPARE = timedelta(hours=1)
+
+#: Seconds that a request may take when the interpreter ends.
+EXIT_TIMEOUT = 15.0
+
+
+@dataclass(frozen=True)
+class SecretPlan:
+    """What a cluster's secrets are to be like.
+
+    Parameters
+    ----------
+    bundles : mapping of str to Tls
+        The certificates by role.
+    account : str
+        The email of the machines' service account, which alone is allowed to read them.
+    regions : sequence of str
+        Where they are kept, so that nothing leaves the regions of the cluster.
+    labels : mapping of str to str
+        Their labels.
+    end : datetime.datetime
+        When the cluster ends at the latest, with its zone.
+    """
+
+    bundles: Mapping[Role, Tls] = field(repr=False)
+    account: str
+    regions: Sequence[str]
+    labels: Mapping[str, str]
+    end: datetime
+
+
+class ClusterSecrets:
+    """The secrets of one cluster.
+
+    Parameters
+    ----------
+    services : Services
+        Asks Secret Manager; closed together with this.
+    cluster : str
+        The cluster's name.
+    identity : str
+        What tells it from other clusters of that name.
+    exist : bool
+        Whether they exist already, made by another process.
+    """
+
+    def __init__(
+        self, services: Services, cluster: str, identity: str, *, exist: bool = False
+    ) -> None:
+        self._services = services
+        self._cluster = cluster
+        self._identity = identity
+        self._recorded = exist
+
+    async def create(self, plan: SecretPlan) -> None:
+        """Make them.
+
+        Parameters
+        ----------
+        plan : SecretPlan
+            What they are to be like.
+
+        Raises
+        ------
+        GCEError
+            If Secret Manager does not answer or refuses.
+        """
+        self._recorded = True
+        at_exit(self, self.delete_now)
+        making = [asyncio.ensure_future(self._create(role, plan)) for role in plan.bundles]
+        try:
+            await asyncio.gather(*making)
+        finally:
+            for each in making:
+                each.cancel()
+            await asyncio.wait(making)
+
+    async def _create(self, role: Role, plan: SecretPlan) -> None:
+        name = secret_id(self._cluster, self._identity, role)
+        body = {
+            "replication": {
+                "userManaged": {"replicas": [{"location": region} for region in plan.regions]}
+            },
+            "labels": dict(plan.labels),
+            "expireTime": (plan.end + SPARE)
+            .astimezone(timezone.utc)
+            .strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        with contextlib.suppress(AlreadyExists):  # a repeat whose first answer was lost
+            await self._services.call(
+                "secretmanager",
+                "POST",
+                f"/v1/projects/{self._services.project}/secrets",
+                params={"secretId": name},
+                body=body,
+                action=f"make secret {name}",
+            )
+        payload = base64.b64encode(bundle(plan.bundles[role]).encode()).decode()
+        policy = {"bindings": [{"role": ACCESSOR, "members": [f"serviceAccount:{plan.account}"]}]}
+        await asyncio.gather(
+            self._services.call(
+                "secretmanager",
+                "POST",
+                f"{self._path(role)}:addVersion",
+                body={"payload": {"data": payload}},
+                action=f"write secret {name}",
+            ),
+            self._services.call(
+                "secretmanager",
+                "POST",
+                f"{self._path(role)}:setIamPolicy",
+                body={"policy": policy},
+                action=f"let {plan.account} read secret {name}",
+            ),
+        )
+
+    def _path(self, role: Role) -> str:
+        name = secret_id(self._cluster, self._identity, role)
+        return f"/v1/projects/{self._services.project}/secrets/{name}"
+
+    def hand_over(self) -> None:
+        """Leave it to somebody else to call `delete_now` when the interpreter ends."""
+        not_at_exit(self)
+
+    async def delete(self) -> None:
+        """Delete them, if there may be any. What cannot be deleted is told, and ends by itself."""
+        if not self._recorded:
+            return
+        # A request that makes one must not be overtaken.
+        await self._services.settled()
+        results = await asyncio.gather(
+            *(
+                self._services.call(
+                    "secretmanager", "DELETE", self._path(role), action=self._deleting(role)
+                )
+                for role in ROLES
+            ),
+            return_exceptions=True,
+        )
+        self._conclude(results)
+
+    def delete_now(self) -> None:
+        """Do as `delete`, on the calling thread, for the interpreter's exit."""
+        if not self._recorded:
+            return
+        self._services.settled_now(EXIT_TIMEOUT)
+        results: list[object] = []
+        for role in ROLES:
+            try:
+                self._services.call_now(
+                    "secretmanager",
+                    "DELETE",
+                    self._path(role),
+                    action=self._deleting(role),
+                    timeout=EXIT_TIMEOUT,
+                )
+            except GCEError as error:
+                results.append(error)
+        self._conclude(results)
+        self._services.close_now()
+
+    def _deleting(self, role: Role) -> str:
+        return f"delete secret {secret_id(self._cluster, self._identity, role)}"
+
+    def _conclude(self, results: Sequence[object]) -> None:
+        not_at_exit(self)
+        left = False
+        for result in results:
+            if isinstance(result, GCEError) and not isinstance(result, NotFound):
+                left = True
+                logger.error("%s", result)
+            elif isinstance(result, BaseException) and not isinstance(result, GCEError):
+                raise result
+        self._recorded = left
+        if left:
+            project = shlex.quote(self._services.project)
+            names = [secret_id(self._cluster, self._identity, role) for role in ROLES]
+            logger.error(
+                "Secrets of cluster %s may be left, which end by themselves. To delete them: %s",
+                self._cluster,
+                " ; ".join(f"gcloud secrets delete {name} --project {project}" for name in names),
+            )
+
+    async def close(self) -> None:
+        """Have nothing more to do with them; they stay as they are."""
+        not_at_exit(self)
+        await self._services.close()
+
+
+def latest_end(expires: int | None, certificates: datetime | None) -> datetime:
+    """Return when a cluster ends at the latest.
+
+    Parameters
+    ----------
+    expires : int or None
+        When Compute Engine deletes its machines, in seconds since 1970 UTC; None for never.
+    certificates : datetime.datetime or None
+        When its certificates end; None if that is not known.
+
+    Returns
+    -------
+    datetime.datetime
+        The moment, with its zone; without either, in a year.
+
+    Examples
+    --------
+    >>> latest_end(0, None)
+    datetime.datetime(1970, 1, 1, 0, 0, tzinfo=datetime.timezone.utc)
+    """
+    ends = [] if certificates is None else [certificates]
+    if expires is not None:
+        ends.append(datetime.fromtimestamp(expires, timezone.utc))
+    return min(ends) if ends else datetime.now(timezone.utc) + timedelta(days=365)
