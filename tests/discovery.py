@@ -26,6 +26,7 @@ from dask_gce.emulator.partial import Mask, parse_mask
 APIS = {
     "compute.v1": "/compute/v1/",
     "secretmanager.v1": "/v1/",
+    "iam.v1": "/v1/",
     "serviceusage.v1": "/v1/",
     "cloudresourcemanager.v1": "/v1/",
     "cloudresourcemanager.v3": "/v3/",
@@ -121,6 +122,7 @@ REQUEST_SCHEMAS = [
     "cloudresourcemanager.v3.GetIamPolicyRequest",
     "cloudresourcemanager.v3.SetIamPolicyRequest",
     "cloudresourcemanager.v3.TestIamPermissionsRequest",
+    "iam.v1.TestIamPermissionsRequest",
     "secretmanager.v1.AddSecretVersionRequest",
     "secretmanager.v1.DestroySecretVersionRequest",
     "secretmanager.v1.DisableSecretVersionRequest",

@@ -255,12 +255,13 @@ async def check_service_account(view: View) -> Finding:
     (permission,) = FEATURES["act-as"].permissions
     if permission in await view.test_permissions(view.project, [permission]):
         return ok("service-account", f"you may use every account of the project, {account} too")
-    grant = grant_command(FEATURES["act-as"], view.project, member=view.member, account=account)
+    owner = _owner(account) or view.project
+    grant = grant_command(FEATURES["act-as"], owner, member=view.member, account=account)
     try:
         answer = await view.services.call(
             "iam",
             "POST",
-            f"/v1/projects/-/serviceAccounts/{account}:testIamPermissions",
+            f"/v1/projects/{owner}/serviceAccounts/{account}:testIamPermissions",
             body={"permissions": [permission]},
             action=f"test permissions on {account}",
         )
@@ -271,7 +272,7 @@ async def check_service_account(view: View) -> Finding:
             shlex.join(
                 [
                     *("gcloud", "iam", "service-accounts", "create", account.partition("@")[0]),
-                    f"--project={_owner(account) or view.project}",
+                    f"--project={owner}",
                 ]
             ),
         )

@@ -298,7 +298,9 @@ async def check_reservation(view: View) -> Finding:
                     ]
                 ),
             )
-        return ok("reservation", f"{name} in zone {zone} has {left} machines left")
+        return ok(
+            "reservation", f"{name} in zone {zone}" + (f", {left} machines left" if part else "")
+        )
     return failed(
         "reservation",
         f"reservation = {link!r}: project {project} has none of this name in "

@@ -86,6 +86,7 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "compute.regionOperations.wait": ("compute.regionOperations.get",),
     "compute.regions.get": ("compute.regions.get",),
     "compute.regions.list": ("compute.regions.list",),
+    "compute.reservations.get": ("compute.reservations.get",),
     "compute.routers.aggregatedList": ("compute.routers.list",),
     "compute.routers.delete": ("compute.routers.delete",),
     "compute.routers.get": ("compute.routers.get",),

@@ -9,10 +9,16 @@ from dask_gce.emulator.methods import (
     instances,
     networks,
     operations,
+    reservations,
     routers,
 )
 from dask_gce.emulator.routing import Route
-from dask_gce.emulator.services import resource_manager, secret_manager, service_usage
+from dask_gce.emulator.services import (
+    resource_manager,
+    secret_manager,
+    service_accounts,
+    service_usage,
+)
 
 #: Every method of the local Compute Engine, and of Google's other APIs beside it.
 ROUTES: list[Route] = [
@@ -22,8 +28,10 @@ ROUTES: list[Route] = [
     *instances.ROUTES,
     *networks.ROUTES,
     *operations.ROUTES,
+    *reservations.ROUTES,
     *routers.ROUTES,
     *resource_manager.ROUTES,
     *secret_manager.ROUTES,
+    *service_accounts.ROUTES,
     *service_usage.ROUTES,
 ]
