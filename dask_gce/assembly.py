@@ -20,7 +20,9 @@ from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 
 from dask_gce import names
+from dask_gce.blueprint import Blueprint
 from dask_gce.boot.shipping import ship
+from dask_gce.cluster_secrets import ClusterSecrets, SecretPlan, latest_end
 from dask_gce.connection_content import Connection
 from dask_gce.connections import (
     connection_path,
@@ -31,16 +33,18 @@ from dask_gce.connections import (
 from dask_gce.credentials import discover_project
 from dask_gce.errors import GCEError, SettingsError, StartTimeout
 from dask_gce.fleet import Fleet
+from dask_gce.guarding import GuardedCluster
 from dask_gce.instance import build_insert
 from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location
-from dask_gce.preparation import Preparation, open_compute, prepare
+from dask_gce.preparation import Preparation, open_compute, prepare, side_by_side
 from dask_gce.private_files import hold_folder
 from dask_gce.reach.approach import Approach
 from dask_gce.reunion import Reunion, as_instance, check_endpoint, rejoin
-from dask_gce.scaling import ScalingCluster
 from dask_gce.scheduler import GCEScheduler
+from dask_gce.services import load_services
 from dask_gce.settings import Settings
+from dask_gce.trust import end_of
 from dask_gce.worker import GCEWorker
 
 logger = logging.getLogger(__name__)
@@ -57,7 +61,7 @@ ARRIVAL_PAUSE = 0.05
 ALONE_PAUSE = 0.1
 
 
-class AssembledCluster(ScalingCluster):
+class AssembledCluster(GuardedCluster):
     """A cluster that gets its machines.
 
     Parameters
@@ -89,6 +93,8 @@ class AssembledCluster(ScalingCluster):
         self._joined = create_mode == "connect"
         # Whether all is there; until then whatever ends a cluster that is being made deletes it.
         self._complete = False
+        # The certificates in Secret Manager; None if they are not there.
+        self._secrets: ClusterSecrets | None = None
         # Removes the connection file; None as long as there cannot be one.
         self._forget: Callable[[], bool] | None = None
         ends = create_mode == "create" if shutdown_on_close is None else shutdown_on_close
@@ -102,8 +108,13 @@ class AssembledCluster(ScalingCluster):
     @shutdown_on_close.setter
     def shutdown_on_close(self, ends: bool) -> None:
         self._shutdown_on_close = ends
-        if self._complete and self._fleet is not None:
-            self._fleet.delete_at_exit = ends
+        self._settle_exit()
+
+    def _settle_exit(self) -> None:
+        """Have the interpreter's exit do what closing would, once there is a cluster."""
+        if self._complete and self._fleet is not None and self._prepared is not None:
+            self._fleet.delete_at_exit = self.shutdown_on_close
+            self._prepared.firewall.delete_at_exit = self.shutdown_on_close
 
     async def _assemble(self) -> None:
         """Find out what is needed, then ask for the first machines or find them."""
@@ -141,6 +152,7 @@ class AssembledCluster(ScalingCluster):
         if self._joined:
             await self._join(connection)
         else:
+            await side_by_side(self._open_firewall(prepared), self._keep_secrets(prepared))
             self._begin(prepared)
 
     @contextlib.asynccontextmanager
@@ -200,6 +212,29 @@ class AssembledCluster(ScalingCluster):
         self._fill()
         self._correct_state()
 
+    async def _keep_secrets(self, prepared: Preparation) -> None:
+        """Bring the certificates to where machines look for them, before the first does."""
+        blueprint = prepared.blueprint
+        if not blueprint.keeps_secrets:
+            return
+        self._secrets = await self._open_secrets(blueprint)
+        account = str(self.settings.service_account)
+        if account == "default":
+            account = str((await prepared.compute.get_project())["defaultServiceAccount"])
+        await self._secrets.create(
+            SecretPlan(
+                bundles=blueprint.tls,
+                account=account,
+                regions=sorted({names.region_of(zone) for zone in self.settings.zone}),
+                labels=blueprint.labels("scheduler"),
+                end=latest_end(blueprint.expires, end_of(*blueprint.tls.values())),
+            )
+        )
+
+    async def _open_secrets(self, blueprint: Blueprint) -> ClusterSecrets:
+        services = await asyncio.to_thread(load_services, self.settings, blueprint.project)
+        return ClusterSecrets(services, self.name, blueprint.identity, exist=self._joined)
+
     def _prepare_fleet(
         self, prepared: Preparation, scheduler: str, location: Location, *, moved: Any
     ) -> Fleet:
@@ -217,12 +252,14 @@ class AssembledCluster(ScalingCluster):
             max_workers=math.inf if limit is None else (limit - here) // blueprint.processes,
             # What is half made is worth nothing, however long the whole is to stay.
             delete_at_exit=not self._joined,
-            on_exit=partial(_abandon, weakref.ref(self), self._forget),
+            on_exit=partial(_abandon, weakref.ref(self), self._forget, self._secrets),
             changed=self._watcher.disturb,
             others=self._welcome if self._shared else None,
             zones=settings.zone if self._shared and settings.allow_cross_zone else (),
             scrubs=bool(blueprint.tls) and settings.secrets == "metadata",
         )
+        if self._secrets is not None:
+            self._secrets.hand_over()
         self.scheduler = GCEScheduler(
             name=scheduler,
             fleet=fleet,
@@ -237,7 +274,9 @@ class AssembledCluster(ScalingCluster):
                 note=self.events.note,
             ),
             moved=moved,
+            explain=prepared.firewall.explain_missing,
         )
+        self._scheduler.failure = self._closed_off
         self.scheduler_spec = {"cls": GCEScheduler, "options": {}}
         self.new_spec = {"cls": GCEWorker, "options": {"fleet": fleet, "blueprint": blueprint}}
         if blueprint.suffixes:
@@ -293,6 +332,10 @@ class AssembledCluster(ScalingCluster):
         finally:
             if self._prepared is None:
                 await compute.close()
+        if reunion.prepared.blueprint.keeps_secrets:
+            # For whoever ends the cluster.
+            self._secrets = await self._open_secrets(reunion.prepared.blueprint)
+        await self._open_firewall(reunion.prepared)
         self._take_over(reunion)
 
     def _take_over(self, reunion: Reunion) -> None:
@@ -368,12 +411,14 @@ def _forgetting(connection: Connection) -> Callable[[], bool]:
     return partial(delete_connection, connection.cluster, connection.project, connection.identity)
 
 
-def _abandon(known: Any, forget: Any) -> None:
+def _abandon(known: Any, forget: Any, secrets: ClusterSecrets | None) -> None:
     """Keep distributed's own exit hook away from a cluster whose machines are deleted already."""
     cluster = known()
     if cluster is not None:
         SpecCluster._instances.discard(cluster)
         cluster.status = Status.closed
+    if secrets is not None:
+        secrets.delete_now()
     if forget is not None:
         forget()
 

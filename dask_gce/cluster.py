@@ -265,8 +265,7 @@ class GCECluster(AttendedCluster):
                 await self._tell_plan()
                 await self._await_local_workers()
             self._complete = True
-            if self._fleet is not None:
-                self._fleet.delete_at_exit = self.shutdown_on_close
+            self._settle_exit()
         except BaseException as error:
             await self._close()
             cause = error.__cause__
@@ -397,13 +396,14 @@ class GCECluster(AttendedCluster):
         for task in (None if starting else self._starting, self._watching, *self._tasks):
             await _end(task)
         try:
-            if self._fleet is not None and ends:
-                await self._fleet.delete_workers()
+            if ends:
+                if self._fleet is not None:
+                    await self._fleet.delete_workers()
                 if connected:
                     await self._say_farewell()
-                await self._fleet.delete_all()
-            elif self._fleet is not None:
-                await self._fleet.leave()
+                await self._remove_machines_and_rules()
+            else:
+                await self._leave_machines_and_rules()
         except GCEError as error:
             if not starting:
                 await self._close_tunnels()

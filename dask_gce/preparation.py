@@ -13,7 +13,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,11 @@ from dask_gce.hardware import check_hardware, check_image, warn_of_architecture
 from dask_gce.images import architecture_of
 from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location, MachineShape, Placement
-from dask_gce.reach.firewall_rules import Network
+from dask_gce.reach.firewall import Firewall
+from dask_gce.reach.firewall_needs import Needs
+from dask_gce.reach.firewall_rules import Mark, Network
+from dask_gce.reach.ingress import find_clients
+from dask_gce.reach.networks import survey
 from dask_gce.reach.route import Route, choose_route, named_network
 from dask_gce.reach.surroundings import look_around
 from dask_gce.settings import Settings
@@ -65,6 +69,8 @@ class Preparation:
         Where workers may be.
     route : Route
         Which way leads from here to the scheduler.
+    firewall : Firewall
+        The cluster's firewall rules, of which none is made yet.
     security : distributed.security.Security
         The client's side of the cluster's security.
     client_tls : Tls or None
@@ -76,6 +82,7 @@ class Preparation:
     schedulers: Placement
     workers: Placement
     route: Route
+    firewall: Firewall
     security: Security = field(repr=False)
     client_tls: Tls | None = field(default=None, repr=False)
 
@@ -158,10 +165,11 @@ async def prepare(
     )
     if settings.name is not None:
         await _check_that_name_is_free(compute, cluster)
-    (schedulers, workers), image, route = await asyncio.gather(
+    (schedulers, workers), image, (route, clients), found = await side_by_side(
         find_locations(compute, settings),
         _look_up_image(compute, settings),
-        find_route(compute, settings),
+        find_way(compute, settings),
+        survey(compute, settings),
     )
     check_hardware(settings, schedulers, workers)
     check_gpus(settings, schedulers, workers)
@@ -183,15 +191,60 @@ async def prepare(
         environment=environment,
         configuration=changed_configuration(),
     )
+    mark = Mark(cluster, blueprint.identity, blueprint.owner, blueprint.client, expires)
     return Preparation(
         compute,
         blueprint,
         Placement(schedulers),
         Placement(workers),
         route,
+        Firewall(compute, Needs(settings, compute.project, mark, found, clients)),
         trust.client,
         await asyncio.to_thread(client_tls, trust.client),
     )
+
+
+async def side_by_side(*works: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Let look-ups go on at the same time; where one fails, the others end.
+
+    Parameters
+    ----------
+    *works : coroutine
+        The look-ups.
+
+    Returns
+    -------
+    list
+        What they return.
+    """
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def find_way(compute: Compute, settings: Settings) -> tuple[Route, tuple[str, ...]]:
+    """Find out which way leads to a scheduler, and whom the firewall has to let in for it.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API of its project.
+    settings : Settings
+        The cluster's settings.
+
+    Returns
+    -------
+    route : Route
+        The way, and why it is this one.
+    clients : tuple of str
+        Ranges of addresses.
+    """
+    route = await find_route(compute, settings)
+    return route, await find_clients(settings, route)
 
 
 async def find_route(compute: Compute, settings: Settings) -> Route:

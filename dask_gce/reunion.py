@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from dask_gce import names, tags
 from dask_gce.blueprint import Blueprint
 from dask_gce.boot.dask_config import changed_configuration
+from dask_gce.client import client_mark, current_user
 from dask_gce.cluster_records import ClusterRecord, Machine
 from dask_gce.compute import Compute
 from dask_gce.connection_content import Connection
@@ -19,7 +21,11 @@ from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
 from dask_gce.instance import Instance
 from dask_gce.inventory import find_cluster, list_clusters
 from dask_gce.placement import Location, MachineShape, Placement
-from dask_gce.preparation import Preparation, find_locations, find_route
+from dask_gce.preparation import Preparation, find_locations, find_way, side_by_side
+from dask_gce.reach.firewall import Firewall
+from dask_gce.reach.firewall_needs import Needs
+from dask_gce.reach.firewall_rules import Mark
+from dask_gce.reach.networks import survey
 from dask_gce.settings import Settings
 from dask_gce.trust import client_security
 
@@ -81,8 +87,8 @@ async def rejoin(compute: Compute, settings: Settings, connection: Connection) -
             "it may not have been made completely, or have lost it. Delete what is there: "
             f"dask gce delete {record.name} --project {record.project}"
         )
-    (schedulers, workers), route = await asyncio.gather(
-        find_locations(compute, settings), find_route(compute, settings)
+    (schedulers, workers), (route, clients), found = await side_by_side(
+        find_locations(compute, settings), find_way(compute, settings), survey(compute, settings)
     )
     expires = record.expires
     blueprint = Blueprint(
@@ -97,12 +103,22 @@ async def rejoin(compute: Compute, settings: Settings, connection: Connection) -
         environment=connection.environment,
         configuration=changed_configuration(),
     )
+    mark = Mark(
+        connection.cluster,
+        connection.identity,
+        names.label_value(await asyncio.to_thread(current_user)),
+        # Such a rule goes with the process that has joined, whatever becomes of the cluster.
+        await asyncio.to_thread(client_mark),
+        blueprint.expires,
+    )
+    needs = Needs(settings, connection.project, mark, found, clients, tags.new_suffix())
     prepared = Preparation(
         compute,
         blueprint,
         Placement(schedulers),
         Placement(workers),
         route,
+        Firewall(compute, needs),
         await asyncio.to_thread(client_security, connection.client_tls),
         connection.client_tls,
     )

@@ -46,6 +46,8 @@ class GCEScheduler(GCEProcess):
         Where it is made first.
     approach : Approach
         How the client reaches it.
+    explain : callable
+        Tells what the firewall may keep out; an empty text if nothing.
     moved : callable or None
         Called when it moves, with the name it leaves, so that its workers move with it; None for
         one that exists and therefore does not move.
@@ -61,6 +63,7 @@ class GCEScheduler(GCEProcess):
         location: Location,
         approach: Approach,
         moved: Callable[[str], None] | None,
+        explain: Callable[[], str] = lambda: "",
     ) -> None:
         spec = blueprint.scheduler(name, location)
         super().__init__(fleet, spec, location, blueprint.settings.start_timeout)
@@ -71,6 +74,7 @@ class GCEScheduler(GCEProcess):
         self._obstacle = ""
         self._placement = placement
         self._moved = moved
+        self._explain_firewall = explain
         #: Set by the cluster: why the scheduler has failed, or why it is in the wrong place.
         self.failure: GCEError | None = None
 
@@ -169,7 +173,8 @@ class GCEScheduler(GCEProcess):
         place = self.approach.describe(self.blueprint.settings.scheduler_port)
         error = StartTimeout(
             f"{failure.message}\nThe way to it is {self.approach.route}. "
-            f"From here {place} was asked: {self._obstacle.rstrip('.')}.",
+            f"From here {place} was asked: {self._obstacle.rstrip('.')}.\n"
+            f"{self._explain_firewall()}".rstrip(),
             name=failure.name,
             zone=failure.zone,
             phase=failure.phase,

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable
 
-from dask_gce.addresses import reach_everybody
 from dask_gce.compute import Compute
 from dask_gce.errors import (
     APIError,
@@ -111,13 +110,6 @@ class Firewall:
             raise self.needs.unknown_network()
         for need in needs:
             self._recorded[need.name] = network.project
-            if reach_everybody(need.ranges):
-                logger.warning(
-                    "The scheduler of %s can be reached from everywhere on the Internet "
-                    "(allow_ingress_from = %s). Give the addresses that you come from, if you can.",
-                    self._cluster,
-                    ", ".join(need.ranges),
-                )
         at_exit(self, self._end)
         outcomes = await asyncio.gather(
             *(self._make(need, network) for need in needs), return_exceptions=True

@@ -283,7 +283,7 @@ class Needs:
             url=error.url,
         )
 
-    def failure(self, error: OperationError, need: Need, network: Network) -> OperationError:
+    def failure(self, error: OperationError, need: Need, network: Network) -> GCEError:
         """Return the error of a rule that was accepted but did not come to be.
 
         Parameters
@@ -297,16 +297,15 @@ class Needs:
 
         Returns
         -------
-        OperationError
-            The same, with what can be done.
+        GCEError
+            The same in words, with what can be done. Not of its class, by which a scheduler would
+            move on to another zone.
         """
         lines = [error.message]
         if error.code in QUOTA_CODES:
             lines.append(_quota_remedy(network))
         lines.append(self._alternative(need, network))
-        return OperationError(
-            "\n".join(lines), operation=error.operation, code=error.code, errors=error.errors
-        )
+        return GCEError("\n".join(lines))
 
     def unknown_network(self) -> GCEError:
         """Return the error for a network that is not known.

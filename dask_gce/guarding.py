@@ -1,0 +1,81 @@
+"""Who is let in to a cluster's machines, from before the first one to after the last.
+
+Owns when the firewall's rules are made and when they go: before any machine is asked for, and
+together with them. What rules there are is in `reach`; how machines come is in `assembly`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+from dask_gce.errors import GCEError
+from dask_gce.preparation import Preparation
+from dask_gce.scaling import ScalingCluster
+from dask_gce.settings import Settings
+
+
+class GuardedCluster(ScalingCluster):
+    """A cluster with firewall rules of its own.
+
+    Parameters
+    ----------
+    settings : Settings
+        The cluster's settings.
+    name : str
+        The cluster's name.
+    **options
+        What SpecCluster takes.
+    """
+
+    def __init__(self, settings: Settings, name: str, **options: Any) -> None:
+        # Why the firewall lets nobody in, although it was asked to.
+        self._closed_off: GCEError | None = None
+        super().__init__(settings, name, **options)
+
+    async def _open_firewall(self, prepared: Preparation) -> None:
+        """Have let in what has to be; returns when Compute Engine has accepted it."""
+        prepared.firewall.events = self.events
+        prepared.firewall.failed = self._note_closed_off
+        await prepared.firewall.create()
+
+    def _note_closed_off(self, error: GCEError) -> None:
+        """Learn that a rule did not come to be, without which the scheduler is not reached."""
+        self._closed_off = error
+        if self.scheduler is not None:
+            self._scheduler.failure = error
+
+    async def _remove_machines_and_rules(self) -> None:
+        """Delete all machines and all rules, of which neither waits for the other."""
+        works: list[Awaitable[None]] = []
+        if self._fleet is not None:
+            works.append(self._fleet.delete_all())
+        if self._prepared is not None:
+            # Only where others can join they may have made rules too.
+            works.append(self._prepared.firewall.remove(everybodys=self._shared))
+        await _all_of(works)
+
+    async def _leave_machines_and_rules(self) -> None:
+        """Leave both to others, but for what was made for this process alone."""
+        works: list[Awaitable[None]] = []
+        if self._fleet is not None:
+            works.append(self._fleet.leave())
+        if self._prepared is not None:
+            works.append(self._prepared.firewall.leave())
+        await _all_of(works)
+
+
+async def _all_of(works: list[Awaitable[None]]) -> None:
+    """Bring all to an end, however the others go."""
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    errors = []
+    for outcome in outcomes:
+        if isinstance(outcome, GCEError):
+            errors.append(outcome)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise GCEError("\n".join(map(str, errors))) from errors[0]
