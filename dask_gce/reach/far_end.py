@@ -10,9 +10,11 @@ them is kept as a cause.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import importlib
 import ipaddress
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -25,9 +27,9 @@ from dask_gce.reach.refusals import CUT, UNTRUSTED, Destination, explain
 from dask_gce.reach.relay import SUBPROTOCOL, Connected, LongClose, Relay, Resumed
 
 if TYPE_CHECKING:
-    from aiohttp import BasicAuth, ClientSession, ClientWebSocketResponse, WSMessage
+    from aiohttp import ClientSession, ClientWebSocketResponse, WSMessage
 
-__all__ = ["ENDPOINT", "Closed", "FarEnd", "Token", "hang_up", "read_close"]
+__all__ = ["ENDPOINT", "Closed", "FarEnd", "Token", "drop", "hang_up", "read_close"]
 
 #: Google's own (gcloud, ``iap_tunnel_websocket_utils.py``).
 ENDPOINT = "wss://tunnel.cloudproxy.app/v4"
@@ -101,6 +103,20 @@ async def hang_up(websocket: ClientWebSocketResponse) -> None:
     """
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(websocket.close(), GOODBYE)
+
+
+def drop(websocket: ClientWebSocketResponse) -> None:
+    """Break a websocket off without a word: a close frame would end the session as well.
+
+    Parameters
+    ----------
+    websocket : aiohttp.ClientWebSocketResponse
+        The websocket, in whatever state.
+    """
+    connection = websocket.get_extra_info("socket")
+    if connection is not None:
+        with contextlib.suppress(OSError):  # it is gone already
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 class FarEnd:
@@ -271,7 +287,7 @@ class FarEnd:
 
         if self._session is None:
             raise RuntimeError("The tunnel is not open.")
-        proxy, proxy_auth = await self._proxy()
+        proxy, proxy_headers = await self._proxy()
         try:
             return await self._session.ws_connect(
                 self._address(relay),
@@ -282,7 +298,7 @@ class FarEnd:
                 autoping=False,
                 max_msg_size=MAX_MESSAGE,
                 proxy=proxy,
-                proxy_auth=proxy_auth,
+                proxy_headers=proxy_headers,
             )
         except ClientResponseError as error:
             code, words = error.status, ""
@@ -293,8 +309,8 @@ class FarEnd:
             code, words = CUT, getattr(error, "strerror", None) or type(error).__name__
         raise explain(self.to, code, words, has_begun=bool(relay.sid))
 
-    async def _proxy(self) -> tuple[str | None, BasicAuth | None]:
-        """Return the proxy to take, and who we are there.
+    async def _proxy(self) -> tuple[str | None, dict[str, str] | None]:
+        """Return the proxy to take, and what it is told.
 
         aiohttp's ``trust_env`` finds it as well, but reads ``~/.netrc`` with it, and refuses to
         send a token where that has an entry.
@@ -312,20 +328,21 @@ async def _drop(opening: asyncio.Task[ClientWebSocketResponse]) -> None:
         await hang_up(opening.result())
 
 
-def _find_proxy(endpoint: str) -> tuple[str | None, BasicAuth | None]:
-    from aiohttp import BasicAuth
-
+def _find_proxy(endpoint: str) -> tuple[str | None, dict[str, str] | None]:
+    """Find the proxy in the environment, or in the system's settings where there are such."""
     host = urlsplit(endpoint).hostname or ""
     proxies = getproxies()
     found = proxies.get("https") or proxies.get("all")
     if not found or proxy_bypass(host):
         return None, None
     parts = urlsplit(found if "//" in found else f"http://{found}")
-    auth = None
-    if parts.username is not None:
-        auth = BasicAuth(unquote(parts.username), unquote(parts.password or ""))
-    bare = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, bare, "", "", "")), auth
+    # The password goes into no address: errors quote those.
+    address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
+    if parts.username is None:
+        return address, None
+    account = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    encoded = base64.b64encode(account.encode()).decode("ascii")
+    return address, {"Proxy-Authorization": f"Basic {encoded}"}
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from dask_gce.errors import TunnelError
-from dask_gce.reach.far_end import Closed, FarEnd, hang_up, read_close
+from dask_gce.reach.far_end import Closed, FarEnd, drop, hang_up, read_close
 from dask_gce.reach.local_end import LocalEnd
 from dask_gce.reach.refusals import CUT, Meaning, explain, meaning_of
 from dask_gce.reach.relay import Confirmed, Data, LongClose, Relay
@@ -301,6 +301,7 @@ class Passage:
             await asyncio.sleep(KEEP_ALIVE)
             # While the local side takes nothing, answers are not read.
             if self._is_reading and self._heard_at < asked:
+                drop(websocket)
                 return Closed(CUT, f"it was silent for {KEEP_ALIVE:g} s")
 
 

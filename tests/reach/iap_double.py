@@ -38,8 +38,8 @@ class WebSocket:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
-        self.sent = 0
         self.is_closing = False
+        self._draining = asyncio.Lock()
 
     async def receive(self) -> tuple[int, bytes]:
         """Return the opcode and payload of the next frame."""
@@ -69,8 +69,9 @@ class WebSocket:
     async def send(self, content: bytes, opcode: int = 2) -> None:
         """Send a frame."""
         self.writer.write(self.frame(opcode, content))
-        self.sent += len(content)
-        await self.writer.drain()
+        # Before Python 3.11 only one may wait at a time.
+        async with self._draining:
+            await self.writer.drain()
 
     async def close(self, code: int | None, reason: str = "") -> None:
         """Send a close frame."""
@@ -131,6 +132,8 @@ class IapDouble:
         Bytes that it sends without an acknowledgement.
     is_rude
         Whether it closes right after the last DATA.
+    is_mute
+        Whether it leaves pings unanswered.
     token
         The token that it asks for.
     inject
@@ -145,6 +148,7 @@ class IapDouble:
         self.ack_every: int | None = 32768
         self.window = 1_500_000
         self.is_rude = False
+        self.is_mute = False
         self.token: str | None = None
         self.inject: Callable[[WebSocket], None] | None = None
         self.requests: list[Request] = []
@@ -308,14 +312,14 @@ class IapDouble:
         while not socket.is_closing:
             session.changed.clear()
             while position < session.base + len(session.kept):
-                start = max(position, session.base) - session.base
+                start = position - session.base
                 piece = bytes(session.kept[start : start + PIECE])
                 frame = struct.pack(">HI", 4, len(piece)) + piece
                 if self._is_to_cut(len(piece)):
                     await self._cut(socket, frame)
                     return
+                position += len(piece)
                 await socket.send(frame)
-                position = session.base + start + len(piece)
             if session.ended and (self.is_rude or not session.kept):
                 await socket.close(1000)
                 return
@@ -334,16 +338,18 @@ class IapDouble:
         while True:
             opcode, content = await socket.receive()
             if opcode == 8:
-                self.closes.append(struct.unpack(">H", content[:2])[0] if content else 1005)
-                if session.writer.can_write_eof():
-                    session.writer.write_eof()
                 if not socket.is_closing:
+                    # The client hangs up: this is the end of the session.
+                    self.closes.append(struct.unpack(">H", content[:2])[0] if content else 1005)
+                    session.writer.write_eof()
                     socket.is_closing = True
                     await socket.send(content[:2], 8)
                 return
             if opcode == 9:
                 self.pings += 1
-                await socket.send(content, 10)
+                if not self.is_mute:
+                    # Not waiting for whoever is in the way: the next one is to be counted, too.
+                    socket.writer.write(socket.frame(10, content))
                 continue
             if opcode == 10:
                 continue
