@@ -23,6 +23,7 @@ from dask_gce.placement import MachineShape
 from dask_gce.settings import Settings
 
 PROJECT = "local-project"
+IAP = {"connect": "iap"}
 #: Looking, in the names of methods.
 LOOKS = ("get", "list", "getFromFamily", "testIamPermissions", "batchGet")
 
@@ -68,6 +69,7 @@ def repair(emulator, tmp_path):
         "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK": "true",
         "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
         "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": f"{emulator.endpoint}/compute/v1/",
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_SERVICEUSAGE": f"{emulator.endpoint}/",
     }
 
     async def run_all(*lines):
@@ -195,14 +197,121 @@ async def test_an_api_that_is_off_is_named_even_by_itself():
     assert found["apis"].repair == ("gcloud services enable compute.googleapis.com --project=mine",)
 
 
-async def test_apis_that_are_off():
-    states = {
-        "/services/compute.googleapis.com": Answer({"state": "ENABLED"}),
-        "/services/": Answer({"state": "DISABLED"}),
-    }
-    with ScriptedAPI(mostly(states)) as api:
-        found = await checked(api.endpoint, project="mine", connect="iap")
-    assert found["apis"].repair == ("gcloud services enable iap.googleapis.com --project=mine",)
+@pytest.mark.gcloud
+async def test_apis_that_are_off(emulator, repair):
+    emulator.services.disable("iap.googleapis.com", project=PROJECT)
+    assert (await checked(emulator))["apis"].status == "ok"
+    found = (await checked(emulator, connect="iap"))["apis"]
+    assert found.repair == (f"gcloud services enable iap.googleapis.com --project={PROJECT}",)
+    await repair(*found.repair)
+    assert (await checked(emulator, connect="iap"))["apis"].status == "ok"
+
+
+async def test_secret_manager_is_looked_at_where_it_is_used(emulator):
+    emulator.services.disable("secretmanager.googleapis.com", project=PROJECT)
+    emulator.permissions.deny("secretmanager.*")
+    settings = {"secrets": "secret-manager", "service_account": "default"}
+    assert {each.status for each in (await checked(emulator)).values()} == {"ok"}
+    found = await checked(emulator, **settings)
+    assert "secretmanager.googleapis.com" in found["apis"].detail
+    assert "--role=roles/secretmanager.admin" in found["permissions"].repair[0]
+    assert {found["apis"].status, found["permissions"].status} == {"failed"}
+
+
+async def test_apis_that_may_not_be_looked_at(emulator):
+    emulator.permissions.deny("serviceusage.*")
+    # Compute Engine tells by itself that it is on.
+    assert (await checked(emulator))["apis"].status == "ok"
+    found = (await checked(emulator, connect="iap"))["apis"]
+    assert found.status == "unknown" and "iap.googleapis.com" in found.detail
+
+
+# -- permissions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("permission", "role", "settings"),
+    [
+        ("compute.instances.create", "roles/compute.instanceAdmin.v1", {}),
+        ("compute.subnetworks.useExternalIp", "roles/compute.instanceAdmin.v1", {}),
+        ("compute.firewalls.create", "roles/compute.securityAdmin", {}),
+        ("compute.images.useReadOnly", "roles/compute.imageUser", {"source_image": "family/ours"}),
+        (
+            "iap.tunnelInstances.accessViaIAP",
+            "roles/iap.tunnelResourceAccessor",
+            {"connect": "iap"},
+        ),
+    ],
+)
+async def test_a_permission_that_is_missing(emulator, permission, role, settings):
+    emulator.permissions.deny(permission)
+    found = (await checked(emulator, **settings))["permissions"]
+    assert found.status == "failed" and permission in found.detail
+    words = shlex.split(found.repair[0])
+    assert words[:4] == ["gcloud", "projects", "add-iam-policy-binding", PROJECT]
+    assert f"--role={role}" in words and len(found.repair) == 1
+    emulator.permissions.allow(permission)
+    assert (await checked(emulator, **settings))["permissions"].status == "ok"
+
+
+async def test_what_is_not_used_needs_no_permission(emulator):
+    emulator.permissions.deny("compute.firewalls.*", "compute.*.useExternalIp", "iap.*")
+    settings = {"firewall": False, "external_ip": False, "connect": "internal"}
+    found = (await checked(emulator, **settings))["permissions"]
+    assert found.status == "ok", found
+
+
+async def test_what_is_optional_is_mentioned(emulator):
+    emulator.permissions.deny("compute.instances.getSerialPortOutput")
+    found = (await checked(emulator))["permissions"]
+    assert found.status == "ok"
+    assert "without compute.instances.getSerialPortOutput: " in found.detail
+
+
+async def test_a_shared_network_is_asked_for_in_its_own_project(emulator):
+    emulator.permissions.deny("compute.*", project="host-project")
+    path = "projects/host-project/regions/us-central1/subnetworks/default"
+    found = (await checked(emulator, subnetwork=path))["permissions"]
+    assert found.status == "failed"
+    assert {shlex.split(line)[3] for line in found.repair} == {"host-project"}
+    assert "compute.subnetworks.use" in found.detail
+    assert "compute.instances.create" not in found.detail
+
+
+async def test_an_account_that_may_not_be_used(emulator):
+    emulator.permissions.deny("iam.serviceAccounts.actAs")
+    for account in ("default", f"dask@{PROJECT}.iam.gserviceaccount.com"):
+        found = (await checked(emulator, service_account=account))["service-account"]
+        assert found.status == "failed"
+        words = shlex.split(found.repair[0])
+        assert words[:4] == ["gcloud", "iam", "service-accounts", "add-iam-policy-binding"]
+        assert "--role=roles/iam.serviceAccountUser" in words
+        assert words[4].endswith(account.partition("default")[0] or "gserviceaccount.com")
+
+
+async def test_an_account_that_is_not_there():
+    absent = refusal(404, "notFound", "Unknown service account")
+    with ScriptedAPI(mostly({"/serviceAccounts/": absent})) as api:
+        account = "dask@other.iam.gserviceaccount.com"
+        settings = {"project": "mine", "service_account": account}
+        found = (await checked(api.endpoint, **settings))["service-account"]
+    assert found.repair == ("gcloud iam service-accounts create dask --project=other",)
+
+
+async def test_a_project_without_a_default_account():
+    with ScriptedAPI(mostly({})) as api:
+        settings = {"project": "mine", "service_account": "default"}
+        found = (await checked(api.endpoint, **settings))["service-account"]
+    assert found.status == "failed"
+    assert found.repair == ("gcloud iam service-accounts create dask-machines --project=mine",)
+
+
+async def test_an_account_that_may_not_be_looked_at_is_unknown():
+    denied = refusal(403, "forbidden", "No.")
+    with ScriptedAPI(mostly({"/serviceAccounts/": denied})) as api:
+        settings = {"project": "mine", "service_account": "a@b.iam.gserviceaccount.com"}
+        found = (await checked(api.endpoint, **settings))["service-account"]
+    assert found.status == "unknown" and "roles/iam.serviceAccountUser" in found.repair[0]
 
 
 # -- the network ----------------------------------------------------------------------------------
@@ -319,6 +428,63 @@ async def test_nobody_tells_this_computers_address():
     assert found.status == "unknown" and "allow_ingress_from" in found.detail
 
 
+# -- the way out ----------------------------------------------------------------------------------
+
+
+@pytest.mark.gcloud
+async def test_machines_that_do_not_reach_the_internet(emulator, repair):
+    settings = {"external_ip": False}
+    found = (await checked(emulator, **settings))["internet"]
+    assert found.status == "failed" and "there is no Cloud NAT" in found.detail
+    await repair(*found.repair)
+    found = (await checked(emulator, **settings))["internet"]
+    assert found.status == "ok" and "Cloud NAT" in found.detail
+
+
+async def test_an_image_of_googles_registry_needs_no_internet():
+    image = "us-docker.pkg.dev/mine/dask/dask:1"
+    settings = {"project": "mine", "external_ip": False, "container_image": image}
+    subnetwork = {"name": "default", "network": "global/networks/default"}
+    with ScriptedAPI(mostly({"/subnetworks/": Answer(subnetwork)})) as api:
+        found = (await checked(api.endpoint, **settings))["internet"]
+    assert found.status == "failed"
+    assert found.repair == (
+        "gcloud compute networks subnets update default --region=us-central1 --project=mine "
+        "--enable-private-ip-google-access",
+    )
+    subnetwork["privateIpGoogleAccess"] = True
+    with ScriptedAPI(mostly({"/subnetworks/": Answer(subnetwork)})) as api:
+        assert (await checked(api.endpoint, **settings))["internet"].status == "ok"
+        elsewhere = {**settings, "container_image": "ghcr.io/dask/dask:latest"}
+        assert (await checked(api.endpoint, **elsewhere))["internet"].status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("nat", "status"),
+    [
+        ({"sourceSubnetworkIpRangesToNat": "ALL_SUBNETWORKS_ALL_IP_RANGES"}, "ok"),
+        ({"sourceSubnetworkIpRangesToNat": "LIST_OF_SUBNETWORKS", "subnetworks": []}, "failed"),
+        (
+            {
+                "sourceSubnetworkIpRangesToNat": "LIST_OF_SUBNETWORKS",
+                "subnetworks": [{"name": "regions/us-central1/subnetworks/default"}],
+            },
+            "ok",
+        ),
+        ({"type": "PRIVATE"}, "failed"),
+    ],
+)
+async def test_which_subnetworks_a_nat_serves(nat, status):
+    network = "projects/mine/global/networks/default"
+    answers = {
+        "/subnetworks/": Answer({"name": "default", "network": network}),
+        "/routers": Answer({"items": [{"name": "r", "network": network, "nats": [nat]}]}),
+    }
+    with ScriptedAPI(mostly(answers)) as api:
+        found = (await checked(api.endpoint, project="mine", external_ip=False))["internet"]
+    assert found.status == status, found
+
+
 # -- machines -------------------------------------------------------------------------------------
 
 
@@ -409,3 +575,9 @@ async def test_a_reservation(fields, status, command):
         found = (await checked(api.endpoint, **settings))["reservation"]
     assert found.status == status, found
     assert command in " ".join(found.repair)
+
+
+async def test_a_reservation_whose_numbers_are_not_told(emulator):
+    assert (await checked(emulator, reservation="ours"))["reservation"].status == "failed"
+    emulator.reservations.add("ours")
+    assert (await checked(emulator, reservation="ours"))["reservation"].status == "ok"
