@@ -5,7 +5,6 @@ Owns the forwarding and the record of calls. What the record must show is judged
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import time
@@ -17,6 +16,8 @@ import aiohttp
 from aiohttp import web
 from ports import quiet_port
 from yarl import URL
+
+from dask_gce.emulator.listeners import stop_accepting
 
 #: Seconds that clients are asked to wait who are over their rate: a minute would be too long here.
 RETRY_AFTER = "1"
@@ -119,10 +120,7 @@ class Wire:
         """Refuse every connection from now on; those that are open end at their next request."""
         if self._site is not None and self._listener is not None:
             site, self._site = self._site, None
-            # Whom the loop has accepted in this turn becomes a connection in the next one. Of a
-            # server that is closed by then asyncio makes none, and forgets to close the socket.
-            asyncio.get_running_loop().remove_reader(self._listener)
-            await asyncio.sleep(0)
+            await stop_accepting([self._listener])
             await site.stop()
 
     async def mend(self) -> None:

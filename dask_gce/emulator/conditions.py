@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from dask_gce.emulator.capacity import Capacity
 from dask_gce.emulator.faults import Faults
 from dask_gce.emulator.iam import Permissions
+from dask_gce.emulator.iap.script import Tunnels
 from dask_gce.emulator.quota import Quota
 from dask_gce.emulator.rate_limits import RateLimits
 from dask_gce.emulator.service_states import ServiceStates
@@ -35,6 +36,8 @@ class Conditions:
         Who may do what.
     services : ServiceStates
         Which of Google's APIs are enabled.
+    tunnels : Tunnels
+        What happens to tunnels.
     """
 
     faults: Faults = field(default_factory=Faults)
@@ -45,3 +48,4 @@ class Conditions:
     reservations: set[str] = field(default_factory=set)
     permissions: Permissions = field(default_factory=Permissions)
     services: ServiceStates = field(default_factory=ServiceStates)
+    tunnels: Tunnels = field(default_factory=Tunnels)

@@ -17,9 +17,12 @@ from typing import Any, ClassVar, TypeVar
 
 from aiohttp import web
 
+from dask_gce.emulator.certificate import Certificate
 from dask_gce.emulator.cloud import Cloud
 from dask_gce.emulator.dispatch import Dispatcher, Observer, check_methods
+from dask_gce.emulator.iap.far_end import FarEnd
 from dask_gce.emulator.interventions import Interventions
+from dask_gce.emulator.listeners import stop_accepting
 from dask_gce.emulator.machine import MachineKind
 from dask_gce.emulator.server import Server
 from dask_gce.emulator.timings import Timings
@@ -54,6 +57,9 @@ class ComputeEmulator(Interventions):
     client_inside : bool
         Whether clients run in the machines' own network, by `client_command`, and not on the host.
         Where machines share the host's network it makes no difference.
+    tls_port : int or None
+        A port on which the same is answered over TLS, with a certificate that is made for it: 0
+        takes a free one, None answers on none.
     observers : sequence of callable
         Called with an :class:`Exchange` for each request, in the emulator's thread.
 
@@ -83,6 +89,7 @@ class ComputeEmulator(Interventions):
         projects: Collection[str] | None = None,
         container_images: Sequence[str] = ("*",),
         client_inside: bool = False,
+        tls_port: int | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.timings = timings or Timings()
@@ -94,6 +101,7 @@ class ComputeEmulator(Interventions):
         self._projects = projects
         self._container_images = tuple(container_images)
         self._client_inside = client_inside
+        self._tls_port = tls_port
         self._observers = (*self.default_observers, *observers)
         self._requests: Counter[str] = Counter()
         self._counting = threading.Lock()
@@ -101,7 +109,9 @@ class ComputeEmulator(Interventions):
         self._cloud: Cloud | None = None
         self._runner: web.AppRunner | None = None
         self._inner: web.AppRunner | None = None
-        self._listener: socket.socket | None = None
+        self._far_end: FarEnd | None = None
+        self._listeners: list[socket.socket] = []
+        self._tls: Certificate | None = None
         self._opening: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -114,6 +124,21 @@ class ComputeEmulator(Interventions):
     def endpoint(self) -> str:
         """The address, ``http://127.0.0.1:PORT``."""
         return self._open_cloud().base_url.removesuffix("/compute/v1")
+
+    @property
+    def tls_endpoint(self) -> str:
+        """The address over TLS, ``https://127.0.0.1:PORT``; there if a `tls_port` was given."""
+        self._open_cloud()
+        if len(self._listeners) < 2:
+            raise RuntimeError("The ComputeEmulator has no TLS: give it a tls_port.")
+        return f"https://127.0.0.1:{self._listeners[1].getsockname()[1]}"
+
+    @property
+    def tls_certificate(self) -> str:
+        """The certificate that is shown over TLS, PEM text, for clients that are to trust it."""
+        if self._tls is None:
+            raise RuntimeError("The ComputeEmulator has no TLS: give it a tls_port.")
+        return self._tls.pem
 
     @property
     def requests(self) -> Counter[str]:
@@ -224,22 +249,30 @@ class ComputeEmulator(Interventions):
                 container_images=self._container_images,
                 client_inside=self._client_inside,
             )
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listeners = []
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("127.0.0.1", self._port))
-            port = listener.getsockname()[1]
+            for wanted in (self._port, self._tls_port):
+                if wanted is not None:
+                    listeners.append(_bind(wanted))
+            ports = [one.getsockname()[1] for one in listeners]
+            port = ports[0]
+            if len(ports) > 1:
+                self._tls = await asyncio.to_thread(Certificate.make)
             self._kind = kind
             await kind.start()
             cloud = Cloud(
                 f"http://127.0.0.1:{port}", kind, self.timings, self._conditions, self._projects
             )
+            self._far_end = FarEnd(cloud, self.tunnels)
             server = Server(
                 Dispatcher(cloud, self._observers, self._count),
                 kind,
-                frozenset(f"{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")),
+                frozenset(
+                    f"{host}:{one}" for host in ("127.0.0.1", "localhost", "[::1]") for one in ports
+                ),
                 self._token,
                 cloud.identities.knows,
+                self._far_end,
             )
             self._runner = web.AppRunner(
                 server.application(),
@@ -249,7 +282,11 @@ class ComputeEmulator(Interventions):
                 shutdown_timeout=0.05,
             )
             await self._runner.setup()
-            await web.SockSite(self._runner, listener, backlog=1024).start()
+            contexts = [None, self._tls.context if self._tls else None]
+            for listener, context in zip(listeners, contexts, strict=False):
+                await web.SockSite(
+                    self._runner, listener, ssl_context=context, backlog=1024
+                ).start()
             self._inner = web.AppRunner(
                 server.application(guests=True),
                 access_log=None,
@@ -258,10 +295,11 @@ class ComputeEmulator(Interventions):
             )
             await self._inner.setup()
             await kind.network.offer_api(port, self._serve_guests)
-            self._cloud, self._listener = cloud, listener
+            self._cloud, self._listeners = cloud, listeners
         finally:
             if self._cloud is None:
-                listener.close()
+                for listener in listeners:
+                    listener.close()
 
     async def _serve_guests(self, listener: socket.socket) -> Callable[[], Awaitable[None]]:
         """Answer guests on a listener of their own; what is returned ends that."""
@@ -303,13 +341,12 @@ class ComputeEmulator(Interventions):
         cloud, self._cloud = self._cloud, None
         runners = [one for one in (self._runner, self._inner) if one is not None]
         self._runner = self._inner = None
-        listener, self._listener = self._listener, None
+        listeners, self._listeners = self._listeners, []
+        far_end, self._far_end = self._far_end, None
         try:
-            if listener is not None:
-                # Whom the loop has accepted in this turn becomes a connection in the next one: of a
-                # server that is closed by then asyncio makes none, and forgets to close the socket.
-                asyncio.get_running_loop().remove_reader(listener)
-                await asyncio.sleep(0)
+            await stop_accepting(listeners)
+            if far_end is not None:
+                await far_end.close()
             for runner in runners:
                 await runner.cleanup()
             if cloud is not None:
@@ -372,6 +409,17 @@ class ComputeEmulator(Interventions):
         if interrupt is not None:
             raise interrupt
         closing.result()
+
+
+def _bind(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

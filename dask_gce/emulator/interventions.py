@@ -16,6 +16,7 @@ from dask_gce.emulator.cloud import Cloud
 from dask_gce.emulator.conditions import Conditions
 from dask_gce.emulator.faults import Faults
 from dask_gce.emulator.iam import Permissions
+from dask_gce.emulator.iap.script import Tunnels
 from dask_gce.emulator.lifecycle import Instance
 from dask_gce.emulator.quota import Quota
 from dask_gce.emulator.rate_limits import RateLimits
@@ -76,6 +77,11 @@ class Interventions(ABC):
     def services(self) -> ServiceStates:
         """Which of Google's APIs are enabled."""
         return self._conditions.services
+
+    @property
+    def tunnels(self) -> Tunnels:
+        """What happens to tunnels through Identity-Aware Proxy."""
+        return self._conditions.tunnels
 
     @abstractmethod
     def _open_cloud(self) -> Cloud:

@@ -21,7 +21,8 @@ from uuid import uuid4
 from aiohttp import web
 
 from dask_gce.emulator.dispatch import Dispatcher, Dropped, Inbound
-from dask_gce.emulator.errors import APIError, bad_request
+from dask_gce.emulator.errors import APIError, bad_request, envelope
+from dask_gce.emulator.iap.far_end import ORIGIN, FarEnd
 from dask_gce.emulator.machine import MachineKind
 from dask_gce.emulator.machines.peers import Peers
 
@@ -53,6 +54,8 @@ class Server:
         comes.
     knows : callable
         Tells whether a token is a machine's.
+    far_end : FarEnd
+        Serves tunnels to the machines.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Server:
         hosts: frozenset[str],
         token: str | None,
         knows: Callable[[str], bool],
+        far_end: FarEnd,
     ) -> None:
         self._dispatcher = dispatcher
         self._kind = kind
@@ -69,6 +73,7 @@ class Server:
         self._hosts = hosts
         self._token = token
         self._knows = knows
+        self._far_end = far_end
 
     def application(self, *, guests: bool = False) -> web.Application:
         """Make the application that aiohttp runs.
@@ -86,6 +91,9 @@ class Server:
         """
         application = web.Application(client_max_size=_LARGEST_BODY)
         application[_GUESTS] = guests
+        application.router.add_get("/client-address", self._tell_address)
+        for verb in ("connect", "reconnect"):
+            application.router.add_get(f"/v4/{verb}", self._open_tunnel)
         application.router.add_route("*", "/{path:.*}", self._answer)
         return application
 
@@ -117,11 +125,30 @@ class Server:
             return web.Response(status=status)
         return web.Response(status=status, body=answer, content_type="application/json")
 
-    async def _refusal(self, request: web.Request) -> APIError | None:
-        """Return why a web page's or another user's request is not looked at."""
+    async def _tell_address(self, request: web.Request) -> web.StreamResponse:
+        """Tell a client its own address, as firewall rules have to name it."""
+        refusal = await self._refusal(request)
+        if refusal is not None:
+            return _refused(refusal)
+        return web.Response(text=self._kind.network.client_address)
+
+    async def _open_tunnel(self, request: web.Request) -> web.StreamResponse:
+        refusal = await self._refusal(request, ORIGIN)
+        try:
+            if refusal is None:
+                return await self._far_end.answer(request)
+        except APIError as error:
+            refusal = error
+        return _refused(refusal)
+
+    async def _refusal(self, request: web.Request, origin: str | None = None) -> APIError | None:
+        """Return why a web page's or another user's request is not looked at.
+
+        What is no web page may say so by an origin of its own.
+        """
         if request.headers.get("Host", "").lower() not in self._hosts:
             return APIError(403, "forbidden", "This Host is not served here.")
-        if "Origin" in request.headers:
+        if request.headers.get("Origin") not in (None, origin):
             return APIError(403, "forbidden", "Requests of web pages are not answered.")
         if self._token is not None:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -169,6 +196,10 @@ class Server:
             body=b"\r\n".join(lines),
             headers={"Content-Type": f'multipart/mixed; boundary="{boundary}"'},
         )
+
+
+def _refused(refusal: APIError) -> web.Response:
+    return web.json_response(envelope(refusal), status=refusal.status)
 
 
 def _response_id(part_id: str) -> str:

@@ -122,26 +122,28 @@ class FarEnd:
     async def _converse(
         self, link: Link, wanted: _Target | tuple[str, int], authorization: str
     ) -> None:
+        confirmed = None
         try:
             code = self._script.take_close()
             if code is not None:
                 raise Closed(code, "")
             if isinstance(wanted, _Target):
                 session = await self._begin(wanted, authorization)
-                if link.is_deserted:  # by whom could not take it up again: nobody knows its ID
-                    session.end()
-                    return
-                session.attach(link)
-                self._script.count("connects")
             else:
-                session = await self._find(link, wanted[0], authorization)
-                session.attach(link, wanted[1])
-                self._script.count("reconnects")
+                sid, confirmed = wanted
+                session = await self._find(link, sid, authorization)
+                session.check_place(confirmed)
         except Closed as error:
             await link.say_goodbye(error.code, str(error))
             return
+        if confirmed is None and link.is_deserted:
+            session.end()  # nobody knows its ID
+            return
+        # First, so that whoever hears of it finds it counted.
+        self._script.count("connects" if confirmed is None else "reconnects")
         self._script.begin(link)
         try:
+            session.attach(link, confirmed)
             await link.serve(session)
         finally:
             self._script.end(link)

@@ -133,17 +133,20 @@ class Link:
                 reading.cancel()
                 await asyncio.wait([reading])
             code, reason = self._outcome(reading)
-            if code == Code.REAUTHENTICATION_REQUIRED:
-                session.expired_token = self.token
-            if code == Code.BROKEN_OFF:
-                self._transport.abort()
-            elif code is None:
+            if code is None:
                 session.end()
-            else:
-                heard = await self.say_goodbye(code, reason)
-                # Who did not hear that the machine has ended may not have all that it said.
-                if code != Code.REAUTHENTICATION_REQUIRED and (heard or code != session.over):
+            elif code == Code.BROKEN_OFF:
+                self._transport.abort()
+            elif code == Code.REAUTHENTICATION_REQUIRED:
+                session.expired_token = self.token
+                await self.say_goodbye(code)
+            elif code == session.over:
+                # Who does not hear that the machine has ended may not have all that it said.
+                if await self.say_goodbye(code):
                     session.end()
+            else:
+                session.end()
+                await self.say_goodbye(code, reason)
         finally:
             reading.cancel()
             self.left.set()

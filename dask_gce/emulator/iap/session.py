@@ -183,6 +183,24 @@ class Session(asyncio.Protocol):
 
     # The client's side
 
+    def check_place(self, confirmed: int) -> None:
+        """Refuse to go on where that cannot be.
+
+        Parameters
+        ----------
+        confirmed : int
+            Bytes that the client has of the machine.
+
+        Raises
+        ------
+        Closed
+            The client cannot have so much, or the rest was not kept.
+        """
+        if confirmed > self._read:
+            raise Closed(Code.INVALID_ACK, "The client has more than was sent.")
+        if confirmed < self._confirmed:
+            raise Closed(Code.FAILED_TO_REWIND, "The client has confirmed more before.")
+
     def attach(self, link: Link, confirmed: int | None = None) -> None:
         """Go on with a websocket.
 
@@ -192,19 +210,10 @@ class Session(asyncio.Protocol):
             The websocket.
         confirmed : int or None
             Bytes that the client has of the machine; None if it is the first websocket.
-
-        Raises
-        ------
-        Closed
-            The client cannot have so much, or it was no longer kept.
         """
         if confirmed is None:
             first = frames.connected(self.sid)
         else:
-            if confirmed > self._read:
-                raise Closed(Code.INVALID_ACK, "The client has more than was sent.")
-            if confirmed < self._confirmed:
-                raise Closed(Code.FAILED_TO_REWIND, "The client has confirmed more before.")
             first = frames.reconnected(self._arrived)
         self._cancel_timers()
         self.link = link

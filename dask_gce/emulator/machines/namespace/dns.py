@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from dask_gce.emulator.listeners import stop_accepting
 from dask_gce.emulator.machines.namespace.view import View
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ class NameServer:
             asyncio.get_running_loop().remove_reader(udp)
             udp.close()
         if server is not None:
+            await stop_accepting(server.sockets)
             server.close()
+            await asyncio.sleep(0)  # whoever was accepted last has a task then
         for task in tuple(self._connections):
             task.cancel()
         if self._connections:

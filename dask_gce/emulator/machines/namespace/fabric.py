@@ -26,8 +26,8 @@ from dask_gce.emulator.machines.namespace.dns import (
     check_installed,
     collect_names,
 )
-from dask_gce.emulator.machines.namespace.firewall import open_ports, render
-from dask_gce.emulator.machines.namespace.forwards import Forwards, Target
+from dask_gce.emulator.machines.namespace.firewall import CLIENT, open_ports, render
+from dask_gce.emulator.machines.namespace.forwards import Forwards, Target, wait_connected
 from dask_gce.emulator.machines.namespace.shared_metadata import SharedMetadata
 from dask_gce.emulator.machines.namespace.view import View, look
 from dask_gce.emulator.machines.namespace.vpc_process import VPCProcess, VPCProcessGone
@@ -60,6 +60,8 @@ class Fabric(Network):
         Whether clients run inside, by :meth:`client_command`. Otherwise they are on the host, where
         external addresses are loopback addresses.
     """
+
+    client_address = CLIENT
 
     def __init__(self, vpc: VPCProcess, *, client_inside: bool = False) -> None:
         self._vpc = vpc
@@ -256,11 +258,39 @@ class Fabric(Network):
                 )
             await asyncio.sleep(_TICK)
 
-    async def _connect(self, address: str, port: int) -> socket.socket:
+    async def _connect(self, address: str, port: int, tunnel: bool = False) -> socket.socket:
         try:
-            return await self._socket(self._vpc.connect, address, port)
+            return await self._socket(self._vpc.connect, address, port, tunnel)
         except VPCProcessGone as error:
             raise ConnectionRefusedError(str(error)) from error
+
+    async def connect(self, address: str, port: int) -> socket.socket:
+        """Connect to a machine in the name of Identity-Aware Proxy, from 35.235.240.0/20.
+
+        Parameters
+        ----------
+        address : str
+            The machine's internal address.
+        port : int
+            The TCP port.
+
+        Returns
+        -------
+        socket
+            The connection, which does not block. No rule, no connection: it takes for ever then.
+
+        Raises
+        ------
+        OSError
+            Nobody listens there, or the machine is off.
+        """
+        begun = await self._connect(address, port, tunnel=True)
+        try:
+            await wait_connected(begun)
+        except BaseException:
+            begun.close()
+            raise
+        return begun
 
     # The Compute API
 

@@ -1,8 +1,8 @@
 """Firewall rules of the emulated networks, as rules of the kernel.
 
-Owns which packets pass between machines, and between them and the client: pure, a view in, the text
-for ``nft -f`` out. The text replaces all that was loaded before in one step. Connections that were
-let through stay.
+Owns which packets pass between machines, and between them and the client or tunnels: pure, a view
+in, the text for ``nft -f`` out. The text replaces all that was loaded before in one step.
+Connections that were let through stay.
 
 Machines are told apart by their internal addresses, which nobody can forge (:mod:`vpc.network`). An
 external address is translated on the way in and on the way out; a packet from machine to machine by
@@ -17,7 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
-from dask_gce.emulator.machines.addresses import EXTERNAL_NETWORK, PrivateAddresses
+from dask_gce.emulator.machines.addresses import (
+    EXTERNAL_NETWORK,
+    PRIVATE_NETWORK,
+    PrivateAddresses,
+)
 from dask_gce.emulator.machines.namespace.view import Interface, Match, Rule, View
 
 __all__ = ["CLIENT", "open_ports", "render"]
@@ -39,6 +43,7 @@ table ip vpc {{
   chain entering {{
     type filter hook prerouting priority -150; policy accept;
     iifname "client" ip daddr != {external} drop
+    iifname "iap" ip daddr != {internal} drop
   }}
   chain arriving {{
     type nat hook prerouting priority -100; policy accept;
@@ -103,6 +108,7 @@ def render(view: View) -> str:
         forward += f'    oifname "client" ip saddr {_set(public)} accept\n'
     return _TEMPLATE.format(
         external=EXTERNAL_NETWORK,
+        internal=PRIVATE_NETWORK,
         arriving=arriving,
         leaving=leaving,
         chains="".join(chains.written),

@@ -17,9 +17,10 @@ import struct
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 
+from dask_gce.emulator.listeners import stop_accepting
 from dask_gce.emulator.machines.peers import Peers
 
-__all__ = ["Forwards", "Target"]
+__all__ = ["Forwards", "Target", "wait_connected"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,9 @@ class Forwards:
             Where to go on.
         """
         for place in [one for one in self._servers if one not in places]:
-            _stop_listening(self._servers.pop(place))
+            server = self._servers.pop(place)
+            stop_accepting(server.sockets)
+            asyncio.get_running_loop().call_soon(server.close)
         for place in [one for one in self._targets if one not in places]:
             del self._targets[place]
 
@@ -153,26 +156,26 @@ class Forwards:
             raise ConnectionRefusedError("the machine does not listen there any more")
         begun = await self._connect(*target)
         try:
-            await _connected(begun)
+            await wait_connected(begun)
             return await asyncio.open_connection(sock=begun, limit=_PIECE)
         except BaseException:
             begun.close()
             raise
 
 
-def _stop_listening(server: asyncio.Server) -> None:
-    """Listen no more, and lose nobody.
+async def wait_connected(begun: socket.socket) -> None:
+    """Wait until a connection that was begun has been accepted.
 
-    Whom the loop has accepted in this turn becomes a connection of the server's in the next one. Of
-    a server that is closed by then asyncio makes none, and forgets to close the socket.
+    Parameters
+    ----------
+    begun : socket
+        The connection, which does not block.
+
+    Raises
+    ------
+    OSError
+        It was refused, or did not get there.
     """
-    loop = asyncio.get_running_loop()
-    for listener in server.sockets:
-        loop.remove_reader(listener)
-    loop.call_soon(server.close)
-
-
-async def _connected(begun: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_writer(begun, ready.set)

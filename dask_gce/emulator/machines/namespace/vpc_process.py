@@ -214,8 +214,8 @@ class VPCProcess:
         ports: dict[str, list[int]] = self._ask({"do": "listening"})[0]["ports"]
         return ports
 
-    def connect(self, address: str, port: int) -> socket.socket:
-        """Begin a TCP connection from the client's namespace.
+    def connect(self, address: str, port: int, tunnel: bool = False) -> socket.socket:
+        """Begin a TCP connection from the client's namespace, or from that of tunnels.
 
         Parameters
         ----------
@@ -223,13 +223,15 @@ class VPCProcess:
             The IPv4 address.
         port : int
             The port.
+        tunnel : bool
+            Whether it is a tunnel's.
 
         Returns
         -------
         socket
             The socket, which does not block, and may not be connected yet.
         """
-        return self._open({"do": "connect", "address": address, "port": port})
+        return self._open({"do": "connect", "address": address, "port": port, "tunnel": tunnel})
 
     def client_namespace(self) -> int:
         """Return the client's network namespace.

@@ -1,15 +1,17 @@
-"""The network between the machines: devices, routes, and sockets opened on behalf of the emulator.
+r"""The network between the machines: devices, routes, and sockets opened on behalf of the emulator.
 
-Owns the fabric, which is the network namespace of the VPC process itself, and the client's
-namespace, which stands for the internet. Whose packets get through says the ruleset, which the
-emulator writes (:mod:`firewall`) and `Network.apply` loads. Every machine is reached through a
-device of its own and has a /32 address, as on Compute Engine: machines meet nobody but the fabric.
-There is no way out to the host or beyond.
+Owns the fabric, which is the network namespace of the VPC process itself, the client's namespace,
+which stands for the internet, and that of Identity-Aware Proxy, from which tunnels come. Whose
+packets get through says the ruleset, which the emulator writes (:mod:`firewall`) and
+`Network.apply` loads. Every machine is reached through a device of its own and has a /32 address,
+as on Compute Engine: machines meet nobody but the fabric. There is no way out to the host or
+beyond.
 
 ::
 
     machine 10.128.0.2 --eth0======vm1-- fabric --client======eth0-- client 198.51.100.2
-    machine 10.128.0.3 --eth0======vm2--/   169.254.169.254 on its lo
+    machine 10.128.0.3 --eth0======vm2--/   \--iap-----eth0-- tunnels 35.235.240.2
+                            169.254.169.254 on its lo
 
 Nothing here waits: the VPC process serves all machines, one request at a time.
 """
@@ -40,8 +42,13 @@ METADATA = "169.254.169.254"
 #: The client's address and its gateway's, of a range for documentation (RFC 5737).
 CLIENT, _CLIENT_GATEWAY = "198.51.100.2", "198.51.100.1"
 
-#: The machines' external addresses, as :class:`addresses.PrivateAddresses` gives them out.
-_EXTERNAL = "198.18.0.0/15"
+#: Where tunnels come from, of the range that Google's come from
+#: (https://cloud.google.com/iap/docs/using-tcp-forwarding), and their gateway.
+_TUNNELS, _TUNNELS_GATEWAY = "35.235.240.2", "35.235.240.1"
+
+#: The machines' internal addresses and the external ones, as :class:`addresses.PrivateAddresses`
+#: gives them out.
+_INTERNAL, _EXTERNAL = "10.128.0.0/15", "198.18.0.0/15"
 
 #: Bytes; that of Compute Engine's networks, unless they say otherwise.
 _MTU = 1460
@@ -86,7 +93,7 @@ class Network:
 
     def __init__(self) -> None:
         self._fabric = _own_namespace()
-        self._client = -1
+        self._client = self._iap = -1
         self._netlink = Netlink()
         self._loopback = socket.if_nametoindex("lo")
         self._gateways: set[str] = set()
@@ -94,7 +101,7 @@ class Network:
         self._count = 0
 
     def set_up(self) -> None:
-        """Make the fabric and the client's namespace.
+        """Make the fabric and the namespaces of the client and of tunnels.
 
         Raises
         ------
@@ -113,16 +120,23 @@ class Network:
                 path.write_text(value, "ascii")
         self.apply(_CLOSED)
         self._netlink.bring_up("lo")
-        for address in (METADATA, _CLIENT_GATEWAY):
+        for address in (METADATA, _CLIENT_GATEWAY, _TUNNELS_GATEWAY):
             self._netlink.add_address(self._loopback, address)
-        _check(_libc.unshare(_CLONE_NEWNET))
-        try:
-            self._client = _own_namespace()
-        finally:
-            _check(_libc.setns(self._fabric, _CLONE_NEWNET))
+        self._client = self._new_namespace()
         self._connect_namespace(
             "client", self._client, CLIENT, _CLIENT_GATEWAY, IPv4Network(_EXTERNAL)
         )
+        self._iap = self._new_namespace()
+        self._connect_namespace(
+            "iap", self._iap, _TUNNELS, _TUNNELS_GATEWAY, IPv4Network(_INTERNAL)
+        )
+
+    def _new_namespace(self) -> int:
+        _check(_libc.unshare(_CLONE_NEWNET))
+        try:
+            return _own_namespace()
+        finally:
+            _check(_libc.setns(self._fabric, _CLONE_NEWNET))
 
     @contextmanager
     def _inside(self, namespace: int) -> Iterator[None]:
@@ -301,15 +315,17 @@ class Network:
         """
         return {guest.address: guest.ports.at(guest.address) for guest in self._guests.values()}
 
-    def connect(self, address: str, port: int) -> socket.socket:
-        """Begin a TCP connection from the client, which the rules of the network apply to.
+    def connect(self, address: str, port: int, *, tunnel: bool = False) -> socket.socket:
+        """Begin a TCP connection from outside, which the rules of the network apply to.
 
         Parameters
         ----------
         address : str
-            The IPv4 address: a machine's external one.
+            The IPv4 address: a machine's external one, or the internal one if it is a tunnel.
         port : int
             The port.
+        tunnel : bool
+            Whether it comes from Identity-Aware Proxy, not from the client.
 
         Returns
         -------
@@ -322,7 +338,7 @@ class Network:
         OSError
             There is no way to that address.
         """
-        with self._inside(self._client):
+        with self._inside(self._iap if tunnel else self._client):
             opened = _socket(socket.SOCK_STREAM)
         try:
             with contextlib.suppress(BlockingIOError):
