@@ -18,11 +18,34 @@ if TYPE_CHECKING:
     from dask_gce.compute import Compute
     from dask_gce.connection_content import Connection
     from dask_gce.inventory import Inventory
+    from dask_gce.services import Services
 
-__all__ = ["find", "open_compute", "read_connection", "survey"]
+__all__ = ["find", "open_compute", "open_services", "read_connection", "survey"]
 
 #: Seconds that one call may take, with all its repeats: somebody sits in front of it.
 CALL_TIMEOUT = 60.0
+
+
+@asynccontextmanager
+async def open_services(project: str) -> AsyncIterator[Services]:
+    """Open Google's other APIs, as the configuration names them.
+
+    Parameters
+    ----------
+    project : str
+        The project ID.
+
+    Yields
+    ------
+    Services
+        The APIs.
+    """
+    from dask_gce.services import load_services
+    from dask_gce.settings import Settings
+
+    settings = Settings.load(project=project)
+    async with await asyncio.to_thread(load_services, settings, project) as services:
+        yield services
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dask_gce.cli.cloud import find, open_compute, survey
+from dask_gce.cli.cloud import find, open_compute, open_services, survey
 from dask_gce.cli.interruption import interruptible, run_while_wanted
 from dask_gce.cli.options import complete_cluster, identity_option, json_option, project_option
 from dask_gce.cli.output import note, print_json, print_table, render_age
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dask_gce.cluster_records import ClusterRecord
     from dask_gce.compute import Compute
     from dask_gce.errors import GCEError
+    from dask_gce.secret_sweeping import SecretRecord
     from dask_gce.sweeping import Orphan
 
 __all__ = ["ask_whether_to_delete", "delete", "sweep"]
@@ -131,7 +132,16 @@ async def _delete_one(compute: Compute, record: ClusterRecord) -> None:
 
     note(f"Deleting {record.name} ...")
     await delete_cluster(compute, record)
+    await _delete_secrets(record)
     await asyncio.to_thread(_forget, record)
+
+
+async def _delete_secrets(record: ClusterRecord) -> None:
+    """Delete what a cluster has in Secret Manager, if it has something there."""
+    from dask_gce.secret_sweeping import delete_secrets, list_secrets
+
+    async with open_services(record.project) as services:
+        await delete_secrets(services, await list_secrets(services, record.identity))
 
 
 def _forget(record: ClusterRecord) -> None:
@@ -183,25 +193,38 @@ def sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) ->
 async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) -> None:
     from dask_gce.client import current_user
     from dask_gce.errors import GCEError
+    from dask_gce.secret_sweeping import delete_secrets, find_orphaned_secrets, list_secrets
     from dask_gce.sweeping import delete_orphan, find_orphans
 
     if not (all_owners or current_user()):
         raise click.UsageError("You have no user name, so no cluster is yours: add --all-owners.")
-    async with open_compute(project) as compute:
+    async with open_compute(project) as compute, open_services(compute.project) as services:
+        # Before the machines, which come after them.
+        secrets = await list_secrets(services)
         inventory = await survey(compute)
         orphans = await asyncio.to_thread(find_orphans, inventory, everybody=all_owners)
+        left = await asyncio.to_thread(
+            find_orphaned_secrets, secrets, inventory, everybody=all_owners
+        )
         if not as_json:
             _print_orphans(orphans, compute.project)
+            _print_secrets(left)
         deleted = []
         errors: list[GCEError] = []
         for orphan in orphans if really else ():
             note(f"Deleting {orphan.record.name} ...")
             try:
                 if await delete_orphan(compute, orphan):
+                    await _delete_secrets(orphan.record)
                     deleted.append(orphan.record)
                     await asyncio.to_thread(_forget, orphan.record)
                 else:
                     note(f"{orphan.record.name} is gone already, or needed after all.")
+            except GCEError as error:
+                errors.append(error)
+        if really:
+            try:
+                await delete_secrets(services, left)
             except GCEError as error:
                 errors.append(error)
     _raise_all(errors)
@@ -211,12 +234,20 @@ async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: b
                 "project": compute.project,
                 "orphans": [orphan.to_json() for orphan in orphans],
                 "deleted": [_brief(record) for record in deleted],
+                "secrets": [secret.name for secret in left],
             }
         )
     elif really:
         click.echo(f"Deleted {len(deleted)} of {len(orphans)} clusters.")
-    elif orphans:
+        if left:
+            click.echo(f"Deleted {len(left)} secrets of clusters that are gone.")
+    elif orphans or left:
         note("To delete them: dask gce sweep --delete" + (" --all-owners" if all_owners else ""))
+
+
+def _print_secrets(secrets: Sequence[SecretRecord]) -> None:
+    for secret in secrets:
+        note(f"Secret {secret.name} is left of cluster {secret.cluster}, which has no machines.")
 
 
 def _print_orphans(orphans: Sequence[Orphan], project: str) -> None:
