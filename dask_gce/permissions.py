@@ -172,6 +172,19 @@ _FEATURES: Final = (
         (Need("compute.subnetworks.useExternalIp", _INSERT, _NO_MACHINES),),
     ),
     Feature(
+        "subnetwork",
+        "A subnetwork that is named",
+        "subnetwork is set",
+        "roles/compute.networkUser",
+        (
+            Need(
+                "compute.subnetworks.get",
+                ("compute.subnetworks.get",),
+                "In which network the machines are is not known; with firewall=True none is made.",
+            ),
+        ),
+    ),
+    Feature(
         "cpu-platform",
         "A choice of CPU platforms",
         "min_cpu_platform is set",
@@ -229,7 +242,8 @@ _FEATURES: Final = (
             Need(
                 "compute.firewalls.list",
                 ("compute.firewalls.list",),
-                "Which rules are missing is not known, and orphaned ones are not found.",
+                "Rules are made without a look at those there are; orphaned ones are not found.",
+                optional=True,
             ),
             Need(
                 "compute.firewalls.create",
@@ -292,6 +306,12 @@ _FEATURES: Final = (
                 "secretmanager.secrets.delete",
                 ("secretmanager.projects.secrets.delete",),
                 "A secret stays until it expires.",
+            ),
+            Need(
+                "secretmanager.secrets.list",
+                ("secretmanager.projects.secrets.list",),
+                "Orphaned secrets are not found.",
+                optional=True,
             ),
             Need(
                 "compute.projects.get",

@@ -7,15 +7,18 @@ import re
 import shlex
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from clusters import cluster_on, until, worker_machines
 from discovery import document
 from fleets import QUICK, WORKER, ZONE
+from google.auth.credentials import AnonymousCredentials
 from records import compute_of, labels_of
 
 from dask_gce.checks.identity import features_of
+from dask_gce.cluster_secrets import ClusterSecrets, SecretPlan
 from dask_gce.emulator import ComputeEmulator
 from dask_gce.errors import APIError, GCEError, NotFound
 from dask_gce.failures import Place, failure_error
@@ -23,7 +26,9 @@ from dask_gce.hardware_fields import Hardware
 from dask_gce.instance import build_insert
 from dask_gce.permissions import FEATURES, advice, feature_of, permissions_of, render_role
 from dask_gce.policy import Failure
+from dask_gce.services import Services
 from dask_gce.settings import Settings
+from dask_gce.startup import Tls
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -33,8 +38,8 @@ ROLES = {
         "dask-gce user",
         "Makes, uses and deletes Dask clusters, with firewall rules of their own.",
         (
-            *("clusters", "external-ip", "cpu-platform", "own-images", "service-account"),
-            *("firewall", "iap", "check"),
+            *("clusters", "external-ip", "subnetwork", "cpu-platform", "own-images"),
+            *("service-account", "firewall", "iap", "check"),
         ),
     ),
     "dask-gce-secrets.yaml": (
@@ -179,7 +184,7 @@ FULL = replace(
 OF_MACHINES = ("clusters", "external-ip", "cpu-platform", "service-account", "act-as")
 
 
-async def life_of_machines(compute):
+async def life_of_machines(compute, endpoint):
     """Make machines, look at them in every way that the package does, and delete them."""
     await compute.get_machine_type(ZONE, "e2-small")
     made = await compute.insert_instance(ZONE, build_insert(FULL))
@@ -203,14 +208,14 @@ RULE = {
 }
 
 
-async def life_of_rules(compute):
+async def life_of_rules(compute, endpoint):
     """Make a firewall rule, and delete it."""
     await compute.list_firewalls()
     await compute.wait_operation(await compute.insert_firewall(RULE), 60)
     await compute.wait_operation(await compute.delete_firewall(RULE["name"]), 60)
 
 
-async def life_of_images(compute):
+async def life_of_images(compute, endpoint):
     """Make an image of a disk that is there, and delete it."""
     with contextlib.suppress(APIError):
         await compute.get_image("none")
@@ -223,6 +228,39 @@ async def life_of_images(compute):
     await compute.get_image("ours")
     await compute.list_images()
     await compute.wait_operation(await compute.delete_image("ours"), 60)
+
+
+async def look_at_subnetwork(compute, endpoint):
+    """Look in which network a subnetwork is."""
+    await compute.get_subnetwork("us-central1", "default")
+
+
+async def life_of_secrets(compute, endpoint):
+    """Put certificates into Secret Manager, and take them out again."""
+    project = await compute.get_project()
+    async with Services(
+        compute.project, credentials=AnonymousCredentials(), endpoint=endpoint
+    ) as services:
+        tls = Tls(ca="ca", certificate="certificate", key="key")
+        plan = SecretPlan(
+            {"scheduler": tls, "worker": tls},
+            project["defaultServiceAccount"],
+            ["us-central1"],
+            {"dask-gce-id": "1f3a"},
+            datetime.now(timezone.utc) + timedelta(days=1),
+        )
+        keys = ClusterSecrets(services, "grid", "1f3a" * 8)
+        try:
+            await keys.create(plan)
+        finally:
+            await keys.close()
+    async with Services(
+        compute.project, credentials=AnonymousCredentials(), endpoint=endpoint
+    ) as services:
+        secrets = f"/v1/projects/{compute.project}/secrets"
+        for each in (await services.call("secretmanager", "GET", secrets))["secrets"]:
+            path = f"{secrets}/{each['name'].rpartition('/')[2]}"
+            await services.call("secretmanager", "DELETE", path)
 
 
 async def nothing_before(compute):
@@ -244,7 +282,7 @@ async def make_disk(compute):
     await compute.wait_operation(await compute.delete_instance(ZONE, FULL.name), 60)
 
 
-async def life_of_own_images(compute):
+async def life_of_own_images(compute, endpoint):
     """Boot from an image of the project."""
     spec = replace(FULL, name="booted", source_image="global/images/boot")
     await compute.wait_operation(await compute.insert_instance(ZONE, build_insert(spec)), 60)
@@ -257,7 +295,9 @@ async def life_of_own_images(compute):
 LIVES = {
     **dict.fromkeys(OF_MACHINES, (nothing_before, life_of_machines, OF_MACHINES)),
     "own-images": (make_image, life_of_own_images, (*OF_MACHINES, "own-images")),
+    "subnetwork": (nothing_before, look_at_subnetwork, ("subnetwork",)),
     "firewall": (nothing_before, life_of_rules, ("firewall",)),
+    "secret-manager": (nothing_before, life_of_secrets, ("secret-manager",)),
     "image-build": (make_disk, life_of_images, ("image-build",)),
 }
 
@@ -268,7 +308,8 @@ async def allowed(emulator, before, permissions):
     async with compute_of(emulator) as compute:
         await before(compute)
         emulator.permissions.deny("*")
-        emulator.permissions.allow(*permissions)
+        if permissions:
+            emulator.permissions.allow(*permissions)
         yield compute
 
 
@@ -276,7 +317,7 @@ async def allowed(emulator, before, permissions):
 async def test_the_permissions_of_a_feature_are_enough(quick, key):
     before, life, keys = LIVES[key]
     async with allowed(quick, before, permissions_of(keys)) as compute:
-        await life(compute)
+        await life(compute, quick.endpoint)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +329,7 @@ async def test_no_permission_of_a_feature_is_too_many(quick, key, permission):
     rest = set(permissions_of(keys)) - {permission}
     async with allowed(quick, before, rest) as compute:
         with pytest.raises(APIError) as caught:
-            await life(compute)
+            await life(compute, quick.endpoint)
     assert caught.value.status in (400, 403)
     # The error has the command that grants it.
     assert permission in str(caught.value)
@@ -344,4 +385,4 @@ async def test_a_cluster_that_is_refused_leaves_nothing(paper_workers, permissio
     with pytest.raises(GCEError) as caught:
         await whole_life(paper_workers)
     assert permission in str(caught.value) and "--role=roles/compute" in str(caught.value)
-    assert not paper_workers.leftovers()
+    await until(lambda: not paper_workers.leftovers())

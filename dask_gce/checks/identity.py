@@ -48,6 +48,7 @@ def features_of(settings: Settings, route: str) -> tuple[str, ...]:
     used = {
         "clusters": True,
         "external-ip": settings.external_ip,
+        "subnetwork": settings.subnetwork is not None,
         "cpu-platform": settings.min_cpu_platform is not None,
         "own-images": architecture_of(settings.source_image) is None,
         "service-account": settings.service_account is not None,
@@ -211,6 +212,7 @@ def _by_project(view: View, features: Sequence[str]) -> Mapping[str, list[str]]:
         # Rules belong to the network, and a Shared VPC's to its host.
         "firewall": view.network_project,
         "external-ip": view.network_project,
+        "subnetwork": view.network_project,
     }
     found: dict[str, list[str]] = {}
     for key in features:
