@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dask_gce.emulator.conditions import Conditions
 from dask_gce.emulator.contents import Shelf
 from dask_gce.emulator.errors import APIError, not_found
-from dask_gce.emulator.firewalls import default_firewalls
+from dask_gce.emulator.firewalls import DEFAULT_RULES, default_firewalls
 from dask_gce.emulator.iam import MACHINE_ROLE, Policy, role_holds
 from dask_gce.emulator.identity import Identities, Identity
 from dask_gce.emulator.links import PROJECT_ID, number_of
@@ -244,7 +244,8 @@ class Cloud:
         Returns
         -------
         list of str
-            A sentence for each instance, disk, image, secret and running operation.
+            A sentence for each instance, disk, image, secret and running operation, and for each
+            firewall rule but for those that projects begin with.
         """
         found = []
         for project in self.projects.values():
@@ -256,6 +257,11 @@ class Cloud:
             for zone, disks in project.disks.items():
                 found += [f"disk {name} in {project.id}/{zone} exists" for name in disks]
             found += [f"image {name} in {project.id} exists" for name in project.images]
+            found += [
+                f"firewall rule {name} in {project.id} exists"
+                for name in project.firewalls
+                if name not in DEFAULT_RULES
+            ]
             found += [
                 f"secret {name} in {project.id} exists"
                 for name, secret in project.secrets.items()

@@ -171,8 +171,8 @@ class ComputeEmulator(Interventions):
         Returns
         -------
         list of str
-            Instances, disks, images and running operations, and what the machines' kind still has;
-            empty when all is clean. Once the emulator is closed, what its machines left on this
+            Instances, disks, images, firewall rules but for those that projects begin with, running
+            operations, and what the machines' kind still has; empty when all is clean. Once the emulator is closed, what its machines left on this
             host.
         """
 

@@ -29,6 +29,13 @@ _FIREWALL_FIELDS = frozenset(
 _PROTOCOLS = frozenset({"ah", "all", "esp", "icmp", "ipip", "sctp", "tcp", "udp"})
 
 
+#: The rules of a new project:
+#: https://docs.cloud.google.com/firewall/docs/firewalls#more_rules_default_vpc
+DEFAULT_RULES = frozenset(
+    f"default-allow-{service}" for service in ("icmp", "internal", "rdp", "ssh")
+)
+
+
 def default_firewalls(base_url: str, project_id: str) -> dict[str, Resource]:
     """Return the firewall rules of a new project.
 
