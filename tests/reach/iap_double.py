@@ -154,6 +154,7 @@ class IapDouble:
         self.requests: list[Request] = []
         self.sessions: dict[str, Session] = {}
         self.pings = 0
+        self.pongs: list[bytes] = []
         self.closes: list[int] = []
         self.broken: list[str] = []
         #: Set when a websocket ends, in whatever way.
@@ -352,6 +353,7 @@ class IapDouble:
                     socket.writer.write(socket.frame(10, content))
                 continue
             if opcode == 10:
+                self.pongs.append(content)
                 continue
             assert opcode == 2, f"opcode {opcode}"
             (tag,) = struct.unpack(">H", content[:2])
