@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from dask_gce.emulator.dispatch import Exchange
     from dask_gce.emulator.emulator import ComputeEmulator
     from dask_gce.emulator.faults import Fault
+    from dask_gce.emulator.iam import Permissions
     from dask_gce.emulator.quota import Quota
     from dask_gce.emulator.rate_limits import RateLimits
+    from dask_gce.emulator.service_states import ServiceStates
     from dask_gce.emulator.timings import Timings
     from dask_gce.emulator.unreachable import Unreachable
 
@@ -19,8 +21,10 @@ __all__ = [
     "ComputeEmulator",
     "Exchange",
     "Fault",
+    "Permissions",
     "Quota",
     "RateLimits",
+    "ServiceStates",
     "Timings",
     "Unreachable",
 ]
@@ -30,8 +34,10 @@ _HOMES = {
     "ComputeEmulator": "emulator",
     "Exchange": "dispatch",
     "Fault": "faults",
+    "Permissions": "iam",
     "Quota": "quota",
     "RateLimits": "rate_limits",
+    "ServiceStates": "service_states",
     "Timings": "timings",
     "Unreachable": "unreachable",
 }
