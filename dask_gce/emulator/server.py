@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from email import policy
 from email.message import Message
 from email.parser import BytesParser
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import uuid4
 
 from aiohttp import web
@@ -234,12 +234,15 @@ def _read_part(part: Message, outer: Mapping[str, str]) -> Inbound:
     except ValueError as error:
         raise bad_request(f"Failed to parse batch request, error: {error}.") from error
     headers = {name.lower(): str(value) for name, value in inner.items()}
-    if "x-goog-api-version" in outer:
-        headers.setdefault("x-goog-api-version", outer["x-goog-api-version"])
+    for name in ("authorization", "x-goog-api-version"):
+        if name in outer:
+            headers.setdefault(name, outer[name])
+    query = parse_qs(url.query, keep_blank_values=True)
     return Inbound(
         match[1].decode("ascii"),
         unquote(url.path),
-        dict(parse_qsl(url.query, keep_blank_values=True)),
+        {name: values[0] for name, values in query.items()},
         headers,
         body[1].strip() if len(body) > 1 else b"",
+        query,
     )

@@ -6,8 +6,10 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import sys
 import time
+from urllib.parse import urlencode
 
 import pytest
 from rest import ACCOUNT, PROJECT, ZONE, ObservedKind, Refused, Rest, instance
@@ -353,6 +355,29 @@ def test_a_malformed_batch_is_refused(rest, body, discovery):
     status, _, _ = rest.raw("POST", "/batch/compute/v1", body=body, headers=headers)
     assert status == 400
     assert all("no such method" in fault for fault in discovery.take())
+
+
+def test_the_parts_of_a_batch_are_asked_in_the_name_of_the_whole(discovery):
+    kind = ObservedKind()
+    with ComputeEmulator(kind) as emulator:
+        rest = Rest(emulator)
+        rest.insert(name="a", serviceAccounts=[ACCOUNT])
+        emulator.permissions.deny("compute.instances.list", member="client")
+        path = f"/v1/projects/{PROJECT}/services:batchGet"
+        names = [f"projects/{PROJECT}/services/{one}.googleapis.com" for one in ("iap", "iam")]
+        parts = [
+            ("GET", LIST, None),
+            ("GET", f"{path}?{urlencode({'names': names}, doseq=True)}", None),
+        ]
+        headers = {"Content-Type": 'multipart/mixed; boundary="b"'}
+        found = []
+        for token in ({}, {"Authorization": f"Bearer {kind.token('a')}"}):
+            _, body, _ = rest.raw(
+                "POST", "/batch/compute/v1", body=batch(parts), headers={**headers, **token}
+            )
+            found.append(re.findall(rb"HTTP/1.1 ([0-9]+)", body))
+            assert body.count(b'"state": "ENABLED"') == 2
+    assert found == [[b"403", b"200"], [b"200", b"200"]]
 
 
 def test_operations_by_zone_region_and_everywhere(rest):
