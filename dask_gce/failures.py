@@ -136,7 +136,7 @@ def _next_step(
         )
     # Whoever may not use a service account is refused with 400.
     if (cause is Cause.PERMISSION or status == 400) and (step := advice(said, place.project)):
-        return step
+        return f"{step}\nTo see whether more is missing: dask gce check --project {project}"
     if cause is Cause.PERMISSION and place.service != "compute":
         return f"The caller needs {_SERVICES[place.service][1]} on project {place.project}."
     if cause is Cause.PERMISSION:

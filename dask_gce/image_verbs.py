@@ -60,13 +60,15 @@ class ImageVerbs(Verbs):
         )
         return parse_operation(await self._caller.answer(call, creates=[_key(name)]))
 
-    async def get_image(self, name: str) -> dict[str, Any]:
-        """Return an image of the project.
+    async def get_image(self, name: str, project: str | None = None) -> dict[str, Any]:
+        """Return an image.
 
         Parameters
         ----------
         name : str
             The image.
+        project : str or None
+            The project that owns it, for example ``"cos-cloud"``; None for that of the client.
 
         Returns
         -------
@@ -77,8 +79,8 @@ class ImageVerbs(Verbs):
             "Images",
             "get",
             "GetImageRequest",
-            Place(f"get image {name}", self.project, name=name),
-            {"project": self.project, "image": name},
+            Place(f"get image {name}", project or self.project, name=name),
+            {"project": project or self.project, "image": name},
         )
         return await self._caller.answer(call)
 

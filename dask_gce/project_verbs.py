@@ -149,22 +149,3 @@ class ProjectVerbs(Verbs):
         return await self._caller.answer(
             Call("Reservations", "get", "GetReservationRequest", place, fields)
         )
-
-    async def get_public_image(self, project: str, name: str) -> dict[str, Any]:
-        """Return an image of another project.
-
-        Parameters
-        ----------
-        project : str
-            The project that has it, such as ``"cos-cloud"``.
-        name : str
-            The image.
-
-        Returns
-        -------
-        dict
-            A ``compute#image`` resource.
-        """
-        place = Place(f"get image {name}", project, name=name)
-        fields = {"project": project, "image": name}
-        return await self._caller.answer(Call("Images", "get", "GetImageRequest", place, fields))

@@ -8,18 +8,24 @@ import os
 import shlex
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import requests
 from command_line import run
+from google.auth.credentials import AnonymousCredentials
 from scripted_api import Answer, ScriptedAPI, refusal
 
 from dask_gce.checks.examination import examine
 from dask_gce.checks.finding import ok, settle
+from dask_gce.checks.identity import check_permissions
 from dask_gce.checks.machines import demand
+from dask_gce.checks.view import View
+from dask_gce.compute import Compute
 from dask_gce.emulator import Fault
 from dask_gce.errors import GCEError
 from dask_gce.placement import MachineShape
+from dask_gce.services import Services
 from dask_gce.settings import Settings
 
 PROJECT = "local-project"
@@ -86,6 +92,33 @@ def repair(emulator, tmp_path):
             assert finished.returncode == 0, f"{line}\n{finished.stderr}"
 
     return run_all
+
+
+@pytest.mark.parametrize(
+    ("fields", "member"),
+    [
+        ({"service_account_email": "dask@p.iam.gserviceaccount.com"}, "serviceAccount:dask@p.iam"),
+        # Before a metadata server has been asked for a token.
+        ({"service_account_email": "default"}, None),
+        ({"account": "ada@example.com"}, "user:ada@example.com"),
+        ({"account": ""}, None),
+    ],
+)
+async def test_who_asks(fields, member):
+    credentials = SimpleNamespace(token=None, **fields)
+    with ScriptedAPI(mostly({})) as api:
+        settings = Settings.load(api_endpoint=api.endpoint, project="mine")
+        anonymous = AnonymousCredentials()
+        async with (
+            Compute("mine", endpoint=api.endpoint, credentials=anonymous) as compute,
+            Services("mine", endpoint=api.endpoint, credentials=anonymous) as services,
+        ):
+            view = View(settings, compute, services, credentials)
+            found = await check_permissions(view, ["firewall"])
+    assert (view.member or "").startswith(member or "") and bool(view.member) == bool(member)
+    (command,) = found.repair
+    assert f"--member={view.member or 'user:YOUR-ADDRESS'}" in shlex.split(command)
+    assert ("Write your own address" in found.detail) == (member is None)
 
 
 # -- all of it ------------------------------------------------------------------------------------

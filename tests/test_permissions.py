@@ -132,7 +132,7 @@ def test_a_refusal_is_answered_with_the_command_that_grants_the_permission(permi
         sentence = f"Required '{permission}' permission for 'projects/p/zones/z/instances/i'"
     error = failure_error(Failure(403, "forbidden", sentence), Place("do it", "p"))
     feature = feature_of(permission)
-    command = shlex.split(str(error).rpartition("holds: ")[2])
+    command = shlex.split(str(error).partition("holds: ")[2].splitlines()[0])
     assert permission in str(error)
     assert command[:2] == ["gcloud", "projects" if feature.key != "act-as" else "iam"]
     assert f"--role={feature.role}" in command

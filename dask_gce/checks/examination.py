@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from dask_gce.checks.finding import Finding, failed, ok, settle
 from dask_gce.checks.firewall import check_firewall
@@ -32,9 +32,6 @@ from dask_gce.credentials import discover_project, load_credentials
 from dask_gce.errors import CredentialsError
 from dask_gce.services import Services
 from dask_gce.settings import Settings
-
-if TYPE_CHECKING:
-    from google.auth.credentials import Credentials
 
 __all__ = ["SECONDS", "Examination", "examine"]
 
@@ -99,8 +96,10 @@ async def examine(settings: Settings, *, seconds: float = SECONDS) -> Examinatio
     except CredentialsError as error:
         login = "gcloud auth application-default login"
         return Examination(settings.project, (failed("credentials", str(error), login),))
-    member = _member(credentials)
-    first = ok("credentials", _who(settings, credentials, member))
+    kind = f"{type(credentials).__module__}.{type(credentials).__qualname__}"
+    first = ok(
+        "credentials", "none are needed for a local Compute Engine" if settings.is_local else kind
+    )
     try:
         project = await asyncio.to_thread(discover_project, settings)
     except CredentialsError as error:
@@ -119,19 +118,15 @@ async def examine(settings: Settings, *, seconds: float = SECONDS) -> Examinatio
     services = Services(
         project, credentials=credentials, endpoint=settings.api_endpoint, call_timeout=seconds
     )
-    view = View(
-        settings,
-        compute,
-        services,
-        member=member,
-        token=credentials.token if settings.is_local else None,
-    )
+    view = View(settings, compute, services, credentials)
     try:
         findings = await _run(_checks(view), seconds)
     finally:
         await view.close()
         await services.close()
         await compute.close()
+    if view.member is not None:
+        first = ok("credentials", view.member)
     return Examination(project, (first, *findings))
 
 
@@ -165,16 +160,3 @@ async def _of_features(
 ) -> Finding:
     route = await view.find_route()
     return await check(view, features_of(view.settings, route.kind))
-
-
-def _member(credentials: Credentials) -> str | None:
-    """Return who the credentials are, as roles are granted to; None where they do not tell."""
-    address = getattr(credentials, "service_account_email", None)
-    # A metadata server's credentials have the address once they have a token.
-    return f"serviceAccount:{address}" if isinstance(address, str) and "@" in address else None
-
-
-def _who(settings: Settings, credentials: Credentials, member: str | None) -> str:
-    if settings.is_local:
-        return "none are needed for a local Compute Engine"
-    return (member or "").partition(":")[2] or f"of the kind {type(credentials).__module__}"

@@ -56,7 +56,7 @@ async def check_boot_image(view: View) -> Finding:
         if family:
             found = await view.compute.get_image_from_family(project, name)
         else:
-            found = await view.compute.get_public_image(project, name)
+            found = await view.compute.get_image(name, project)
     except NotFound:
         what = "family of images" if family else "image"
         return failed(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_gce.compute import Compute
 from dask_gce.errors import GCEError
@@ -21,6 +21,9 @@ from dask_gce.reach.route import Route, choose_route
 from dask_gce.reach.surroundings import look_around
 from dask_gce.services import Services
 from dask_gce.settings import Settings
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
 
 __all__ = ["View", "last_part", "project_of"]
 
@@ -38,10 +41,8 @@ class View:
         The Compute API.
     services : Services
         Google's other APIs.
-    member : str or None
-        Who asks, as roles are granted to; None if the credentials do not tell.
-    token : str or None
-        The bearer token of a local Compute Engine; None if it wants none.
+    credentials : google.auth.credentials.Credentials
+        Who asks.
     """
 
     def __init__(
@@ -49,21 +50,28 @@ class View:
         settings: Settings,
         compute: Compute,
         services: Services,
-        *,
-        member: str | None = None,
-        token: str | None = None,
+        credentials: Credentials,
     ) -> None:
         self.settings = settings
         self.compute = compute
         self.services = services
-        self.member = member
-        self._token = token
+        self._credentials = credentials
         self._asked: dict[tuple[str, ...], asyncio.Task[Any]] = {}
 
     @property
     def project(self) -> str:
         """The project's ID."""
         return self.compute.project
+
+    @property
+    def member(self) -> str | None:
+        """Who asks, as roles are granted to; None while the credentials do not tell."""
+        # A metadata server's credentials know their address once they have a token.
+        for kind, field in (("serviceAccount", "service_account_email"), ("user", "account")):
+            address = getattr(self._credentials, field, None)
+            if isinstance(address, str) and "@" in address:
+                return f"{kind}:{address}"
+        return None
 
     @property
     def regions(self) -> Sequence[str]:
@@ -234,9 +242,9 @@ class View:
         OwnAddress
             The address, and who has told it.
         """
-        return await self._ask(
-            ("address",), lambda: find_own_address(self.settings, token=self._token)
-        )
+        # Nobody but a local Compute Engine is told who asks.
+        token = self._credentials.token if self.settings.is_local else None
+        return await self._ask(("address",), lambda: find_own_address(self.settings, token=token))
 
     async def test_permissions(self, project: str, permissions: Sequence[str]) -> frozenset[str]:
         """Return which of several permissions the caller has on a project.
