@@ -27,7 +27,7 @@ RECORD_FIELDS: Final = (
     "creationTimestamp",
     "labels",
     "scheduling(provisioningModel,preemptible)",
-    "networkInterfaces(networkIP,accessConfigs(natIP))",
+    "networkInterfaces(network,networkIP,accessConfigs(natIP))",
 )
 
 # https://docs.cloud.google.com/compute/docs/instances/instance-lifecycle
@@ -62,6 +62,9 @@ class Machine:
         Its address in its network, once it has one.
     external_ip : str or None
         Its external address, if it has one.
+    network_project : str
+        The project that its network belongs to, and the network's firewall rules; empty if that is
+        not told.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Machine:
     created: datetime
     internal_ip: str | None = None
     external_ip: str | None = None
+    network_project: str = ""
 
     @property
     def on(self) -> bool:
@@ -157,6 +161,11 @@ class ClusterRecord:
     def machine_types(self) -> tuple[str, ...]:
         """Which machine types it has."""
         return tuple(sorted({each.machine_type for each in self.machines}))
+
+    @property
+    def rule_projects(self) -> tuple[str, ...]:
+        """Where its firewall rules may be: in its project, or in that of a shared network."""
+        return tuple(sorted({self.project, *(e.network_project for e in self.machines)} - {""}))
 
     @property
     def created(self) -> datetime:
@@ -304,7 +313,13 @@ def _machine(data: Mapping[str, Any]) -> Machine:
         created=created.astimezone(timezone.utc),
         internal_ip=interface.get("networkIP") or None,
         external_ip=access.get("natIP") or None,
+        network_project=_project(str(interface.get("network", ""))),
     )
+
+
+def _project(url: str) -> str:
+    """Return the project in a resource's URL."""
+    return url.partition("/projects/")[2].partition("/")[0]
 
 
 def _iso(moment: datetime) -> str:

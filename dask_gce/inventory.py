@@ -6,6 +6,7 @@ needs any more is judged in `sweeping`; how to connect to one is up to `cluster`
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dask_gce import names
 from dask_gce.cluster_records import RECORD_FIELDS, ClusterRecord, read_records
 from dask_gce.compute import Compute
 from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
+from dask_gce.reach.own_rules import remove_rules
 from dask_gce.removal import Removal
 
 __all__ = ["Inventory", "delete_cluster", "find_cluster", "list_clusters"]
@@ -141,7 +143,7 @@ def find_cluster(
 
 
 async def delete_cluster(compute: Compute, record: ClusterRecord) -> None:
-    """Delete all machines of a cluster and make sure that they go.
+    """Delete all machines of a cluster and make sure that they go, and its firewall rules.
 
     Machines that were added since are deleted too; another cluster of its name is left alone, and
     so are machines that were given a cluster's label by hand.
@@ -157,14 +159,30 @@ async def delete_cluster(compute: Compute, record: ClusterRecord) -> None:
     ------
     GCEError
         If it is not certain that all are deleted, or if they are not ours to delete; with the
-        commands that do it by hand.
+        commands that do it by hand. Machines go whether or not rules do.
     """
     if not record.identity:
         raise GCEError(_not_ours(record))
     label = names.label_filter({names.CLUSTER_LABEL: record.name, names.ID_LABEL: record.identity})
     # The empty name stands for all other zones: the cluster may have grown into them since.
     zones = (*record.zones, "")
-    await Removal(compute, record.name, label, lambda: zones).delete_all(())
+    outcomes = await asyncio.gather(
+        Removal(compute, record.name, label, lambda: zones).delete_all(()),
+        remove_rules(compute, record.name, record.identity, record.rule_projects),
+        return_exceptions=True,
+    )
+    errors: list[GCEError] = []
+    for outcome in outcomes:
+        if isinstance(outcome, GCEError):
+            errors.append(outcome)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        else:
+            errors.extend(outcome or ())
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise GCEError("\n".join(map(str, errors))) from errors[0]
 
 
 def _describe(records: Iterable[ClusterRecord]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from dask_gce.cli.output import (
 if TYPE_CHECKING:
     from dask_gce.cluster_records import ClusterRecord
     from dask_gce.inventory import Inventory
+    from dask_gce.reach.own_rules import OwnRule
 
 __all__ = ["list_all", "show"]
 
@@ -85,22 +87,65 @@ async def _survey(project: str | None) -> Inventory:
 @project_option
 @json_option
 def show(name: str, identity: str | None, project: str | None, as_json: bool) -> None:
-    """Show a cluster and its machines.
+    """Show a cluster, its machines and its firewall rules.
 
     \b
       dask gce show grid
     """
-    record = run_while_wanted(_find(name, identity, project))
+    record, rules = run_while_wanted(_find(name, identity, project))
     known = _is_known(record)
     if as_json:
-        print_json({**record.to_json(), "connection_file": known})
+        shown = None if rules is None else [_brief(rule) for rule in rules]
+        print_json({**record.to_json(), "connection_file": known, "firewall_rules": shown})
     else:
         _print_record(record, known)
+        _print_rules(rules)
 
 
-async def _find(name: str, identity: str | None, project: str | None) -> ClusterRecord:
+async def _find(
+    name: str, identity: str | None, project: str | None
+) -> tuple[ClusterRecord, list[OwnRule] | None]:
+    """Return a cluster and its firewall rules; None if the caller may not see those."""
+    from dask_gce.errors import PermissionDenied
+    from dask_gce.reach.own_rules import list_own_rules
+
     async with open_compute(project) as compute:
-        return await find(compute, name, identity)
+        record = await find(compute, name, identity)
+        if not record.identity:
+            return record, []
+        try:
+            found = [
+                rule
+                for owner in record.rule_projects
+                for rule in await list_own_rules(compute, record.identity, owner)
+            ]
+        except PermissionDenied:
+            return record, None
+        return record, found
+
+
+def _brief(own: OwnRule) -> dict[str, Any]:
+    rule = own.rule
+    return {
+        "name": rule.name,
+        "project": own.project,
+        "sources": [*map(str, rule.source_ranges), *sorted(rule.source_tags)],
+        "ports": [str(low) if low == high else f"{low}-{high}" for low, high in rule.tcp],
+    }
+
+
+def _print_rules(rules: Sequence[OwnRule] | None) -> None:
+    if rules is None:
+        note("Its firewall rules are not shown: it takes the permission compute.firewalls.list.")
+        return
+    if not rules:
+        return
+    click.echo()
+    briefs = [_brief(rule) for rule in rules]
+    print_table(
+        ["FIREWALL RULE", "LETS IN", "TCP PORTS"],
+        [[each["name"], ", ".join(each["sources"]), ", ".join(each["ports"])] for each in briefs],
+    )
 
 
 def _is_known(record: ClusterRecord) -> bool:

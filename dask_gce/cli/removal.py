@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dask_gce.cluster_records import ClusterRecord
     from dask_gce.compute import Compute
     from dask_gce.errors import GCEError
+    from dask_gce.rule_sweeping import OrphanedRule
     from dask_gce.secret_sweeping import SecretRecord
     from dask_gce.sweeping import Orphan
 
@@ -35,7 +36,7 @@ __all__ = ["ask_whether_to_delete", "delete", "sweep"]
 def delete(
     names: Sequence[str], identity: str | None, yes: bool, project: str | None, as_json: bool
 ) -> None:
-    """Delete clusters, with all their machines and disks.
+    """Delete clusters, with all their machines, disks and firewall rules.
 
     Finds them by their labels, from any computer and for whoever may delete instances. Asks first,
     unless --yes is given. Returns once every machine is seen to go.
@@ -181,7 +182,8 @@ def sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) ->
 
     These are clusters past their expiry, those of processes that have ended on this computer, and
     those that have had no scheduler, or no machine that is on, for a while. Never one that was
-    created to stay and has no expiry.
+    created to stay and has no expiry. What clusters that are gone have left behind, firewall rules
+    and secrets, is swept too.
 
     \b
       dask gce sweep
@@ -193,6 +195,7 @@ def sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) ->
 async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) -> None:
     from dask_gce.client import current_user
     from dask_gce.errors import GCEError
+    from dask_gce.rule_sweeping import delete_orphaned_rules, find_orphaned_rules, list_rules
     from dask_gce.secret_sweeping import delete_secrets, find_orphaned_secrets, list_secrets
     from dask_gce.sweeping import delete_orphan, find_orphans
 
@@ -200,15 +203,19 @@ async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: b
         raise click.UsageError("You have no user name, so no cluster is yours: add --all-owners.")
     async with open_compute(project) as compute, open_services(compute.project) as services:
         # Before the machines, which come after them.
-        secrets = await list_secrets(services)
+        secrets, all_rules = await asyncio.gather(list_secrets(services), list_rules(compute))
         inventory = await survey(compute)
         orphans = await asyncio.to_thread(find_orphans, inventory, everybody=all_owners)
         left = await asyncio.to_thread(
             find_orphaned_secrets, secrets, inventory, everybody=all_owners
         )
+        rules = await asyncio.to_thread(
+            find_orphaned_rules, all_rules, inventory, everybody=all_owners
+        )
         if not as_json:
             _print_orphans(orphans, compute.project)
             _print_secrets(left)
+            _print_rules(rules)
         deleted = []
         errors: list[GCEError] = []
         for orphan in orphans if really else ():
@@ -223,10 +230,11 @@ async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: b
             except GCEError as error:
                 errors.append(error)
         if really:
-            try:
-                await delete_secrets(services, left)
-            except GCEError as error:
-                errors.append(error)
+            for work in (delete_secrets(services, left), delete_orphaned_rules(compute, rules)):
+                try:
+                    await work
+                except GCEError as error:
+                    errors.append(error)
     _raise_all(errors)
     if as_json:
         print_json(
@@ -235,19 +243,27 @@ async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: b
                 "orphans": [orphan.to_json() for orphan in orphans],
                 "deleted": [_brief(record) for record in deleted],
                 "secrets": [secret.name for secret in left],
+                "firewall_rules": [rule.to_json() for rule in rules],
             }
         )
     elif really:
         click.echo(f"Deleted {len(deleted)} of {len(orphans)} clusters.")
         if left:
             click.echo(f"Deleted {len(left)} secrets of clusters that are gone.")
-    elif orphans or left:
+        if rules:
+            click.echo(f"Deleted {len(rules)} firewall rules.")
+    elif orphans or left or rules:
         note("To delete them: dask gce sweep --delete" + (" --all-owners" if all_owners else ""))
 
 
 def _print_secrets(secrets: Sequence[SecretRecord]) -> None:
     for secret in secrets:
         note(f"Secret {secret.name} is left of cluster {secret.cluster}, which has no machines.")
+
+
+def _print_rules(rules: Sequence[OrphanedRule]) -> None:
+    for rule in rules:
+        note(f"Firewall rule {rule.own.rule.name} {rule.reason}.")
 
 
 def _print_orphans(orphans: Sequence[Orphan], project: str) -> None:

@@ -1,0 +1,189 @@
+"""Firewall rules that nobody needs any more: which they are, and their deletion.
+
+Owns the judgement. A cluster removes its own rules (`reach.firewall`), and whoever deletes a
+cluster deletes them with it. What is left is of processes that were killed: rules of clusters that
+have no machines, and those that let in somebody who was connected from elsewhere. Rules cost
+nothing, but let somebody in, and the quota of a project is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final
+
+from dask_gce import names, tags
+from dask_gce.client import ClientState, client_state, current_user
+from dask_gce.compute import Compute
+from dask_gce.errors import GCEError, PermissionDenied
+from dask_gce.inventory import Inventory
+from dask_gce.reach.own_rules import OwnRule, delete_rules, list_own_rules
+
+__all__ = ["OrphanedRule", "delete_orphaned_rules", "find_orphaned_rules", "list_rules"]
+
+#: How long a rule may be without a machine. They are made first, and a cluster that waits for
+#: capacity may be long without any.
+GRACE: Final = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class OrphanedRule:
+    """A firewall rule that nobody needs any more.
+
+    Parameters
+    ----------
+    own : OwnRule
+        The rule, and whose it was.
+    reason : str
+        Why nobody needs it, as the end of a sentence that begins with its name.
+    """
+
+    own: OwnRule
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it in the types of JSON.
+
+        Returns
+        -------
+        dict
+            ``name``, ``project``, ``cluster``, ``id``, ``owner`` and ``reason``.
+        """
+        return {
+            "name": self.own.rule.name,
+            "project": self.own.project,
+            "cluster": self.own.mark.cluster,
+            "id": self.own.mark.identity,
+            "owner": self.own.mark.owner,
+            "reason": self.reason,
+        }
+
+
+async def list_rules(compute: Compute) -> list[OwnRule]:
+    """Return the rules of clusters in a project.
+
+    To be asked before the machines are: a cluster makes its rules first.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API of the project. Rules of shared networks are in their host project.
+
+    Returns
+    -------
+    list of OwnRule
+        What there is; nothing where the caller may not look.
+
+    Raises
+    ------
+    GCEError
+        If Compute Engine does not answer, or refuses for another reason than permissions.
+    """
+    try:
+        return await list_own_rules(compute)
+    except PermissionDenied:
+        return []
+
+
+def find_orphaned_rules(
+    rules: Iterable[OwnRule],
+    inventory: Inventory,
+    *,
+    now: datetime | None = None,
+    owner: str | None = None,
+    everybody: bool = False,
+    client_state: Callable[[str], ClientState] = client_state,
+) -> list[OrphanedRule]:
+    """Find the rules that nobody needs any more.
+
+    That is a rule past its end, one whose cluster has no machines, and one of a process of this
+    computer that had connected to a cluster and has ended. It is never a rule whose process lives.
+
+    Parameters
+    ----------
+    rules : iterable of OwnRule
+        Those there are; listed before the machines were.
+    inventory : Inventory
+        The clusters that have machines.
+    now : datetime.datetime or None
+        The time, with its zone; None for the clock's.
+    owner : str or None
+        Whose to judge, in any spelling; None for those of who runs this process.
+    everybody : bool
+        Judge everybody's.
+    client_state : callable
+        Tells of the process in a mark what `client.client_state` does.
+
+    Returns
+    -------
+    list of OrphanedRule
+        Those that nobody needs. While a zone does not answer there are none: machines that need
+        them may be there.
+    """
+    if inventory.unreachable:
+        return []
+    now = now or datetime.now(timezone.utc)
+    whose = names.label_value(current_user() if owner is None else owner)
+    alive = {record.identity for record in inventory.clusters}
+    found = []
+    for each in rules:
+        if everybody or (whose and each.mark.owner == whose):
+            state = client_state(each.mark.client)
+            reason = _reason(each, each.mark.identity in alive, state, now)
+            if reason:
+                found.append(OrphanedRule(each, reason))
+    return found
+
+
+def _reason(own: OwnRule, has_machines: bool, state: ClientState, now: datetime) -> str:
+    if state == "alive":
+        return ""
+    if has_machines:
+        # The cluster's own rules are deleted with it.
+        if state == "gone" and _is_of_one_who_joined(own):
+            return "let in a process of this computer that has ended"
+        return ""
+    if state == "gone":
+        return "was made by a process of this computer that has ended"
+    expires = own.mark.expires
+    if expires is not None and expires <= now.timestamp():
+        return "is of a cluster that was to end"
+    if own.rule.created is not None and now - own.rule.created > GRACE:
+        return f"is of cluster {own.mark.cluster}, which has no machines"
+    return ""
+
+
+def _is_of_one_who_joined(own: OwnRule) -> bool:
+    mark = own.mark
+    return own.rule.name not in {
+        tags.rule_name(mark.cluster, mark.identity, purpose, suffix)
+        for purpose, suffix in _OF_THE_CLUSTER
+    }
+
+
+_OF_THE_CLUSTER: Final[tuple[tuple[tags.Purpose, str], ...]] = (
+    ("clients", ""),
+    ("clients", "v6"),
+    ("machines", ""),
+)
+
+
+async def delete_orphaned_rules(compute: Compute, rules: Iterable[OrphanedRule]) -> None:
+    """Delete rules; one that is gone already is no error.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API.
+    rules : iterable of OrphanedRule
+        Which.
+
+    Raises
+    ------
+    GCEError
+        If some could not be deleted, with the commands that do it by hand.
+    """
+    errors = await delete_rules(compute, [(each.own.rule.name, each.own.project) for each in rules])
+    if errors:
+        raise GCEError("\n".join(map(str, errors))) from errors[0]
