@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from clusters import BULK, DELETE, INSERT, cluster_on, is_worker, worker_machines
 from distributed import Client
+from distributed.security import Security
 from fleets import QUICK, ZONE, Cloud, a_fleet, gone, numbered, request, running, until, workers
 from google.auth.credentials import AnonymousCredentials
 
@@ -25,7 +26,10 @@ from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault, Timings
 from dask_gce.errors import InstanceLost, StartTimeout, TransportError
 from dask_gce.instance import Instance
+from dask_gce.reach.approach import Approach
+from dask_gce.reach.route import Route
 from dask_gce.scheduler import GCEScheduler
+from dask_gce.settings import Settings
 
 
 @pytest.fixture
@@ -138,43 +142,50 @@ async def test_calls_that_are_called_off_leave_their_turns_to_others():
 # -- reaching the scheduler -----------------------------------------------------------------------
 
 
-async def test_an_address_without_a_route_does_not_slow_the_other_down(monkeypatch):
-    # For so long such an address keeps its probe.
+async def test_an_address_without_a_route_does_not_hide_that_the_scheduler_failed(monkeypatch):
+    # For so long such an address keeps whoever asks there.
     monkeypatch.setattr(dask_gce.probing, "PROBE_TIMEOUT", 60.0)
-    # Taken from the start, but for now nobody listens there.
-    answering = socket.socket()
-    answering.bind(("127.0.0.1", 0))
-    port = answering.getsockname()[1]
-    with socket.create_server(("127.0.0.2", port), backlog=0):
+    with socket.create_server(("127.0.0.2", 0), backlog=0) as full:
+        port = full.getsockname()[1]
         # With a full backlog further connections wait for an answer that does not come.
         fillers = [socket.socket() for _ in range(3)]
         for filler in fillers:
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.2", port))
-        instance = Instance("s", ZONE, "RUNNING", internal_ip="127.0.0.2", external_ip="127.0.0.1")
-        ready: list[str] = []
+        settings = Settings.load(scheduler_port=port, security=False)
+        asked = asyncio.Event()
+        approach = Approach(
+            Route("external", "it is a test"),
+            settings,
+            "p",
+            security=Security(require_encryption=False),
+        )
+        find_obstacle = approach.find_obstacle
+
+        async def asking():
+            asked.set()
+            return await find_obstacle()
+
+        monkeypatch.setattr(approach, "find_obstacle", asking)
+        instance = Instance("s", ZONE, "RUNNING", internal_ip="127.0.0.1", external_ip="127.0.0.2")
         scheduler = GCEScheduler(
             name="s",
-            fleet=SimpleNamespace(
-                members={"s": SimpleNamespace(instance=instance)}, mark_ready=ready.append
-            ),
+            fleet=SimpleNamespace(members={"s": SimpleNamespace(instance=instance)}),
             blueprint=SimpleNamespace(
-                settings=SimpleNamespace(start_timeout=10, scheduler_port=port, is_local=False),
-                scheduler=lambda name, location: SimpleNamespace(name=name),
+                settings=settings, scheduler=lambda name, location: SimpleNamespace(name=name)
             ),
             placement=None,
             location=None,
+            approach=approach,
             moved=None,
         )
         reaching = asyncio.ensure_future(scheduler._wait_until_reachable())
-        await asyncio.sleep(0.2)
-        server = await asyncio.start_server(lambda _, writer: writer.close(), sock=answering)
+        await asked.wait()
         began = time.monotonic()
-        assert await reaching == "127.0.0.1"
+        scheduler.failure = InstanceLost("It is gone.", name="s")
+        with pytest.raises(InstanceLost):
+            await reaching
         assert time.monotonic() - began < 30
-        assert ready == ["s"]
-        server.close()
-        await server.wait_closed()
         for filler in fillers:
             filler.close()
 
