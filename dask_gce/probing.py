@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import socket
 import ssl
 from typing import Final
@@ -88,7 +89,8 @@ async def knock(
         # connects next is told by Dask.
         logger.info("What answers at %s:%s is refused, or refuses: %s", host, port, error)
     except OSError as error:
-        return error.strerror or str(error) or type(error).__name__
+        # asyncio has the address in the place of the system's words.
+        return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
     return ""
 
 
