@@ -18,10 +18,13 @@ import pytest
 from clusters import PATIENCE, settings, until
 from distributed import Client
 from distributed.core import rpc
+from google.auth.credentials import AnonymousCredentials
 
 from dask_gce import GCECluster
-from dask_gce.emulator import ComputeEmulator
+from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import APIError
+from dask_gce.secret_sweeping import list_secrets
+from dask_gce.services import Services
 from dask_gce.startup import SECRET_ITEMS
 
 METADATA, SECRET_MANAGER = "metadata", "secret-manager"
@@ -239,3 +242,63 @@ async def test_both_keys_of_a_single_node_go(process_emulator: ComputeEmulator) 
     async with working(process_emulator, METADATA, **one) as (cluster, client):
         assert [*cluster.workers] == []
         assert len((await client.scheduler.identity())["workers"]) == 1
+
+
+# -- clusters that outlive their process ----------------------------------------------------------
+
+
+def staying(emulator: ComputeEmulator, secrets: str, **more: Any) -> GCECluster:
+    wishes = {**wanted(emulator, secrets), "n_workers": 0, "name": "grid", **more}
+    return GCECluster(**wishes, shutdown_on_close=False)
+
+
+async def joined() -> GCECluster:
+    return await GCECluster.from_name("grid", asynchronous=True, quiet=True)
+
+
+async def test_whoever_leaves_a_cluster_scrubs_it_first(process_emulator: ComputeEmulator) -> None:
+    async with staying(process_emulator, METADATA):
+        pass
+    assert not in_metadata(process_emulator)
+    await (await joined()).shutdown()
+    await until(lambda: not process_emulator.leftovers())
+
+
+async def test_whoever_joins_a_cluster_scrubs_what_others_could_not(
+    process_emulator: ComputeEmulator,
+) -> None:
+    refused = Fault("compute.instances.setMetadata", status=403, reason="forbidden", times=1000)
+    process_emulator.faults.add(refused)
+    async with staying(process_emulator, METADATA) as cluster:
+        await until(lambda: [each for each in cluster.events if each.what == "unscrubbed"])
+    assert in_metadata(process_emulator) == {"dask-gce-tls"}
+    process_emulator.faults.clear()
+    cluster = await joined()
+    await until(lambda: not in_metadata(process_emulator))
+    await cluster.shutdown()
+    await until(lambda: not process_emulator.leftovers())
+
+
+async def test_secrets_stay_with_a_cluster_that_stays_and_go_when_it_goes(
+    process_emulator: ComputeEmulator,
+) -> None:
+    services = Services(
+        "local-project",
+        credentials=AnonymousCredentials(),
+        endpoint=process_emulator.endpoint,
+    )
+    async with services:
+        async with staying(process_emulator, SECRET_MANAGER):
+            pass
+        assert len(await list_secrets(services)) == 2
+        cluster = await joined()
+        assert await answers(cluster)
+        await cluster.close()
+        assert len(await list_secrets(services)) == 2
+        # Whoever comes next makes machines that read them, too.
+        cluster = await joined()
+        await cluster.scale(1)
+        await cluster.wait_for_workers(1, PATIENCE)
+        await cluster.shutdown()
+        assert await list_secrets(services) == []
+    await until(lambda: not process_emulator.leftovers())
