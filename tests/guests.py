@@ -54,10 +54,11 @@ class Guest:
             (folder / "guest" / name).write_text(text)
         (folder / "guest" / "entrypoint.json").write_text("null")
 
-    async def run(self, payload, during=None):
+    async def run(self, payload, during=None, handed=None):
         """Run the program against a metadata server; return its status, what it did, phases.
 
-        While it runs, `during` is awaited with its process.
+        While it runs, `during` is awaited with its process. It is handed the certificates of the
+        payload, or else what `handed` says.
         """
         metadata = build_metadata(payload)
         for name in metadata["dask-gce-programs"].split():
@@ -92,7 +93,7 @@ class Guest:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
             )
-            process.stdin.write(secrets.encode())
+            process.stdin.write((secrets if handed is None else handed).encode())
             process.stdin.close()
             if during is not None:
                 await during(process)

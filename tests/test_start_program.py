@@ -98,6 +98,22 @@ async def test_certificates_become_private_files(guest):
     assert "the key" not in output
 
 
+async def test_certificates_that_do_not_arrive_are_told(guest):
+    tls = Tls("the ca", "the certificate", "the key")
+    status, seen, output = await guest.run(payload(tls=tls), handed="")
+    assert (status, seen) == (113, None)
+    assert "dask-gce phase: failed: the certificates did not arrive" in output
+
+
+async def test_what_dask_starts_cannot_read_where_they_came_from(tmp_path):
+    look = "import os; assert os.readlink('/proc/self/fd/0') == os.devnull\nsys.exit("
+    guest = Guest(tmp_path, dask=WITNESS.replace("sys.exit(", look))
+    status, seen, output = await guest.run(payload(tls=Tls("ca", "certificate", "the key")))
+    assert status == 0, output
+    shown = json.dumps([seen["environment"], seen["arguments"], seen["spec"]])
+    assert "the key" not in shown
+
+
 async def test_a_worker_is_called_like_its_instance_and_waits_for_the_scheduler(tmp_path):
     guest = Guest(tmp_path, dask=STAYING)
     with socket.create_server(("127.0.0.1", 0)) as scheduler:
