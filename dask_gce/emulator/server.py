@@ -94,7 +94,8 @@ class Server:
         application.router.add_get("/client-address", self._tell_address)
         for verb in ("connect", "reconnect"):
             application.router.add_get(f"/v4/{verb}", self._open_tunnel)
-        application.router.add_route("*", "/{path:.*}", self._answer)
+        # Also of paths with a line break in them, which a dot does not match.
+        application.router.add_route("*", r"/{path:[\s\S]*}", self._answer)
         return application
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:

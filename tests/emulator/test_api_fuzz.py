@@ -42,7 +42,15 @@ WORDS = st.sampled_from(
         *("global/networks/default", "projects/other/global/networks/n", "https://[", "//", "*"),
         *("regions/us-central1/subnetworks/default", "ALL_SUBNETWORKS_ALL_IP_RANGES", "10.0.0.0/8"),
         *("compute.googleapis.com", f"projects/{PROJECT}/services/compute.googleapis.com"),
-        *("compute.instances.get", "a.b.c", "state:ENABLED", "labels.a=b AND name:x", "((", "\x00"),
+        *(
+            "compute.instances.get",
+            "a.b.c",
+            "state:ENABLED",
+            "labels.a=b AND name:x",
+            "((",
+            "\x00",
+            "\n",
+        ),
     ]
 )
 TEXT = WORDS | st.text(max_size=20)

@@ -179,7 +179,16 @@ def test_access_scopes_limit_what_a_machine_reaches(discovery):
 
 
 def test_unknown_paths_are_not_found(rest, discovery):
-    for path in ("/", "/compute/v1/", f"/{LIST}", f"{LIST}/a/explode", "/computeMetadata/v1/"):
+    for path in (
+        "/",
+        "/compute/v1/",
+        f"/{LIST}",
+        f"{LIST}/a/explode",
+        f"{LIST}/%0A",
+        "/computeMetadata/v1/",
+        "/v1/",
+        "/v3/nothing",
+    ):
         assert rest.raw("GET", path)[0] == 404, path
     assert all("no such method" in fault for fault in discovery.take())
 
