@@ -25,6 +25,9 @@ from dask_gce.compute import Compute
 from dask_gce.emulator import Fault
 from dask_gce.errors import GCEError
 from dask_gce.placement import MachineShape
+from dask_gce.reach.firewall_needs import Needs
+from dask_gce.reach.firewall_rules import Mark, Network
+from dask_gce.reach.networks import Survey
 from dask_gce.services import Services
 from dask_gce.settings import Settings
 
@@ -403,7 +406,8 @@ async def test_a_network_that_may_not_be_looked_at_is_unknown(emulator):
 async def test_the_cluster_will_make_the_rule(emulator):
     found = (await checked(emulator))["firewall"]
     assert found.status == "ok"
-    assert "will make a rule that lets in this computer (127.0.0.1)" in found.detail
+    assert "the cluster will make a rule that lets in 127.0.0.1 to the scheduler" in found.detail
+    assert "a rule lets in the cluster's machines to one another" in found.detail
 
 
 @pytest.mark.parametrize(
@@ -418,7 +422,7 @@ async def test_rules_that_somebody_else_has_to_make(emulator, repair, settings):
     assert found.status == "failed"
     await repair(*found.repair)
     tagged = {"network_tags": ["dask-gce"], **settings}
-    assert ("network_tags=['dask-gce']" in found.detail) == ("network_tags" not in settings)
+    assert ("set network_tags to [dask-gce]" in found.detail) == ("network_tags" not in settings)
     assert (await checked(emulator, **tagged))["firewall"].status == "ok"
 
 
@@ -437,6 +441,7 @@ async def test_a_network_whose_machines_do_not_reach_one_another(emulator, repai
     found = (await checked(emulator, **settings))["firewall"]
     assert found.status == "failed" and len(found.repair) == 2
     assert "--source-tags mine --target-tags mine" in found.repair[1]
+    assert found.repair[1].startswith("gcloud compute firewall-rules create dask-gce-machines ")
     await repair(*found.repair)
     assert (await checked(emulator, **settings))["firewall"].status == "ok"
 
@@ -451,7 +456,10 @@ async def test_a_rule_that_keeps_everybody_out(emulator):
         sourceRanges=["127.0.0.0/8"],
     )
     found = (await checked(emulator))["firewall"]
-    assert found.status == "failed" and "rule shut keeps out this computer" in found.detail
+    assert (
+        found.status == "failed"
+        and "rule shut keeps out 127.0.0.1 to the scheduler" in found.detail
+    )
     assert shlex.split(found.repair[0])[-2:] == ["shut", f"--project={PROJECT}"]
 
 
@@ -614,3 +622,17 @@ async def test_a_reservation_whose_numbers_are_not_told(emulator):
     assert (await checked(emulator, reservation="ours"))["reservation"].status == "failed"
     emulator.reservations.add("ours")
     assert (await checked(emulator, reservation="ours"))["reservation"].status == "ok"
+
+
+async def test_rules_that_may_not_be_looked_at(emulator):
+    emulator.permissions.deny("compute.firewalls.list", "compute.networks.get")
+    found = (await checked(emulator))["firewall"]
+    assert found.status == "unknown" and "compute.firewalls.list" in found.detail
+
+
+def test_addresses_of_both_versions_take_a_command_each():
+    network = Network("mine", "default")
+    clients = ("203.0.113.7/32", "2001:db8::/32")
+    needs = Needs(Settings.load(), "mine", Mark("grid", "1f3a"), Survey(network, ()), clients)
+    names = [shlex.split(needs.lasting_command(need, network))[4] for need in needs]
+    assert names == ["dask-gce-clients", "dask-gce-clients-v6", "dask-gce-machines"]

@@ -1,71 +1,26 @@
-"""Whether the firewall lets in who has to come in: the client, and machines to one another."""
+"""Whether the firewall lets in who has to come in: the client, and machines to one another.
+
+What a cluster needs to be let in, and what the rules do let in, is judged where clusters do so: in
+`reach.firewall_needs`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from dask_gce.checks.finding import Finding, failed, ok, unknown
 from dask_gce.checks.view import View
-from dask_gce.errors import GCEError, NotFound
-from dask_gce.reach.admission import admits, blocking_rule, parse_rule
-from dask_gce.reach.firewall_rules import (
-    MACHINE_PORTS,
-    Mark,
-    Network,
-    Ports,
-    build_rule,
-    render_create,
-    split_families,
-)
-from dask_gce.reach.refusals import IAP_RANGE
-from dask_gce.tags import Purpose
+from dask_gce.errors import GCEError, NotFound, PermissionDenied, SettingsError
+from dask_gce.reach.firewall_needs import Need, Needs
+from dask_gce.reach.firewall_rules import Mark, Network
+from dask_gce.reach.ingress import find_clients
 
-__all__ = ["LASTING_TAG", "check_firewall"]
+__all__ = ["check_firewall"]
 
-#: A network tag for rules that are made by hand, once for all clusters.
-LASTING_TAG: Final = "dask-gce"
-
-#: Whose a rule is that no cluster makes.
-_NOBODY: Final = Mark("all", "all")
-
-#: Stands for the tag of a cluster that is to be made; no rule that exists can go by it.
-_TAG: Final = "the-tag-of-a-cluster-to-be-made"
-
-
-@dataclass(frozen=True)
-class _Traffic:
-    """What has to be let in."""
-
-    purpose: Purpose
-    what: str
-    ranges: tuple[str, ...]
-    ports: tuple[Ports, ...]
-
-    @property
-    def among_machines(self) -> bool:
-        return self.purpose == "machines"
-
-    def rules(self, network: Network, tag: str) -> list[dict[str, Any]]:
-        """Return rules that let it in to machines with a tag, in API JSON."""
-        name = f"dask-gce-{self.purpose}"
-        if self.among_machines:
-            groups: list[dict[str, Any]] = [{"source_tag": tag}]
-        else:
-            groups = [{"ranges": ranges} for ranges in split_families(self.ranges)]
-        return [
-            build_rule(
-                name + (f"-{number}" if number else ""),
-                network,
-                _NOBODY,
-                target_tag=tag,
-                ports=self.ports,
-                **group,
-            )
-            for number, group in enumerate(groups)
-        ]
+#: Stands for a cluster that is to be made; no rule that exists can go by its tags.
+_TO_BE_MADE: Final = Mark("dask", "00000000")
 
 
 async def check_firewall(view: View) -> Finding:
@@ -81,78 +36,57 @@ async def check_firewall(view: View) -> Finding:
     Finding
         What was found.
     """
-    try:
-        network = await view.find_network()
-    except NotFound:
+    settings = view.settings
+    if not await _is_there(view):
         return unknown("firewall", "Without a network there are no rules to look at.")
+    found = await view.survey_network()
+    if found.network is None or found.rules is None:
+        return unknown("firewall", f"The rules may not be looked at: {found.obstacle}")
     route = await view.find_route()
     try:
-        wanted = await _wanted(view, network, route.kind)
+        # Whoever makes rules by hand wants to know for which address.
+        asking = dataclasses.replace(settings, firewall=True)
+        clients = await find_clients(asking, route)
     except GCEError as error:
         return unknown("firewall", str(error))
-    rules = await view.list_rules()
+    needs = Needs(settings, view.project, _TO_BE_MADE, found, clients)
     told = [f"{route.kind} ({route.reason})"]
     repair: list[str] = []
-    for traffic in wanted:
-        asked = _asked(view, traffic)
-        if admits(rules, **asked):
-            told.append(f"a rule lets in {traffic.what}")
-            continue
-        ours = [parse_rule(each) for each in traffic.rules(network, _TAG)]
-        if blocking := blocking_rule([*rules, *ours], **asked):
-            told.append(f"rule {blocking} keeps out {traffic.what}; let whoever made it change it")
-            repair.append(_describe(blocking, network))
-        elif view.settings.firewall:
-            told.append(f"the cluster will make a rule that lets in {traffic.what}")
+    for need in needs:
+        if needs.admitted(need):
+            told.append(f"a rule lets in {need}")
+        elif blocker := needs.blocker(need):
+            told.append(f"rule {blocker} keeps out {need}; let whoever made it change it")
+            repair.append(_describe(blocker, found.network))
+        elif settings.firewall:
+            told.append(f"the cluster will make a rule that lets in {need}")
         else:
-            told.append(f"no rule lets in {traffic.what}")
-            tag = next(iter(view.settings.network_tags), LASTING_TAG)
-            repair += [render_create(each, network) for each in traffic.rules(network, tag)]
+            told.append(_missing(needs, need))
+            repair.append(needs.lasting_command(need, found.network))
     text = "; ".join(told)
-    if not repair:
-        return ok("firewall", text)
-    if not (view.settings.firewall or view.settings.network_tags):
-        text += f"; the command lets it in to machines with network_tags=[{LASTING_TAG!r}]"
-    return failed("firewall", f"{text}.", *repair)
+    return failed("firewall", f"{text}.", *repair) if repair else ok("firewall", text)
 
 
-async def _wanted(view: View, network: Network, route: str) -> list[_Traffic]:
-    """Return what has to be let in."""
+async def _is_there(view: View) -> bool:
     settings = view.settings
-    ports = tuple((port, port) for port in (settings.scheduler_port, settings.dashboard_port))
-    low = [each for each in ports[:1] if each < MACHINE_PORTS]
-    machines = _Traffic(
-        "machines", "the machines to one another", network.ranges, (*low, MACHINE_PORTS)
-    )
-    if route == "internal":
-        return [machines]
-    if route == "iap":
-        source: Sequence[str] = (IAP_RANGE,)
-        who = "Identity-Aware Proxy"
-    elif settings.allow_ingress_from is not None:
-        source, who = settings.allow_ingress_from, "allow_ingress_from"
-    else:
-        own = await view.find_own_address()
-        source, who = (own.address,), "this computer"
-    what = (
-        f"{who} ({', '.join(source)}) to "
-        f"tcp:{settings.scheduler_port} and tcp:{settings.dashboard_port}"
-    )
-    return [_Traffic("clients", what, tuple(source), ports), machines]
+    try:
+        if settings.subnetwork is None:
+            await view.get_network((settings.network or "default").rpartition("/")[2])
+        else:
+            await view.survey_network()
+    except (NotFound, SettingsError):
+        return False
+    except PermissionDenied:
+        # Rules can be looked at without.
+        return True
+    return True
 
 
-def _asked(view: View, traffic: _Traffic) -> dict[str, Any]:
-    """Return what the rules are asked."""
-    tags = (*view.settings.network_tags, _TAG)
-    account = view.settings.service_account or ""
-    return {
-        "ranges": traffic.ranges,
-        "source_tags": tags if traffic.among_machines else (),
-        "target_tags": tags,
-        # Which one the default account is, is not known here.
-        "account": None if account == "default" else account,
-        "ports": traffic.ports,
-    }
+def _missing(needs: Needs, need: Need) -> str:
+    text = f"no rule lets in {need}"
+    if needs.lasting_tag in needs.settings.network_tags:
+        return text
+    return f"{text}: run the command, and set network_tags to [{needs.lasting_tag}]"
 
 
 def _describe(rule: str, network: Network) -> str:

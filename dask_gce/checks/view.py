@@ -6,19 +6,14 @@ Owns the clients of Google's APIs while checks run, and the answers that checks 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_gce.compute import Compute
-from dask_gce.errors import GCEError
 from dask_gce.placement import Location
-from dask_gce.preparation import find_locations
-from dask_gce.reach.admission import RULE_FIELDS, Rule, parse_rule
-from dask_gce.reach.firewall_rules import Network
-from dask_gce.reach.own_address import OwnAddress, find_own_address
-from dask_gce.reach.route import Route, choose_route
-from dask_gce.reach.surroundings import look_around
+from dask_gce.preparation import find_locations, find_route
+from dask_gce.reach.networks import Survey, survey
+from dask_gce.reach.route import Route
 from dask_gce.services import Services
 from dask_gce.settings import Settings
 
@@ -177,43 +172,15 @@ class View:
         """
         return await self._ask(("locations",), lambda: find_locations(self.compute, self.settings))
 
-    async def find_network(self) -> Network:
-        """Return the cluster's network, with the addresses of the machines in the zones' regions.
+    async def survey_network(self) -> Survey:
+        """Return the cluster's network, with its firewall rules.
 
         Returns
         -------
-        Network
-            The network.
+        Survey
+            What a cluster would find out.
         """
-        return await self._ask(("where",), self._find_network)
-
-    async def _find_network(self) -> Network:
-        settings = self.settings
-        # The subnetworks of an auto mode network have its name.
-        name = last_part(settings.subnetwork or settings.network or "default")
-        found = await asyncio.gather(*(self.get_subnetwork(one, name) for one in self.regions))
-        return Network(
-            self.network_project,
-            last_part(str(found[0].get("network", name))),
-            tuple(str(each["ipCidrRange"]) for each in found if "ipCidrRange" in each),
-        )
-
-    async def list_rules(self) -> list[Rule]:
-        """Return the firewall rules of the cluster's network.
-
-        Returns
-        -------
-        list of Rule
-            The rules.
-        """
-        network = await self.find_network()
-        found = await self._ask(
-            ("rules",),
-            lambda: self.compute.list_firewalls(
-                fields=",".join(RULE_FIELDS), project=network.project
-            ),
-        )
-        return [rule for rule in map(parse_rule, found) if rule.network == network.name]
+        return await self._ask(("survey",), lambda: survey(self.compute, self.settings))
 
     async def find_route(self) -> Route:
         """Return which way leads from this computer to a scheduler.
@@ -223,28 +190,7 @@ class View:
         Route
             The way, and why that one.
         """
-        return await self._ask(("route",), self._find_route)
-
-    async def _find_route(self) -> Route:
-        settings = self.settings
-        here = await look_around(settings) if settings.connect == "auto" else None
-        network: Network | None = None
-        if here is not None:
-            with contextlib.suppress(GCEError):
-                network = await self.find_network()
-        return choose_route(settings, project=self.project, network=network, here=here)
-
-    async def find_own_address(self) -> OwnAddress:
-        """Return the address by which others know this computer.
-
-        Returns
-        -------
-        OwnAddress
-            The address, and who has told it.
-        """
-        # Nobody but a local Compute Engine is told who asks.
-        token = self._credentials.token if self.settings.is_local else None
-        return await self._ask(("address",), lambda: find_own_address(self.settings, token=token))
+        return await self._ask(("route",), lambda: find_route(self.compute, self.settings))
 
     async def test_permissions(self, project: str, permissions: Sequence[str]) -> frozenset[str]:
         """Return which of several permissions the caller has on a project.

@@ -20,7 +20,7 @@ from dask_gce.errors import (
     QuotaExceeded,
 )
 from dask_gce.policy import QUOTA_CODES
-from dask_gce.reach.admission import admits, blocking_rule
+from dask_gce.reach.admission import admits, blocking_rule, parse_rule
 from dask_gce.reach.firewall_rules import (
     MACHINE_PORTS,
     Mark,
@@ -143,6 +143,25 @@ class Needs:
             return need.purpose == "machines" and network.name == _DEFAULT_NETWORK
         return admits(rules, **self._asked(need, network))
 
+    def blocker(self, need: Need) -> str:
+        """Return which rule keeps out what has to be let in, whatever rule lets it in beside.
+
+        Parameters
+        ----------
+        need : Need
+            What has to be let in.
+
+        Returns
+        -------
+        str
+            The rule's name; empty if none does, as far as is known.
+        """
+        network, rules = self.survey.network, self.survey.rules
+        if network is None or rules is None:
+            return ""
+        with_ours = [*rules, parse_rule(self.build(need, network))]
+        return blocking_rule(with_ours, **self._asked(need, network))
+
     def _asked(self, need: Need, network: Network) -> dict[str, Any]:
         wanted = _wanted_tags(self.settings)
         inside = need.purpose == "machines"
@@ -191,6 +210,30 @@ class Needs:
             ports=need.ports,
         )
 
+    @property
+    def lasting_tag(self) -> str:
+        """The network tag for rules that are made by hand: the machines' first."""
+        return next(iter(_wanted_tags(self.settings)), LASTING_TAG)
+
+    def lasting_command(self, need: Need, network: Network) -> str:
+        """Return the command that lets something in for all clusters to come.
+
+        Parameters
+        ----------
+        need : Need
+            What has to be let in.
+        network : Network
+            The network.
+
+        Returns
+        -------
+        str
+            A line for a shell.
+        """
+        version = "-v6" if any(":" in one for one in need.ranges) else ""
+        name = f"{LASTING_TAG}-{need.purpose}{version}"
+        return render_create(self._body(need, network, name, self.lasting_tag), network)
+
     # -- what is said -----------------------------------------------------------------------------
 
     def explain_missing(self, made: Collection[str] = ()) -> str:
@@ -235,11 +278,9 @@ class Needs:
 
     def _remedy(self, need: Need, network: Network) -> str:
         """Return the command that lets something in for all clusters to come, and what it takes."""
-        own = _wanted_tags(self.settings)
-        tag = own[0] if own else LASTING_TAG
-        command = render_create(
-            self._body(need, network, f"{LASTING_TAG}-{need.purpose}", tag), network
-        )
+        tag = self.lasting_tag
+        own = tag in _wanted_tags(self.settings)
+        command = self.lasting_command(need, network)
         text = f"To let it in, for all machines with the network tag {tag}:\n{command}"
         return text if own else f"{text}\nand give the machines that tag: network_tags={[tag]!r}."
 
