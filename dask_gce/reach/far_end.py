@@ -1,7 +1,8 @@
 """The far end of IAP tunnels to one port: opening websockets to it.
 
 Owns: addresses, headers, the way through a company's proxy, and turning whatever aiohttp says into
-a `TunnelError`. Leaves what goes over a websocket to `relay` and `passage`.
+a `TunnelError`. Leaves what goes over a websocket to `relay` and `passage`, and its end to
+`websocket`.
 
 The token is in no error and in no log: aiohttp's errors carry the request's headers, so none of
 them is kept as a cause.
@@ -11,10 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import importlib
 import ipaddress
-import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -23,13 +22,15 @@ from urllib.request import getproxies, proxy_bypass
 
 from dask_gce._version import __version__
 from dask_gce.errors import GCEError, SettingsError, TransportError, TunnelError
+from dask_gce.reach.frames import SUBPROTOCOL, Connected, LongClose, Resumed
 from dask_gce.reach.refusals import CUT, UNTRUSTED, Destination, explain
-from dask_gce.reach.relay import SUBPROTOCOL, Connected, LongClose, Relay, Resumed
+from dask_gce.reach.relay import Relay
+from dask_gce.reach.websocket import hang_up, read_close
 
 if TYPE_CHECKING:
-    from aiohttp import ClientSession, ClientWebSocketResponse, WSMessage
+    from aiohttp import ClientSession, ClientWebSocketResponse
 
-__all__ = ["ENDPOINT", "Closed", "FarEnd", "Token", "drop", "hang_up", "read_close"]
+__all__ = ["ENDPOINT", "FarEnd", "Token"]
 
 #: Google's own (gcloud, ``iap_tunnel_websocket_utils.py``).
 ENDPOINT = "wss://tunnel.cloudproxy.app/v4"
@@ -38,85 +39,11 @@ ORIGIN = "bot:iap-tunneler"
 #: Seconds for a handshake and the first frame (``MAX_WEBSOCKET_OPEN_WAIT_TIME_SEC`` in gcloud's
 #: ``iap_tunnel_websocket.py``).
 OPEN_TIMEOUT = 60.0
-#: Seconds that the far end has to agree to a websocket's end.
-GOODBYE = 2.0
 #: Bytes of a message that is still read: a frame has 16 KiB and some.
 MAX_MESSAGE = 64 * 1024
 #: What opens the far end's door: a coroutine function that returns a bearer token that is fresh, or
 #: None where none is needed.
 Token = Callable[[], Awaitable[str | None]]
-
-
-class Closed:
-    """How a websocket ended.
-
-    Parameters
-    ----------
-    code : int
-        The close code.
-    reason : str
-        The far end's words.
-    """
-
-    def __init__(self, code: int, reason: str = "") -> None:
-        self.code = code
-        self.reason = reason
-
-
-def read_close(message: WSMessage, announced: LongClose | None) -> Closed:
-    """Tell how a websocket ended from the last thing it said.
-
-    Parameters
-    ----------
-    message : aiohttp.WSMessage
-        A message that is not binary.
-    announced : LongClose or None
-        What the far end said before.
-
-    Returns
-    -------
-    Closed
-        The code and the reason.
-    """
-    from aiohttp import WebSocketError, WSMsgType
-
-    if message.type is WSMsgType.CLOSE:
-        if announced is not None:
-            return Closed(announced.code, announced.reason)
-        # aiohttp makes 0 of a close frame without a code, which RFC 6455 calls 1005.
-        return Closed(message.data or 1005, message.extra or "")
-    if message.type is WSMsgType.TEXT:
-        return Closed(1003, "a text message, where all are binary")
-    if message.type is WSMsgType.ERROR and isinstance(message.data, WebSocketError):
-        return Closed(message.data.code, str(message.data))
-    # Not `close_code`: aiohttp says 1000 of a connection that ends without a close frame.
-    return Closed(CUT)
-
-
-async def hang_up(websocket: ClientWebSocketResponse) -> None:
-    """Close a websocket, and wait only a moment for the far end to agree.
-
-    Parameters
-    ----------
-    websocket : aiohttp.ClientWebSocketResponse
-        The websocket, in whatever state.
-    """
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(websocket.close(), GOODBYE)
-
-
-def drop(websocket: ClientWebSocketResponse) -> None:
-    """Break a websocket off without a word: a close frame would end the session as well.
-
-    Parameters
-    ----------
-    websocket : aiohttp.ClientWebSocketResponse
-        The websocket, in whatever state.
-    """
-    connection = websocket.get_extra_info("socket")
-    if connection is not None:
-        with contextlib.suppress(OSError):  # it is gone already
-            connection.shutdown(socket.SHUT_RDWR)
 
 
 class FarEnd:

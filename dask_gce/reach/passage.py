@@ -1,8 +1,8 @@
 """One local connection's passage through IAP, from beginning to end.
 
 Owns: the order of things - connecting again while a machine boots, carrying bytes both ways, going
-on after a cut, hanging up when both sides are through - and the times in it. Leaves frames and
-windows to `relay`, websockets to `far_end`, the local socket to `local_end`.
+on after a cut, hanging up when both sides are through - and the times in it. Leaves windows
+to `relay`, websockets to `far_end`, the local socket to `local_end`.
 
 A websocket has one end for both directions. So when the local side ends, what it sent is confirmed
 first, and what still comes from the instance is waited for, until that falls silent.
@@ -16,10 +16,12 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from dask_gce.errors import TunnelError
-from dask_gce.reach.far_end import Closed, FarEnd, drop, hang_up, read_close
+from dask_gce.reach.far_end import FarEnd
+from dask_gce.reach.frames import Confirmed, Data, LongClose
 from dask_gce.reach.local_end import LocalEnd
 from dask_gce.reach.refusals import CUT, Meaning, explain, meaning_of
-from dask_gce.reach.relay import Confirmed, Data, LongClose, Relay
+from dask_gce.reach.relay import Relay
+from dask_gce.reach.websocket import Closed, drop, hang_up, read_close
 
 if TYPE_CHECKING:
     from aiohttp import ClientWebSocketResponse

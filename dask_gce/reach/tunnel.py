@@ -17,11 +17,12 @@ from collections.abc import Callable
 from types import TracebackType
 
 from dask_gce.errors import TunnelError
-from dask_gce.reach.far_end import ENDPOINT, FarEnd, Token, hang_up
+from dask_gce.reach.far_end import ENDPOINT, FarEnd, Token
 from dask_gce.reach.local_end import LocalEnd
 from dask_gce.reach.passage import Passage
 from dask_gce.reach.refusals import Destination
 from dask_gce.reach.relay import Relay
+from dask_gce.reach.websocket import hang_up
 
 __all__ = ["HOST", "Tunnel"]
 

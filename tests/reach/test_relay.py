@@ -12,18 +12,9 @@ from hypothesis import strategies as st
 
 from dask_gce.errors import TunnelError
 from dask_gce.reach import refusals
+from dask_gce.reach.frames import MAX_DATA, Confirmed, Connected, Data, LongClose, Resumed
 from dask_gce.reach.refusals import Destination, Meaning, explain, meaning_of
-from dask_gce.reach.relay import (
-    ACK_AFTER,
-    MAX_DATA,
-    WINDOW,
-    Confirmed,
-    Connected,
-    Data,
-    LongClose,
-    Relay,
-    Resumed,
-)
+from dask_gce.reach.relay import ACK_AFTER, WINDOW, Relay
 
 TO = Destination("my-project", "us-central1-a", "dask-1f-scheduler", 8786)
 
