@@ -133,8 +133,17 @@ async def build_image(
     name = image_name(family) if name is None else names.check_name(name)
     names.check_name(family, key="family")
     await _check_that_name_is_free(compute, name)
-    # Nobody connects to the builder, so it gets no certificates; and it has an end in any case.
-    settings = replace(settings, name=None, security=False, max_lifetime=timeout + IMAGE_TIMEOUT)
+    # Nobody connects to the builder, so it gets no certificates, and the firewall lets nobody in;
+    # and it has an end in any case.
+    settings = replace(
+        settings,
+        name=None,
+        security=False,
+        connect="internal",
+        firewall=False,
+        allow_ingress_from=None,
+        max_lifetime=timeout + IMAGE_TIMEOUT,
+    )
     cluster = names.new_cluster_name("dask-image")
     prepared = await prepare(compute, settings, cluster, tell=tell)
     build = _Build(compute, prepared.blueprint, name, family, timeout=timeout, tell=tell)
