@@ -176,15 +176,15 @@ class Cloud:
         -------
         bool
             Whether the tests' rules or, where none fits, the roles grant it. The client owns every
-            project.
+            project, a machine's service account is an editor of the machine's.
         """
         member = "client" if identity is None else identity.member
         ruling = self.conditions.permissions.ruling(permission, project.id, member)
         if ruling is not None or identity is None:
             return ruling is not False
-        return role_holds(MACHINE_ROLE, permission) or any(
-            policy.grants(member, permission) for policy in (project.policy, *policies)
-        )
+        if identity.project == project.id and role_holds(MACHINE_ROLE, permission):
+            return True
+        return any(policy.grants(member, permission) for policy in (project.policy, *policies))
 
     def url(self, path: str) -> str:
         """Return the full link of a resource.

@@ -171,9 +171,9 @@ class ComputeEmulator(Interventions):
         Returns
         -------
         list of str
-            Instances, disks, images, firewall rules but for those that projects begin with, running
-            operations, and what the machines' kind still has; empty when all is clean. Once the emulator is closed, what its machines left on this
-            host.
+            Instances, disks, images, secrets, firewall rules (but for those that projects begin
+            with), running operations, and what the machines' kind still has; empty when all is clean. Once
+            the emulator is closed, what its machines left on this host.
         """
 
         def look() -> list[str]:

@@ -34,11 +34,14 @@ class Identity:
     ----------
     email : str
         Its address.
+    project : str
+        The ID of the machine's project.
     scopes : frozenset of str
         The access scopes of the machine, as URLs.
     """
 
     email: str
+    project: str
     scopes: frozenset[str]
 
     @property
@@ -88,11 +91,13 @@ class Identities:
         # Also those of machines that are gone: their tokens must not become a client's.
         self._issued: dict[str, Identity] = {}
 
-    def issue(self, accounts: Sequence[dict[str, object]]) -> str:
+    def issue(self, project: str, accounts: Sequence[dict[str, object]]) -> str:
         """Make the token of a new machine.
 
         Parameters
         ----------
+        project : str
+            The ID of its project.
         accounts : sequence of dict
             The ``serviceAccounts`` of its instance.
 
@@ -106,7 +111,9 @@ class Identities:
         token = MACHINES_BEGIN + secrets.token_urlsafe(32)
         scopes = accounts[0].get("scopes")
         self._issued[token] = Identity(
-            str(accounts[0]["email"]), frozenset(scopes if isinstance(scopes, list) else ())
+            str(accounts[0]["email"]),
+            project,
+            frozenset(scopes if isinstance(scopes, list) else ()),
         )
         return token
 

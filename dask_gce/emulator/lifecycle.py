@@ -88,7 +88,8 @@ class Instance:
         if hostname is not None:
             self.resource["hostname"] = hostname
         self.record = InstanceRecord(project.id, project.number, zone, self.resource)
-        self.record.access_token = cloud.identities.issue(self.resource.get("serviceAccounts", ()))
+        accounts = self.resource.get("serviceAccounts", ())
+        self.record.access_token = cloud.identities.issue(project.id, accounts)
         self._claim = Claim(cloud, project, zone, blueprint)
         try:
             names = name_disks(project, zone, name, blueprint.disks)

@@ -197,6 +197,23 @@ def test_a_machines_account_may_be_denied_what_the_client_may(discovery):
         rest.wait(rest.delete(f"{INSTANCES}/a"))
 
 
+def test_an_account_is_an_editor_of_its_own_project_only(discovery):
+    kind = ObservedKind()
+    with ComputeEmulator(kind, timings=Timings(latency=0)) as emulator:
+        rest = Rest(emulator)
+        rest.insert(name="a", serviceAccounts=[ACCOUNT])
+        headers = {"Authorization": f"Bearer {kind.token('a')}"}
+        elsewhere = f"/compute/v1/projects/another-project/{INSTANCES}"
+        assert rest.raw("GET", elsewhere, headers=headers)[0] == 403
+        member = f"serviceAccount:{rest.instance('a')['serviceAccounts'][0]['email']}"
+        bindings = [{"role": "roles/compute.viewer", "members": [member]}]
+        rest.post("/v1/projects/another-project:setIamPolicy", {"policy": {"bindings": bindings}})
+        assert rest.raw("GET", elsewhere, headers=headers)[0] == 200
+        assert rest.raw("DELETE", f"{elsewhere}/x", headers=headers)[0] == 403
+        images = "/compute/v1/projects/cos-cloud/global/images/family/cos-stable"
+        assert rest.raw("GET", images, headers=headers)[0] == 200
+
+
 # Resource Manager ----------------------------------------------------------------------------
 
 

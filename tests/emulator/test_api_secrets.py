@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import time
 from datetime import datetime, timedelta, timezone
 
@@ -12,7 +13,7 @@ from googleapiclient.discovery import build
 from googleapiclient.errors import HttpError
 from rest import ACCOUNT, PROJECT, ObservedKind, Refused, Rest
 
-from dask_gce.emulator import ComputeEmulator, Timings
+from dask_gce.emulator import ComputeEmulator, Fault, Timings
 
 PARENT = f"projects/{PROJECT}"
 BUNDLE = f"{PARENT}/secrets/bundle"
@@ -346,6 +347,30 @@ def test_a_test_denies_and_grants(machines):
 def test_projects_that_are_not_there_have_no_secrets(discovery):
     with ComputeEmulator("paper", projects=[PROJECT]) as emulator:
         rest = Rest(emulator)
+        path = "/v1/projects/another-project"
+        for verb, rest_of_path in (
+            ("GET", "/secrets"),
+            ("GET", "/secrets/bundle"),
+            ("GET", "/secrets/bundle/versions/1:access"),
+            ("POST", "/secrets/bundle:testIamPermissions"),
+            ("POST", ":testIamPermissions"),
+        ):
+            with pytest.raises(Refused) as caught:
+                rest.call(verb, path + rest_of_path, {} if verb == "POST" else None)
+            assert caught.value.status == 403
+
+
+def test_faults_and_latencies_are_those_of_every_api(discovery):
+    name = "secretmanager.projects.secrets.create"
+    timings = Timings(latencies={name: 0.2})
+    with ComputeEmulator("paper", timings=timings) as emulator:
+        emulator.faults.add(Fault(name, status=503), Fault(name, drop="after"))
+        rest, query = Rest(emulator), {"secretId": "bundle"}
+        began = time.monotonic()
         with pytest.raises(Refused) as caught:
-            rest.get("/v1/projects/another-project/secrets")
-        assert caught.value.status == 403
+            rest.call("POST", f"/v1/{PARENT}/secrets", AUTOMATIC, query=query)
+        assert (caught.value.status, caught.value.error["status"]) == (503, "UNAVAILABLE")
+        assert time.monotonic() - began >= 0.2
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+            rest.call("POST", f"/v1/{PARENT}/secrets", AUTOMATIC, query=query)
+        assert emulator.leftovers() and emulator.requests[name] == 2

@@ -53,6 +53,33 @@ def denied(permission: str, resource: str) -> APIError:
     )
 
 
+def known_project(call: Call, permission: str) -> Project:
+    """Return the project of a request, if there is one.
+
+    Parameters
+    ----------
+    call : Call
+        The request.
+    permission : str
+        The permission that the request would need there.
+
+    Returns
+    -------
+    Project
+        The project.
+
+    Raises
+    ------
+    APIError
+        There is no such project; these APIs do not tell that from a missing permission.
+    """
+    try:
+        return call.project
+    except APIError as error:
+        refusal = denied(permission, f"projects/{call.params['project']}")
+        raise refusal if error.status == 404 else error from None
+
+
 def project_of(call: Call, permission: str) -> Project:
     """Return the project of a request, if whoever asks has a permission there.
 
@@ -73,13 +100,8 @@ def project_of(call: Call, permission: str) -> Project:
     APIError
         The permission is missing, or there is no such project.
     """
-    resource = f"projects/{call.params['project']}"
-    try:
-        project = call.project
-    except APIError as error:
-        # These APIs do not tell strangers which projects there are.
-        raise denied(permission, resource) if error.status == 404 else error from None
-    demand(call, permission, resource)
+    project = known_project(call, permission)
+    demand(call, permission, f"projects/{call.params['project']}")
     return project
 
 

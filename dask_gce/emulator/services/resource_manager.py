@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from dask_gce.emulator.routing import Call, Route
-from dask_gce.emulator.services.access import granted, project_of, set_policy
+from dask_gce.emulator.services.access import granted, known_project, project_of, set_policy
 
 #: When every project was made, as the Compute API shows it.
 _MADE = "2026-01-01T08:00:00Z"
@@ -48,6 +48,7 @@ def _set_policy(call: Call) -> dict[str, Any]:
 
 def _test(call: Call) -> dict[str, Any]:
     # Anybody may ask what he may do, where there is such a project.
+    known_project(call, "resourcemanager.projects.get")
     return granted(call)
 
 

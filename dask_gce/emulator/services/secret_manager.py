@@ -21,6 +21,7 @@ from dask_gce.emulator.services.access import (
     POLICY,
     demand,
     granted,
+    known_project,
     page,
     project_of,
     set_policy,
@@ -50,8 +51,9 @@ def _missing(what: str, name: str) -> APIError:
 def _find(call: Call, permission: str) -> Secret:
     """Return the secret of a request, if whoever asks has a permission there."""
     name, version = call.params["secret"], call.params.get("version")
+    project = known_project(call, permission)
     path = f"projects/{call.params['project']}/secrets/{name}"
-    found = _secrets(call.project).get(name)
+    found = _secrets(project).get(name)
     policies: list[Policy] = [found.policy] if found else []
     # Before anything else, so that nobody learns which secrets there are.
     demand(call, permission, f"{path}/versions/{version}" if version else path, *policies)
@@ -61,7 +63,7 @@ def _find(call: Call, permission: str) -> Secret:
             " [[a-zA-Z_0-9-]{1,255}]"
         )
     if found is None:
-        raise _missing("Secret", f"projects/{call.project.number}/secrets/{name}")
+        raise _missing("Secret", f"projects/{project.number}/secrets/{name}")
     return found
 
 
@@ -178,7 +180,8 @@ def _set_policy(call: Call) -> dict[str, Any]:
 
 
 def _test(call: Call) -> dict[str, Any]:
-    found = _secrets(call.project).get(call.params["secret"])
+    project = known_project(call, "secretmanager.secrets.get")
+    found = _secrets(project).get(call.params["secret"])
     return granted(call, *([found.policy] if found else ()))
 
 
