@@ -52,6 +52,7 @@ class Link:
         self._transport = transport
         self._script = script
         self._carried = 0
+        self._expired = False
         self._ending: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     @property
@@ -97,6 +98,7 @@ class Link:
         if self._script.is_cut_after(self._carried):
             self.cut()
         elif self.token and self._script.has_expired_after(self._carried):
+            self._expired = True
             self.close(Code.REAUTHENTICATION_REQUIRED)
 
     def cut(self) -> None:
@@ -138,7 +140,7 @@ class Link:
             elif code == Code.BROKEN_OFF:
                 self._transport.abort()
             elif code == Code.REAUTHENTICATION_REQUIRED:
-                session.expired_token = self.token
+                session.expired_token = self.token if self._expired else ""
                 await self.say_goodbye(code)
             elif code == session.over:
                 # Who does not hear that the machine has ended may not have all that it said.
