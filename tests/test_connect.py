@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from clusters import PATIENCE, cluster_on, until, until_at_work
+from command_line import run_process
 from distributed import Client, worker_client
 from distributed.core import Status
 
@@ -230,6 +232,20 @@ async def test_whoever_joins_takes_a_way_of_their_own(light: ComputeEmulator) ->
             place = place_of(joined)
         assert not listens(place)
         await made.shutdown()
+
+
+async def test_logs_are_read_by_the_way_that_the_configuration_names(
+    light: ComputeEmulator,
+) -> None:
+    async with cluster_on(
+        light, name="grid", connect="external", security=True, shutdown_on_close=False
+    ) as cluster:
+        assert not light.tunnels.connects
+        reading = functools.partial(run_process, DASK_GCE__CONNECT="iap")
+        output, _ = await asyncio.to_thread(reading, light.endpoint, "logs", "grid")
+        assert f"{cluster.scheduler.name}: " in output
+        assert light.tunnels.connects
+        await cluster.shutdown()
 
 
 # -- what does not answer ---------------------------------------------------------------------

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dask_gce.cluster_records import Machine
     from dask_gce.compute import Compute
     from dask_gce.connection_content import Connection
+    from dask_gce.reach.approach import Approach
 
 __all__ = ["logs", "new_lines"]
 
@@ -146,63 +147,83 @@ async def _dask(
 ) -> None:
     from distributed.core import rpc
 
-    connection, scheduler = await _look_up(name, project)
-    address = await _reach(connection, scheduler)
-    arguments = connection.security().get_connection_args("client")
-    show = _printer(as_json, True)
+    connection, scheduler, approach = await _look_up(name, project)
+    try:
+        address = await _reach(connection, scheduler, approach)
+        arguments = connection.security().get_connection_args("client")
+        show = _printer(as_json, True)
+        async with rpc(address, connection_args=arguments) as remote:
+            await _print(remote, name, scheduler.name, machine, follow, tail, show)
+    finally:
+        await approach.close()
+
+
+async def _print(
+    remote: Any,
+    name: str,
+    scheduler: str,
+    machine: str | None,
+    follow: bool,
+    tail: int | None,
+    show: Show,
+) -> None:
     known: dict[str, Sequence[str]] = {}
-    async with rpc(address, connection_args=arguments) as remote:
-        while True:
-            try:
-                found = await _read(remote, scheduler.name)
-            except OSError as error:
-                raise click.ClickException(
-                    f"The scheduler of {name} at {address} does not answer: {error}. What its "
-                    f"machine says: dask gce logs {name} --boot --machine {scheduler.name}"
-                ) from error
-            if machine is not None:
-                # A machine with several workers has their logs.
-                found = {
-                    each: lines
-                    for each, lines in found.items()
-                    if machine in (each, each.rpartition("-")[0])
-                } or _refuse(machine, found)
-            for each, lines in found.items():
-                show(each, new_lines(known[each], lines) if each in known else _last(lines, tail))
-            known.update(found)
-            if not follow:
-                return
-            await asyncio.sleep(INTERVAL)
+    while True:
+        try:
+            found = await _read(remote, scheduler)
+        except OSError as error:
+            raise click.ClickException(
+                f"The scheduler of {name} at {remote.address} does not answer: {error}. What its "
+                f"machine says: dask gce logs {name} --boot --machine {scheduler}"
+            ) from error
+        if machine is not None:
+            # A machine with several workers has their logs.
+            found = {
+                each: lines
+                for each, lines in found.items()
+                if machine in (each, each.rpartition("-")[0])
+            } or _refuse(machine, found)
+        for each, lines in found.items():
+            show(each, new_lines(known[each], lines) if each in known else _last(lines, tail))
+        known.update(found)
+        if not follow:
+            return
+        await asyncio.sleep(INTERVAL)
 
 
-async def _look_up(name: str, project: str | None) -> tuple[Connection, Machine]:
-    """Return what the connection file says, and the scheduler's machine."""
+async def _look_up(name: str, project: str | None) -> tuple[Connection, Machine, Approach]:
+    """Return what the connection file says, the scheduler's machine, and the way to it."""
     from dask_gce.cli.access import choose_machine
+    from dask_gce.preparation import find_route
+    from dask_gce.reach.approach import Approach
+    from dask_gce.settings import Settings
 
     connection = await read_connection(name, project)
+    # The way is that of whoever asks.
+    settings = connection.restore_settings().with_way_of(Settings.load())
     async with open_compute(connection.project) as compute:
-        return connection, choose_machine(await find(compute, name, connection.identity))
+        record, route = await asyncio.gather(
+            find(compute, name, connection.identity), find_route(compute, settings)
+        )
+    approach = Approach(route, settings, connection.project, security=connection.security())
+    return connection, choose_machine(record), approach
 
 
-async def _reach(connection: Connection, scheduler: Machine) -> str:
+async def _reach(connection: Connection, scheduler: Machine, approach: Approach) -> str:
     """Return the address at which the scheduler answers."""
-    from dask_gce.addresses import is_loopback
-    from dask_gce.probing import answers_at, leads_to_local_engine
+    from dask_gce.reunion import as_instance
 
     port = int(connection.settings["scheduler_port"])
-    hosts = [host for host in (scheduler.external_ip, scheduler.internal_ip) if host is not None]
-    api = connection.settings.get("api_endpoint")
-    if api is not None and is_loopback(api):
-        hosts = [host for host in hosts if leads_to_local_engine(host)]
-    for host, answers in zip(
-        hosts, await asyncio.gather(*(answers_at(host, port) for host in hosts)), strict=True
-    ):
-        if answers:
-            return f"{'tls' if connection.client_tls else 'tcp'}://{host}:{port}"
+    await approach.open(as_instance(scheduler))
+    obstacle = await approach.find_obstacle()
+    place = approach.address(port)
+    if not obstacle and place is not None:
+        return f"{'tls' if connection.client_tls else 'tcp'}://{place[0]}:{place[1]}"
     raise click.ClickException(
-        f"The scheduler on {scheduler.name} cannot be reached from here, at port {port} of "
-        f"{' or '.join(hosts) or 'a machine without an address'}. For what its machine says: "
-        f"dask gce logs {connection.cluster} --boot"
+        f"The scheduler on {scheduler.name} cannot be reached from here: "
+        f"{approach.describe(port)} was asked, and {obstacle.rstrip('.')}. The way is "
+        f"{approach.route}; another one may help (DASK_GCE__CONNECT=iap). For what its machine "
+        f"says: dask gce logs {connection.cluster} --boot"
     )
 
 
