@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dask_gce.emulator.emulator import ComputeEmulator
     from dask_gce.emulator.faults import Fault
     from dask_gce.emulator.iam import Permissions
+    from dask_gce.emulator.iap.script import Tunnels
     from dask_gce.emulator.quota import Quota
     from dask_gce.emulator.rate_limits import RateLimits
     from dask_gce.emulator.service_states import ServiceStates
@@ -26,6 +27,7 @@ __all__ = [
     "RateLimits",
     "ServiceStates",
     "Timings",
+    "Tunnels",
     "Unreachable",
 ]
 
@@ -39,6 +41,7 @@ _HOMES = {
     "RateLimits": "rate_limits",
     "ServiceStates": "service_states",
     "Timings": "timings",
+    "Tunnels": "iap.script",
     "Unreachable": "unreachable",
 }
 

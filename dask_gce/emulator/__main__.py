@@ -33,6 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--port", type=int, default=0, help="the port; 0 takes a free one")
     parser.add_argument(
+        "--tls-port",
+        type=int,
+        metavar="PORT",
+        help="a port on which the same is answered over TLS, as gcloud's tunnels want it",
+    )
+    parser.add_argument(
         "--machines", choices=KINDS, default=KINDS[0], help="what the instances are made of"
     )
     parser.add_argument(
@@ -193,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             projects=options.project,
             container_images=options.container_image or ("*",),
             client_inside=bool(command),
+            tls_port=options.tls_port,
         )
     except ValueError as error:
         parser.error(f"argument --timing: {error}")
