@@ -172,8 +172,8 @@ class ComputeEmulator(Interventions):
         -------
         list of str
             Instances, disks, images, secrets, firewall rules (but for those that projects begin
-            with), running operations, and what the machines' kind still has; empty when all is clean. Once
-            the emulator is closed, what its machines left on this host.
+            with), running operations, and what the machines' kind still has; empty when all is
+            clean. Once the emulator is closed, what its machines left on this host.
         """
 
         def look() -> list[str]:
