@@ -11,7 +11,7 @@ import socket
 import ssl
 from typing import Final
 
-__all__ = ["UNREACHABLE", "answers_at", "knock", "leads_to_local_engine"]
+__all__ = ["UNREACHABLE", "knock", "leads_to_local_engine"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,26 +25,6 @@ UNREACHABLE: Final = (OSError, ValueError)
 #: Where a local Compute Engine puts its clients, if it gives them a network: a range that belongs
 #: to nobody, for documentation (RFC 5737).
 CLIENTS = ipaddress.ip_network("198.51.100.0/24")
-
-
-async def answers_at(host: str, port: int, context: ssl.SSLContext | None = None) -> bool:
-    """Tell whether a Dask server listens there.
-
-    Parameters
-    ----------
-    host : str
-        An IP address.
-    port : int
-        A port.
-    context : ssl.SSLContext or None
-        What the client shows, and whom it trusts; None for plain TCP.
-
-    Returns
-    -------
-    bool
-        Whether one answered, be it to refuse this client.
-    """
-    return not await knock(host, port, context)
 
 
 async def knock(

@@ -46,11 +46,11 @@ class GCEScheduler(GCEProcess):
         Where it is made first.
     approach : Approach
         How the client reaches it.
-    explain : callable
-        Tells what the firewall may keep out; an empty text if nothing.
     moved : callable or None
         Called when it moves, with the name it leaves, so that its workers move with it; None for
         one that exists and therefore does not move.
+    explain : callable
+        Tells what the firewall may keep out; an empty text if nothing.
     """
 
     def __init__(
