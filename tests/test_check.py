@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from clusters import PATIENCE
 from command_line import run
 from google.auth.credentials import AnonymousCredentials
 from scripted_api import Answer, ScriptedAPI, refusal
 
+from dask_gce.checks import examination
 from dask_gce.checks.examination import examine
 from dask_gce.checks.finding import ok, settle
 from dask_gce.checks.identity import check_permissions
@@ -25,6 +27,7 @@ from dask_gce.compute import Compute
 from dask_gce.emulator import Fault
 from dask_gce.errors import GCEError
 from dask_gce.placement import MachineShape
+from dask_gce.reach import own_address
 from dask_gce.reach.firewall_needs import Needs
 from dask_gce.reach.firewall_rules import Mark, Network
 from dask_gce.reach.networks import Survey
@@ -37,12 +40,19 @@ IAP = {"connect": "iap"}
 LOOKS = ("get", "list", "getFromFamily", "testIamPermissions", "batchGet")
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Wait longer for answers than on a computer that has nothing else to do."""
+    monkeypatch.setattr(examination, "SECONDS", PATIENCE)
+    monkeypatch.setattr(own_address, "PATIENCE", PATIENCE)
+
+
 async def checked(emulator, **settings):
     """Run all checks; return what each has found, by its name."""
     endpoint = emulator if isinstance(emulator, str) else emulator.endpoint
-    examination = await examine(Settings.load(api_endpoint=endpoint, **settings))
-    assert [each.check for each in examination.findings][:2] == ["credentials", "project"]
-    return {each.check: each for each in examination.findings}
+    found = (await examine(Settings.load(api_endpoint=endpoint, **settings))).findings
+    assert [each.check for each in found][:2] == ["credentials", "project"]
+    return {each.check: each for each in found}
 
 
 def mostly(answers):
@@ -89,7 +99,7 @@ def repair(emulator, tmp_path):
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=250,
                 check=False,
             )
             assert finished.returncode == 0, f"{line}\n{finished.stderr}"

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from clusters import cluster_on, until, worker_machines
+from clusters import PATIENCE, cluster_on, until, worker_machines
 from discovery import document
 from fleets import QUICK, WORKER, ZONE
 from google.auth.credentials import AnonymousCredentials
@@ -26,11 +26,19 @@ from dask_gce.hardware_fields import Hardware
 from dask_gce.instance import build_insert
 from dask_gce.permissions import FEATURES, advice, feature_of, permissions_of, render_role
 from dask_gce.policy import Failure
+from dask_gce.reach import own_address
 from dask_gce.services import Services
 from dask_gce.settings import Settings
 from dask_gce.startup import Tls
 
 DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Wait longer for this computer's address than where there is nothing else to do."""
+    monkeypatch.setattr(own_address, "PATIENCE", PATIENCE)
+
 
 #: The custom roles of the documentation: file, title, description, features.
 ROLES = {

@@ -76,21 +76,22 @@ class Examination:
         }
 
 
-async def examine(settings: Settings, *, seconds: float = SECONDS) -> Examination:
+async def examine(settings: Settings, *, seconds: float | None = None) -> Examination:
     """Look at all that a cluster with these settings takes, and change nothing.
 
     Parameters
     ----------
     settings : Settings
         The cluster's settings.
-    seconds : float
-        How long each check may take.
+    seconds : float or None
+        How long each check may take; None for half a minute.
 
     Returns
     -------
     Examination
         What was found.
     """
+    seconds = SECONDS if seconds is None else seconds
     try:
         credentials = await asyncio.to_thread(load_credentials, settings)
     except CredentialsError as error:
