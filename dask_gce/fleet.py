@@ -273,8 +273,8 @@ class Fleet:
             member.ready_since = time.monotonic()
             self.events.note(name, "ready")
             if self._scrubbing is not None:
+                # The next look will do: a thousand machines that arrive are no reason for more.
                 self._scrubbing.add(member.zone, name)
-                self._changed()
 
     @property
     def waiting(self) -> list[str]:
