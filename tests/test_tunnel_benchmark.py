@@ -8,20 +8,20 @@ from benchmarks.tunnel import __main__ as program
 from benchmarks.tunnel.far_end import PATTERN
 
 CASES = [
-    program.Case("from the instance", 2000e6, 250e6, "B/s", 200e6),
-    program.Case("to the instance", 1000e6, 125e6, "B/s"),
-    program.Case("memory", None, 33e6, "B", 32e6),
+    program.Case("from the instance", 2000e6, 250e6, "MB/s", 200e6),
+    program.Case("to the instance", 1000e6, 125e6, "MB/s"),
+    program.Case("memory", None, 33e6, "MB", 32e6),
 ]
 
 
 @pytest.mark.parametrize(
     ("value", "unit", "bound", "kept"),
     [
-        (200e6, "B/s", 200e6, True),
-        (199e6, "B/s", 200e6, False),
-        (32e6, "B", 32e6, True),
-        (33e6, "B", 32e6, False),
-        (1.0, "B", None, None),
+        (200e6, "MB/s", 200e6, True),
+        (199e6, "MB/s", 200e6, False),
+        (32e6, "MB", 32e6, True),
+        (33e6, "MB", 32e6, False),
+        (1.0, "MB", None, None),
     ],
 )
 def test_a_rate_has_a_least_and_an_amount_a_most(value, unit, bound, kept):
