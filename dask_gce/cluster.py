@@ -22,7 +22,7 @@ from dask_gce import names
 from dask_gce.assembly import CreateMode
 from dask_gce.attendance import AttendedCluster
 from dask_gce.errors import GCEError, SettingsError, StartTimeout
-from dask_gce.handshake import find_refusal
+from dask_gce.probing import find_refusal
 from dask_gce.settings import OF_THE_WAY, Settings
 from dask_gce.sources import DEFAULTS
 from dask_gce.trust import explain_refusal
@@ -307,7 +307,7 @@ class GCECluster(AttendedCluster):
         context = self.security.get_connection_args("client").get("ssl_context")
         if context is not None and self.scheduler and self.scheduler.status == Status.running:
             host, _, port = str(self._scheduler.address).rpartition("://")[2].rpartition(":")
-            self._refusal = await asyncio.to_thread(find_refusal, host, int(port), context)
+            self._refusal = await find_refusal(host, int(port), context)
 
     def __await__(self) -> Generator[Any, None, GCECluster]:
         async def started() -> GCECluster:

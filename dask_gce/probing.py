@@ -11,12 +11,14 @@ import socket
 import ssl
 from typing import Final
 
-__all__ = ["UNREACHABLE", "knock", "leads_to_local_engine"]
+__all__ = ["UNREACHABLE", "find_refusal", "knock", "leads_to_local_engine"]
 
 logger = logging.getLogger(__name__)
 
 #: Seconds after which an address that swallows what is sent there counts as silent.
 PROBE_TIMEOUT = 3.0
+#: Seconds for an address that has answered before, maybe through a tunnel.
+REFUSAL_TIMEOUT = 10.0
 #: Seconds that a connection may take to be closed.
 FAREWELL = 1.0
 #: What a call to a scheduler raises that goes at that moment. Tornado says ValueError of a
@@ -72,6 +74,37 @@ async def knock(
         # asyncio has the address in the place of the system's words.
         return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
     return ""
+
+
+async def find_refusal(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLError | None:
+    """Find out whether a Dask server and this client refuse each other's certificates, and why.
+
+    Dask tells less. In TLS 1.3 a client learns that its own certificate was refused only when it
+    reads, and whoever writes first may find nothing but a closed connection.
+
+    Parameters
+    ----------
+    host : str
+        An IP address.
+    port : int
+        A port.
+    context : ssl.SSLContext
+        What the client shows, and whom it trusts.
+
+    Returns
+    -------
+    ssl.SSLError or None
+        What OpenSSL says; None if nobody refuses anybody, or nobody answers.
+    """
+    try:
+        await asyncio.wait_for(_hear(host, port, context), REFUSAL_TIMEOUT)
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        return None
+    except ssl.SSLError as error:
+        return error
+    except (OSError, asyncio.TimeoutError):
+        return None
+    return None
 
 
 async def _hear(host: str, port: int, context: ssl.SSLContext | None) -> None:

@@ -21,7 +21,7 @@ from ports import quiet_port
 from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator
 from dask_gce.errors import CredentialsError
-from dask_gce.handshake import find_refusal
+from dask_gce.probing import find_refusal
 from dask_gce.startup import Tls
 from dask_gce.tls import ClusterCertificates
 from dask_gce.trust import client_security
@@ -46,7 +46,7 @@ def place(address: str) -> tuple[str, int]:
 async def reason(address: str, security: Security) -> str:
     """Return what OpenSSL says of a client at an address; empty if it is accepted."""
     context = security.get_connection_args("client")["ssl_context"]
-    return str(await asyncio.to_thread(find_refusal, *place(address), context) or "")
+    return str(await find_refusal(*place(address), context) or "")
 
 
 async def assert_refused(cluster: GCECluster, security: Security, why: str) -> None:
@@ -98,7 +98,7 @@ async def test_strangers_are_refused_and_the_cluster_goes_on(
         # Nobody's.
         context = ssl.create_default_context(cadata=cluster.security.tls_ca_file)
         context.check_hostname = False
-        refusal = await asyncio.to_thread(find_refusal, *place(address), context)
+        refusal = await find_refusal(*place(address), context)
         assert "certificate required" in str(refusal)
         # Plain TCP, by Dask and by whoever knocks.
         plain = address.replace("tls://", "tcp://")
@@ -184,9 +184,7 @@ async def test_a_clients_certificate_serves_nobody(role: str) -> None:
             theirs = certificates.security(visitor).get_connection_args(visitor)
             with pytest.raises(OSError):
                 await connect(listener.contact_address, timeout=PATIENCE, **theirs)
-            refusal = await asyncio.to_thread(
-                find_refusal, *place(listener.contact_address), theirs["ssl_context"]
-            )
+            refusal = await find_refusal(*place(listener.contact_address), theirs["ssl_context"])
             assert "unsuitable certificate purpose" in str(refusal)
 
 
@@ -216,7 +214,7 @@ async def test_own_certificates_that_do_not_fit_are_told_of(
     await until(lambda: process_emulator.instances() == [])
 
 
-def test_nobody_there_is_no_refusal() -> None:
+async def test_nobody_there_is_no_refusal() -> None:
     security = ClusterCertificates.create("dask-1").security("client")
     context = security.get_connection_args("client")["ssl_context"]
-    assert find_refusal("127.0.0.1", quiet_port(), context) is None
+    assert await find_refusal("127.0.0.1", quiet_port(), context) is None
