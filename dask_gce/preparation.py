@@ -192,13 +192,15 @@ async def prepare(
         configuration=changed_configuration(),
     )
     mark = Mark(cluster, blueprint.identity, blueprint.owner, blueprint.client, expires)
+    needs = Needs(settings, compute.project, mark, found, clients)
+    _warn_of_blockers(needs)
     return Preparation(
         compute,
         blueprint,
         Placement(schedulers),
         Placement(workers),
         route,
-        Firewall(compute, Needs(settings, compute.project, mark, found, clients)),
+        Firewall(compute, needs),
         trust.client,
         await asyncio.to_thread(client_tls, trust.client),
     )
@@ -279,6 +281,20 @@ def _warn_of_open_door(settings: Settings, route: Route) -> None:
             ", ".join(ranges),
             "guard" if settings.security else "do not guard (security=False)",
         )
+
+
+def _warn_of_blockers(needs: Needs) -> None:
+    """Say so where a rule of somebody else's keeps out what the cluster's own would let in."""
+    for need in needs:
+        # No refusal: a policy of the organisation, which is not seen here, may let it in all the
+        # same.
+        if blocker := needs.blocker(need):
+            logger.warning(
+                "Firewall rule %s keeps out %s. A rule of the cluster's own does not help against "
+                "it; let whoever made it change it: dask gce check has more.",
+                blocker,
+                need,
+            )
 
 
 async def _look_up_network(compute: Compute, settings: Settings) -> Network | None:

@@ -27,6 +27,7 @@ from dask_gce.compute import Compute
 from dask_gce.emulator import Fault
 from dask_gce.errors import GCEError
 from dask_gce.placement import MachineShape
+from dask_gce.preparation import open_compute, prepare
 from dask_gce.reach import own_address
 from dask_gce.reach.firewall_needs import Needs
 from dask_gce.reach.firewall_rules import Mark, Network
@@ -471,6 +472,23 @@ async def test_a_rule_that_keeps_everybody_out(emulator):
         and "rule shut keeps out 127.0.0.1 to the scheduler" in found.detail
     )
     assert shlex.split(found.repair[0])[-2:] == ["shut", f"--project={PROJECT}"]
+
+
+@pytest.mark.parametrize("priority", [10, 2000])
+async def test_a_cluster_says_so_before_its_first_machine(emulator, caplog, priority):
+    denied = [{"IPProtocol": "tcp", "ports": ["8786"]}]
+    post(emulator, "global/firewalls", name="shut", priority=priority, denied=denied)
+    settings = Settings.load(api_endpoint=emulator.endpoint, security=False)
+    before = emulator.requests.copy()
+    compute = await open_compute(settings)
+    try:
+        await prepare(compute, settings, "grid")
+    finally:
+        await compute.close()
+    told = "Firewall rule shut keeps out 127.0.0.1 to the scheduler" in caplog.text
+    # A rule that counts after the cluster's own does no harm.
+    assert told == (priority < 1000)
+    assert (emulator.requests - before)["compute.firewalls.list"] == 1
 
 
 async def test_nobody_tells_this_computers_address():

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+import yaml
 from clusters import PATIENCE, cluster_on, until, worker_machines
 from discovery import document
 from fleets import QUICK, WORKER, ZONE
@@ -100,7 +101,13 @@ def test_every_need_says_what_is_lost_without_it():
 
 @pytest.mark.parametrize("file", ROLES)
 def test_the_role_files_are_what_the_table_says(file):
-    assert (DOCS / "roles" / file).read_text("utf-8") == render_role(*ROLES[file])
+    text = (DOCS / "roles" / file).read_text("utf-8")
+    assert text == render_role(*ROLES[file])
+    # The fields of https://cloud.google.com/iam/docs/reference/rest/v1/projects.roles.
+    role = yaml.safe_load(text)
+    assert set(role) == {"title", "description", "stage", "includedPermissions"}
+    assert len(role["title"]) <= 100 and len(role["description"]) <= 256
+    assert role["includedPermissions"] == list(permissions_of(ROLES[file][2], scope="project"))
 
 
 def test_every_feature_is_in_a_role_or_granted_on_its_own():
