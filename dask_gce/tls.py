@@ -9,7 +9,10 @@ its certificate was signed by this cluster's authority, in both directions. It d
 names, since addresses are not known when certificates are made. So every holder of a key of this
 cluster is inside, whatever its role; other clusters, and everyone else, are outside. The one line
 between the roles is the extended key usage: the client's certificate is no server certificate, so
-whoever steals it cannot pose as the scheduler or a worker.
+whoever steals it cannot answer in place of the scheduler or a worker.
+
+There are no name constraints: they would bind an authority whose key is gone before anybody could
+use it.
 """
 
 from __future__ import annotations
@@ -125,8 +128,7 @@ class ClusterCertificates(_Unpicklable):
         cluster : str
             Name of the cluster, a DNS label (RFC 1035).
         lifetime : datetime.timedelta
-            How long the certificates are valid. A cluster that shall live longer than
-            the default needs more; connections fail once they have ended.
+            How long the certificates are valid. New connections fail once they have ended.
         now : datetime.datetime, optional
             The moment to count from, with a time zone; the present by default.
 
@@ -162,6 +164,7 @@ class ClusterCertificates(_Unpicklable):
                 .issuer_name(ca_name)
                 .subject_name(name)
                 .public_key(public)
+                # 159 random bits: positive in 20 octets, the most there may be (RFC 5280, 4.1.2.2).
                 .serial_number(x509.random_serial_number())
                 .not_valid_before(not_before)
                 .not_valid_after(not_after)
