@@ -89,6 +89,22 @@ async def test_a_cluster_tells_of_its_certificates_and_ends_with_them(
     await until(lambda: process_emulator.instances() == [])
 
 
+async def test_a_cluster_that_is_to_stay_is_left_as_it_is(
+    process_emulator: ComputeEmulator, travel: Callable[[timedelta], None]
+) -> None:
+    wanted = {"security": True, "name": "grid", "shutdown_on_close": False, "n_workers": 0}
+    async with cluster_on(process_emulator, **wanted) as cluster:
+        travel(timedelta(days=8))
+        await until(lambda: said(cluster)[-1:] == ["expired"])
+        cluster._watch_worker_status_comm.abort()
+        await until(lambda: "gave up" in [event.what for event in cluster.events])
+        assert cluster._lost is None
+        assert cluster.failures == []
+        assert [each["status"] for each in process_emulator.instances()] == ["RUNNING"]
+        await cluster.shutdown()
+    await until(lambda: process_emulator.instances() == [])
+
+
 async def test_a_users_own_certificates_are_followed_too(
     process_emulator: ComputeEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
