@@ -22,6 +22,7 @@ from dask_gce.errors import GCEError
 
 INSERT, BULK = "compute.instances.insert", "compute.instances.bulkInsert"
 DELETE, LIST = "compute.instances.delete", "compute.instances.list"
+RULES, RULE = "compute.firewalls.list", "compute.firewalls.insert"
 
 PREAMBLE = """
 import asyncio, sys, threading, time
@@ -154,7 +155,7 @@ def test_interrupt_in_the_constructor(process_emulator):
     assert_all_gone(process_emulator)
 
 
-@pytest.mark.parametrize("call", ["compute.machineTypes.get", INSERT, BULK, LIST])
+@pytest.mark.parametrize("call", ["compute.machineTypes.get", RULES, RULE, INSERT, BULK, LIST])
 def test_interrupt_in_each_phase_of_the_constructor(emulator, call):
     # On paper no scheduler ever answers.
     status, _, errors = run(emulator, "GCECluster(n_workers=2, **settings)", interrupt_at=call)
@@ -228,6 +229,7 @@ def test_left_running_on_purpose(slow_deletes):
     run(slow_deletes, program)
     assert not slow_deletes.requests[DELETE]
     assert len(slow_deletes.instances()) == 3
+    assert any(each.startswith("firewall rule") for each in slow_deletes.leftovers())
     # Other processes can connect to it.
     ((project, name),) = list_connections()
     assert delete_connection(name, project)
@@ -263,6 +265,8 @@ SETTINGS = {"machine_type": "e2-small", "n_workers": 2, "quiet": True}
 
 FAILURES = {
     "look-up": Fault("compute.machineTypes.get", status=403, reason="forbidden"),
+    "rule refused": Fault(RULE, status=403, reason="forbidden"),
+    "rule failed": Fault(RULE, operation_errors=[{"code": "INTERNAL_ERROR", "message": "Failed."}]),
     "insert refused": Fault(INSERT, status=403, reason="forbidden"),
     "insert failed": Fault(
         INSERT, operation_errors=[{"code": "INTERNAL_ERROR", "message": "Failed."}]
@@ -307,7 +311,7 @@ async def test_closing_what_never_started(emulator):
         await cluster
 
 
-@pytest.mark.parametrize("call", ["compute.machineTypes.get", INSERT, BULK, LIST])
+@pytest.mark.parametrize("call", ["compute.machineTypes.get", RULES, RULE, INSERT, BULK, LIST])
 async def test_closing_in_each_phase_of_the_start(emulator, call):
     cluster = GCECluster(api_endpoint=emulator.endpoint, asynchronous=True, **SETTINGS)
 
@@ -328,7 +332,7 @@ async def test_closing_in_each_phase_of_the_start(emulator, call):
     await asyncio.wait({hasty})
 
 
-@pytest.mark.parametrize("call", ["compute.machineTypes.get", INSERT, BULK, LIST])
+@pytest.mark.parametrize("call", ["compute.machineTypes.get", RULES, RULE, INSERT, BULK, LIST])
 async def test_cancelling_in_each_phase_of_the_start(emulator, call):
     cluster = GCECluster(api_endpoint=emulator.endpoint, asynchronous=True, **SETTINGS)
 
