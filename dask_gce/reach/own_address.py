@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that one service may take, from the look-up of its name to the end of its answer.
 PATIENCE = 3.0
+#: The same for a local Compute Engine: whoever made this setting has started it, so it will answer,
+#: however busy this computer is.
+LOCAL_PATIENCE = 60.0
 
 #: Bytes of an answer that are read. No address is longer, and none is told in more.
 _LONGEST: Final = 256
@@ -82,7 +85,7 @@ async def find_own_address(settings: Settings, *, token: str | None = None) -> O
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         # A proxy must neither see nor fail what stays on this computer.
         async with aiohttp.ClientSession(headers=headers, trust_env=False) as session:
-            found = await _ask(aiohttp, session, source, public=False)
+            found = await _ask(aiohttp, session, source, LOCAL_PATIENCE, public=False)
         if found is not None:
             return OwnAddress(found, "the local Compute Engine")
         raise GCEError(
@@ -94,7 +97,7 @@ async def find_own_address(settings: Settings, *, token: str | None = None) -> O
         # Behind a company's proxy it is the proxy that knows the way out.
         async with aiohttp.ClientSession(trust_env=True) as session:
             for service in services:
-                found = await _ask(aiohttp, session, service, public=True)
+                found = await _ask(aiohttp, session, service, PATIENCE, public=True)
                 if found is not None:
                     return OwnAddress(found, service)
     asked = f"asked: {', '.join(services)}" if services else "client_address_services names nobody"
@@ -133,11 +136,13 @@ def parse_address(answer: bytes, *, public: bool = True) -> str | None:
     return str(address) if address.is_global or not public else None
 
 
-async def _ask(aiohttp: Any, session: Any, url: str, *, public: bool) -> str | None:
+async def _ask(
+    aiohttp: Any, session: Any, url: str, patience: float, *, public: bool
+) -> str | None:
     """Ask one service; None if it does not tell."""
     try:
         async with session.get(
-            url, timeout=aiohttp.ClientTimeout(total=PATIENCE), allow_redirects=False
+            url, timeout=aiohttp.ClientTimeout(total=patience), allow_redirects=False
         ) as answer:
             body = await _read(answer)
             found = parse_address(body, public=public) if answer.status == 200 else None
