@@ -189,7 +189,8 @@ def test_unknown_paths_are_not_found(rest, discovery):
         "/v1/",
         "/v3/nothing",
     ):
-        assert rest.raw("GET", path)[0] == 404, path
+        status, body, _ = rest.raw("GET", path)
+        assert (status, json.loads(body)["error"]["code"]) == (404, 404), path
     assert all("no such method" in fault for fault in discovery.take())
 
 
