@@ -25,6 +25,8 @@ __all__ = ["PATIENCE", "Surroundings", "look_around", "parse_answer", "parse_sur
 #: Seconds in which all answers must be there. Elsewhere than on Google's machines nobody answers,
 #: and some networks swallow what is sent to this address.
 PATIENCE: Final = 1.0
+#: The same inside a local Compute Engine, whose metadata server is there, however busy it is.
+LOCAL_PATIENCE: Final = 60.0
 
 #: By address: looking up a name may take longer than any time limit of ours.
 #: https://docs.cloud.google.com/compute/docs/metadata/querying-metadata
@@ -70,15 +72,15 @@ async def look_around(settings: Settings) -> Surroundings | None:
     Returns
     -------
     Surroundings or None
-        None if there is no such server, if it does not answer within `PATIENCE`, or not as Google's
-        does.
+        None if there is no such server, if it does not answer in time, or not as Google's does.
     """
     host = _server(settings)
     if host is None:
         return None
     asking = asyncio.gather(*(_ask(host, question) for question in _QUESTIONS))
     try:
-        project, number, interfaces = await asyncio.wait_for(asking, PATIENCE)
+        patience = LOCAL_PATIENCE if settings.is_local else PATIENCE
+        project, number, interfaces = await asyncio.wait_for(asking, patience)
     except (OSError, asyncio.TimeoutError):
         return None
     return parse_surroundings(project, number, interfaces)

@@ -152,6 +152,8 @@ async def server(
 async def test_the_metadata_server_tells_where_this_process_is(
     keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # However busy this machine is.
+    monkeypatch.setattr(dask_gce.reach.surroundings, "PATIENCE", 60.0)
     async with server(monkeypatch) as asked:
         assert await look_around(Settings.load(**keywords)) == HERE
     assert sorted(asked) == sorted(GOOD)
