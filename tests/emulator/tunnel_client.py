@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import queue
 import secrets
-import select
 import socket
 import ssl
 import struct
@@ -152,11 +151,6 @@ class Tunnel:
 
     def send_close(self, code: int = 1000) -> None:
         self.send_frame(CLOSE, struct.pack("!H", code))
-
-    @property
-    def has_more(self) -> bool:
-        """Whether something is there to be read."""
-        return bool(self._buffer or select.select([self.socket], [], [], 0)[0])
 
     def receive_frame(self) -> tuple[int, bytes]:
         try:
