@@ -17,7 +17,7 @@ import urllib.request
 #: Seconds for the last answer. A packet that got lost is sent again after one.
 PATIENCE = 1.6
 #: Ports that are tried at a time, if so many files may be open.
-BATCH = 12_000
+BATCH = 16_384
 
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance"
 
@@ -44,8 +44,9 @@ def _scan(host: str, ports: list[int]) -> list[int]:
                 each.connect_ex((host, port))
                 answers.register(each, select.EPOLLOUT)
             deadline = time.monotonic() + PATIENCE
-            while waiting and (left := deadline - time.monotonic()) > 0:
-                for number, _ in answers.poll(left):
+            # What has come is looked at also when this process was kept waiting itself.
+            while come := answers.poll(max(0.0, deadline - time.monotonic())) if waiting else []:
+                for number, _ in come:
                     each, port = waiting.pop(number)
                     answers.unregister(number)
                     with each:
@@ -80,7 +81,7 @@ def main() -> None:
     with socket.create_server(("", 0)) as control:
         # To know that nothing found is not for want of looking.
         own = control.getsockname()[1]
-        seen = scan("127.0.0.1", [own, own + 1 if own < 65535 else own - 1]) == [own]
+        seen = scan("127.0.0.1", [1, own]) == [own]
     found = json.dumps([seen, [scan(host, ports) for host, ports in json.loads(named)]])
     if sys.argv[1:]:
         print(found)

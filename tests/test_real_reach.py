@@ -34,6 +34,8 @@ pytestmark = [
 ZONE = "us-central1-a"
 SCAN = Path(__file__).parent / "port_scan.py"
 SCHEDULER_PORTS = [8786, 8787]
+#: What every machine reaches, and a port beside it.
+METADATA = ("169.254.169.254", [80, 81])
 #: What attackers try first.
 WELL_KNOWN = [22, 80, 111, 443, 2375, 3389, 6443, 8080, 8888, 9100, 10250]
 
@@ -193,12 +195,13 @@ def test_nothing_is_open_that_need_not_be(
                 inside = pool.submit(
                     cloud.scan_from_a_machine,
                     "lab",
-                    [(scheduler, None), (outside(scheduler), some), (worker, some)],
+                    [(scheduler, None), (outside(scheduler), some), (worker, some), METADATA],
                 )
                 internet = scan_from_the_internet(
                     emulator, [(outside(scheduler), None), (outside(worker), some)]
                 )
-                assert inside.result() == [[], [], []]
+                # The last one shows that it would have found what there is.
+                assert inside.result() == [[], [], [], [80]]
             assert internet == [seen, []]
         wait_until(lambda: cloud.rules() == {}, LONG)
 
