@@ -33,7 +33,7 @@ class Event:
         What happened, in a word or two: ``"requested"``, ``"running"``, ``"booting"``, ``"ready"``,
         ``"failed"``, ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``,
         ``"moved"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or ``"reconnected"``; of the
-        way to the scheduler ``"route"``, ``"tunnel waiting"``, ``"tunnel failed"``,
+        way to the scheduler ``"route"``, ``"firewall"``, ``"tunnel waiting"``, ``"tunnel failed"``,
         ``"tunnel cut"`` and ``"tunnel resumed"``; of the cluster's certificates ``"secured"``,
         ``"expiring"`` and ``"expired"``.
     why : str
