@@ -696,6 +696,24 @@ async def test_who_does_not_read_is_not_sent_more(far):
         writer.transport.abort()
 
 
+async def test_much_is_acknowledged_before_it_is_time_for_it(far, monkeypatch):
+    monkeypatch.setattr(passage, "ACK_DELAY", 1e6)
+    sent = content(2_000_000)
+
+    async def source(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        await writer.drain()
+
+    # It sends no more than this, and its last bytes, for which nobody waits.
+    far.window, far.is_rude = 200_000, True
+    async with (
+        instance(far, source),
+        tunnel_to(far) as tunnel,
+        connection(tunnel) as (reader, _),
+    ):
+        assert await read_all(reader) == sent
+
+
 async def test_a_slow_reader_gets_everything_in_the_end(far):
     sent = content(8_000_000)
 
