@@ -133,6 +133,7 @@ def test_each_setting_is_the_same_again(key: str) -> None:
         "api_token_file": {"api_endpoint": UNUSUAL["api_endpoint"]},
         "iap_endpoint": {"api_endpoint": UNUSUAL["api_endpoint"]},
         "scopes": {"service_account": "default"},
+        "secrets": {"service_account": "default"},
         "worker_accelerator_count": {"worker_accelerator_type": "nvidia-tesla-t4"},
     }
     settings = Settings.load(**{key: (UNUSUAL | ALONE)[key], **need.get(key, {})})
