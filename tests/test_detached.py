@@ -13,6 +13,7 @@ import time
 
 import pytest
 from clusters import DELETE, cluster_on, settings, until, wait_until, worker_machines
+from command_line import succeed
 from distributed import Client
 
 from dask_gce import GCECluster, names
@@ -310,10 +311,10 @@ async def test_a_cluster_without_its_scheduler_is_not_joined(paper_workers):
     await until(lambda: name not in running(paper_workers))
     with pytest.raises(GCEError, match=r"no scheduler.*dask gce delete grid"):
         await joined()
-    for each in worker_machines(paper_workers):
-        paper_workers.delete(each, user=USER)
-    connection_path("grid", PROJECT).unlink()
+    # With its firewall rule and its connection file, though it has no scheduler.
+    await asyncio.to_thread(succeed, paper_workers, "delete", "grid", "--yes")
     await until(lambda: not paper_workers.leftovers())
+    assert not connection_path("grid", PROJECT).exists()
 
 
 async def test_a_scheduler_that_still_boots_is_waited_for(light):
