@@ -12,6 +12,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from distributed.comm import listen
 from guests import WITNESS, Guest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from dask_gce.boot.environment import Environment
 from dask_gce.startup import Payload, Tls, scheduler_spec, worker_spec
+from dask_gce.tls import ClusterCertificates
 
 #: A `dask` that stays until it has been published that it runs.
 STAYING = WITNESS.replace(
@@ -134,6 +136,33 @@ async def test_a_worker_is_called_like_its_instance_and_waits_for_the_scheduler(
     assert seen["spec"]["opts"]["name"] == "dask-1-worker-2"
     assert seen["arguments"][:2] == ["spec", f"tls://127.0.0.1:{port}"]
     assert "dask-gce phase: running" in output
+
+
+@pytest.mark.parametrize("others", [False, True])
+async def test_a_scheduler_that_is_waited_for_has_nothing_to_complain_of(guest, caplog, others):
+    certificates = ClusterCertificates.create("grid")
+    leaf = certificates.worker
+    if others:
+        # What these two have against each other is Dask's to tell, which says it at once.
+        certificates = ClusterCertificates.create("another")
+
+    async def hear(comm):
+        comm.abort()
+
+    security = certificates.security("scheduler")
+    async with listen("tls://127.0.0.1:0", hear, **security.get_listen_args("scheduler")) as there:
+        port = int(there.contact_address.rpartition(":")[2])
+        status, seen, output = await guest.run(
+            payload(
+                role="worker",
+                tls=Tls(certificates.ca_pem, leaf.certificate, leaf.key),
+                scheduler={"host": "127.0.0.1", "port": port, "timeout": 120},
+            )
+        )
+    assert status == 0, output
+    assert seen is not None
+    complaints = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert bool(complaints) == others, complaints
 
 
 async def test_several_workers_of_one_machine_are_numbered(guest):

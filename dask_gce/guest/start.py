@@ -17,6 +17,7 @@ import os
 import runpy
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -84,18 +85,41 @@ def phase(text: str) -> None:
         NO_PROXY.open(request, timeout=10).close()
 
 
-def reachable(host: str, port: int) -> bool:
-    """Tell whether something listens there."""
+def reachable(host: str, port: int, keywords: dict[str, Any] | None) -> bool:
+    """Tell whether something listens there, by what a Security is made of; None without TLS."""
     try:
-        socket.create_connection((host, port), timeout=3).close()
+        with socket.create_connection((host, port), timeout=3) as connection:
+            if keywords is not None:
+                greet(connection, keywords)
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        return False
+    except ssl.SSLError:
+        # Somebody does. What they have against each other is told by Dask.
+        return True
     except OSError:
         return False
     return True
 
 
-def wait_for_scheduler(host: str, port: int, deadline: float) -> None:
+def greet(connection: socket.socket, keywords: dict[str, Any]) -> None:
+    """Agree on TLS and hear a first word: a Dask server complains of whoever only knocks."""
+    # As distributed makes it: the authority is checked, and no host name.
+    context = ssl.create_default_context(cafile=keywords["tls_ca_file"])
+    context.check_hostname = False
+    (key,) = (name for name in keywords if name.endswith("_key"))
+    context.load_cert_chain(keywords[key[:-3] + "cert"], keywords[key])
+    # A scheduler to which a thousand machines come at once takes its time.
+    connection.settimeout(30)
+    with context.wrap_socket(connection) as secured:
+        if not secured.recv(1):
+            raise ConnectionAbortedError
+
+
+def wait_for_scheduler(
+    host: str, port: int, deadline: float, keywords: dict[str, Any] | None
+) -> None:
     """Wait for the scheduler's port: a Nanny that finds none gives up after 30 s."""
-    while not reachable(host, port):
+    while not reachable(host, port, keywords):
         if time.monotonic() > deadline:
             phase(f"failed: no scheduler at {host}:{port}")
             sys.exit(PHASE_IS_TOLD)
@@ -289,7 +313,7 @@ def main() -> None:
         deadline = time.monotonic() + scheduler["timeout"]
     if packages is not None:
         if role == "worker" and packages.wheels:
-            wait_for_scheduler(scheduler["host"], scheduler["port"], deadline)
+            wait_for_scheduler(scheduler["host"], scheduler["port"], deadline, options["security"])
             packages.fetch(folder, arguments[0], options["security"], scheduler["timeout"])
         python, dask = packages.python, [*entrypoint, *packages.dask]
 
@@ -306,7 +330,7 @@ def main() -> None:
     elif client:
         refuse(runpy.run_path(str(HERE / "versions.py"))["check"](client))
     if role == "worker":
-        wait_for_scheduler(scheduler["host"], scheduler["port"], deadline)
+        wait_for_scheduler(scheduler["host"], scheduler["port"], deadline, options["security"])
 
     supervisor = runpy.run_path(str(HERE / "supervision.py"))["Supervisor"](
         [*start, "spec", *arguments, "--spec-file", str(folder / "spec.json")],
@@ -317,7 +341,7 @@ def main() -> None:
         target=supervisor.announce,
         args=(
             phase,
-            lambda: role != "scheduler" or reachable(address, port),
+            lambda: role != "scheduler" or reachable(address, port, options["security"]),
             verdict,
             packages,
         ),
