@@ -34,6 +34,9 @@ _MIN_DISK_GB: Final = 10
 _MAX_DISK_GB: Final = 65_536
 #: Of the 64 that an instance may have the cluster needs two.
 _MAX_TAGS: Final = 62
+# Seconds that a machine may be given: https://docs.cloud.google.com/compute/docs/instances/limit-vm-runtime
+_SHORTEST_LIFE: Final = 30.0
+_LONGEST_LIFE: Final = 120 * 24 * 3600.0
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[gt]?)(?:i?b)?", re.IGNORECASE)
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _SCOPE_URL: Final = "https://www.googleapis.com/auth/"
@@ -175,6 +178,19 @@ def _seconds(key: str, value: Any) -> float:
     if not 0 < duration < math.inf:
         raise _refuse(key, value, advice)
     return duration
+
+
+def _lifetime(key: str, value: Any) -> float:
+    """Check for a time after which Compute Engine can be told to end a machine."""
+    lifetime = _seconds(key, value)
+    if not _SHORTEST_LIFE <= lifetime <= _LONGEST_LIFE:
+        raise _refuse(
+            key,
+            value,
+            "must be from 30 seconds to 120 days, within which Compute Engine ends machines; leave "
+            "it out for no such end",
+        )
+    return lifetime
 
 
 def _pause(key: str, value: Any) -> float:
@@ -389,7 +405,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "scopes": _scopes,
     "security": _security,
     "secrets": _choice("metadata", "secret-manager"),
-    "max_lifetime": _seconds,
+    "max_lifetime": _lifetime,
     "start_timeout": _seconds,
     "worker_start_timeout": _seconds,
     "worker_start_failure_limit": _whole_number(1),
