@@ -239,7 +239,10 @@ class AttendedCluster(AssembledCluster):
         if scheduler is None or scheduler.approach.route.kind != "iap":
             return str(super().dashboard_link)
         place = scheduler.approach.address(self.settings.dashboard_port)
-        if place is None or "dashboard" not in self.scheduler_info["services"]:
+        # Where the port is taken Dask chooses another one, to which neither a tunnel nor a firewall
+        # rule leads; at this one is somebody else.
+        there = self.scheduler_info["services"].get("dashboard")
+        if place is None or there != self.settings.dashboard_port:
             return ""
         return str(format_dashboard_link(*place))
 

@@ -13,7 +13,7 @@ from dask_gce.addresses import is_loopback
 from dask_gce.errors import SettingsError
 from dask_gce.sources import refusal
 
-__all__ = ["check_together"]
+__all__ = ["check_far_end", "check_together"]
 
 #: The one access scope that reaches Secret Manager.
 CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
@@ -120,7 +120,28 @@ def _check_way(
             "allow_ingress_from",
             "with firewall=False no rule is made that could let anybody in; leave one of them out",
         )
-    far_end = values["iap_endpoint"]
+    check_far_end(values["iap_endpoint"], refuse, local=local)
+
+
+def check_far_end(
+    far_end: str | None, refuse: Callable[[str, str], SettingsError], *, local: bool
+) -> None:
+    """Check that tunnels end where the Compute API is.
+
+    Parameters
+    ----------
+    far_end : str or None
+        The ``iap_endpoint``.
+    refuse : callable
+        Makes the error of a setting and a reason.
+    local : bool
+        Whether the Compute API is a local one.
+
+    Raises
+    ------
+    SettingsError
+        If one is on this computer, and the other is not.
+    """
     if far_end is not None and is_loopback(far_end) is not local:
         # Each would get the bearer token of the other, and on loopback anybody may listen.
         raise refuse(

@@ -18,9 +18,9 @@ from dask_gce import schema
 from dask_gce.addresses import is_loopback
 from dask_gce.boot.docker_options import option_names
 from dask_gce.consequences import complete
-from dask_gce.contradictions import check_together
+from dask_gce.contradictions import check_far_end, check_together
 from dask_gce.errors import SettingsError
-from dask_gce.sources import DEFAULTS, collect, environment, place
+from dask_gce.sources import DEFAULTS, collect, environment, place, refusal
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -357,6 +357,12 @@ class Settings:
         Settings
             These, with what the reader has chosen of `OF_THE_WAY`.
 
+        Raises
+        ------
+        SettingsError
+            If the reader's tunnels would end on this computer and the cluster is not there, or the
+            other way round.
+
         Examples
         --------
         >>> settings = Settings.load(connect="internal", n_workers=2)
@@ -367,6 +373,12 @@ class Settings:
         chosen = [key for key in OF_THE_WAY if reader.sources[key] != "default"]
         sources = {**self.sources, **{key: reader.sources[key] for key in chosen}}
         changes = {key: getattr(reader, key) for key in chosen}
+        if "iap_endpoint" in chosen:
+
+            def refuse(key: str, reason: str) -> SettingsError:
+                return refusal(key, sources[key], reason)
+
+            check_far_end(reader.iap_endpoint, refuse, local=self.is_local)
         return dataclasses.replace(self, **changes, sources=sources)
 
     @property

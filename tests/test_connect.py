@@ -18,7 +18,7 @@ from distributed.core import Status
 
 from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator
-from dask_gce.errors import InstanceLost, StartTimeout
+from dask_gce.errors import InstanceLost, SettingsError, StartTimeout
 from dask_gce.settings import Settings
 
 #: More than any window of a tunnel.
@@ -177,6 +177,14 @@ async def test_the_dashboard_is_shown_through_a_tunnel_of_its_own(
             assert "Dask" in await answer.text()
 
 
+async def test_no_link_leads_to_a_port_that_is_not_the_dashboards(light: ComputeEmulator) -> None:
+    async with cluster_on(light, connect="iap") as cluster:
+        assert cluster.dashboard_link.startswith("http://127.0.0.1:")
+        # What Dask does where the port is taken.
+        cluster.scheduler_info["services"]["dashboard"] = 40123
+        assert cluster.dashboard_link == ""
+
+
 async def test_nothing_of_a_tunnel_is_left_when_the_cluster_is_closed(
     process_emulator: ComputeEmulator,
 ) -> None:
@@ -286,3 +294,20 @@ def test_the_way_is_the_readers_and_the_rest_the_clusters() -> None:
     joined = joined.with_way_of(Settings.load(connect="iap", firewall=True))
     assert (joined.connect, joined.firewall) == ("iap", True)
     assert joined.sources["connect"] == "keyword argument"
+
+
+@pytest.mark.parametrize(
+    ("made_at", "reads_at", "far_end"),
+    [
+        (None, "http://127.0.0.1:1", "ws://127.0.0.1:1/v4"),
+        ("http://127.0.0.1:1", None, "wss://tunnel.example.com/v4"),
+    ],
+)
+def test_nobody_sends_the_token_of_one_engine_to_the_far_end_of_another(
+    made_at: str | None, reads_at: str | None, far_end: str
+) -> None:
+    made = Settings.restore(Settings.load(api_endpoint=made_at).dump())
+    reader = Settings.load(api_endpoint=reads_at, iap_endpoint=far_end)
+    with pytest.raises(SettingsError, match=r"iap_endpoint .*: .*leave (it|this) out") as caught:
+        made.with_way_of(reader)
+    assert caught.value.key == "iap_endpoint"
