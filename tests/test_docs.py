@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import re
 from pathlib import Path
 
@@ -60,3 +61,21 @@ def test_examples_are_found():
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_architectures_table_is_the_contract_that_is_checked():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    contract = config["importlinter:contract:floors"]["layers"].split("\n")
+    layers = [set(re.split(r"\s*\|\s*", line)) for line in contract if line]
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    table = page.partition("\n## Floors\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \| .* \|$", table, re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == layers
+
+
+def test_the_architecture_names_every_module_of_reach():
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    section = page.partition("\n## The way to the scheduler\n")[2].partition("\n## ")[0]
+    modules = {path.stem for path in (ROOT / "dask_gce" / "reach").glob("[!_]*.py")}
+    assert modules <= set(re.findall(r"`(\w+)`", section))
