@@ -76,6 +76,44 @@ async def test_a_machine_that_never_had_them_says_so(tmp_path: Path) -> None:
     assert not machine.called("docker", "run")
 
 
+#: A ``curl`` to which the metadata server does not tell what is asked for.
+DEAF_CURL = """#!/bin/sh
+case " $* " in
+*{silent}*) exit 7 ;;
+esac
+exec /usr/bin/curl "$@"
+"""
+
+
+async def test_a_silent_metadata_server_costs_no_certificate(tmp_path: Path) -> None:
+    machine = ScriptedMachine(tmp_path)
+    assert await machine.boot(payload()) == 0, machine.console
+    before = kept(machine)
+    curl = tmp_path / "bin" / "curl"
+    curl.write_text(DEAF_CURL.format(silent="/computeMetadata/v1/instance/id"))
+    curl.chmod(0o755)
+    assert await machine.boot(payload(), without=SECRET_ITEMS) == 1
+    assert machine.phases[-1] == "failed: the metadata server does not answer"
+    assert kept(machine) == before
+    curl.unlink()
+    assert await machine.boot(payload(), without=SECRET_ITEMS) == 0, machine.console
+    assert machine.guest["stdin"] == HANDED
+
+
+async def test_half_of_a_certificate_is_none(tmp_path: Path) -> None:
+    machine = ScriptedMachine(tmp_path)
+    assert await machine.boot(payload()) == 0, machine.console
+    before = kept(machine)
+    # What a boot leaves that is cut short while it fetches them.
+    (machine.folder / STATE / "tls.new").write_text(bundle(TLS)[:9])
+    curl = tmp_path / "bin" / "curl"
+    curl.write_text(DEAF_CURL.format(silent="/attributes/dask-gce-tls"))
+    curl.chmod(0o755)
+    assert await machine.boot(payload()) == 1
+    assert machine.phases[-1] == "failed: the certificates could not be read"
+    assert kept(machine) == before
+
+
 async def test_those_of_another_machine_on_the_disk_are_not_taken(tmp_path: Path) -> None:
     machine = ScriptedMachine(tmp_path)
     assert await machine.boot(payload()) == 0

@@ -105,17 +105,21 @@ read_secret() { # VERSION FILE: fetch a secret from Secret Manager
 }
 
 keep_secrets() { # have the certificates and keys of this machine where they outlive a boot, for root alone
-  local word name fresh=()
+  local id word name fresh=()
   umask 077
   state=/var/lib/dask-gce/secrets
   { mkdir -p "$state" && [ -w "$state" ]; } 2>/dev/null ||
     { state=${HOME:-$folder}/dask-gce-secrets && mkdir -p "$state"; }
   chmod 700 "$state"
   secrets=$(attribute secrets)
+  # What is on the disk may be all there is: no silence of the metadata server's is to cost it.
+  id=$(metadata id) || fail "the metadata server does not answer"
   # A disk may come from another machine.
-  if [ -z "$secrets" ] || { [ -s "$state/machine" ] && [ "$(metadata id)" != "$(cat "$state/machine")" ]; }; then
+  if [ -z "$secrets" ] || { [ -s "$state/machine" ] && [ "$id" != "$(cat "$state/machine")" ]; }; then
     rm -rf "${state:?}"/*
   fi
+  # A boot that was cut short may have left some halves.
+  rm -f "$state"/*.new
   for word in $secrets; do
     name=${word%%=*}
     if [[ $known == *" dask-gce-$name "* ]]; then
@@ -132,7 +136,7 @@ keep_secrets() { # have the certificates and keys of this machine where they out
     fresh+=("$name")
   done
   [ ${#fresh[@]} -gt 0 ] || return 0
-  metadata id --output "$state/machine.new"
+  printf '%s' "$id" >"$state/machine.new"
   fresh+=(machine)
   # A machine that is reset a moment later must have them: they may be nowhere else by then.
   sync "$state"/*.new
