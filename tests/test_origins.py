@@ -301,7 +301,7 @@ def assert_container(emulator):
     assert (emulator.requests[INSERT], emulator.requests[BULK]) == (1, 0)
     (machine,) = emulator.instances()
     assert machine["machineType"].endswith("/machineTypes/e2-highcpu-16")
-    assert machine["tags"]["items"] == ["dask-server"]
+    assert machine["tags"]["items"][0] == "dask-server"
     assert metadata_of(machine)["dask-gce-image"] == CONTAINER["container_image"]
     return machine["name"]
 
