@@ -1,40 +1,29 @@
 """Google's other APIs: Secret Manager, Resource Manager, Service Usage and IAM.
 
-It owns one exchange with them, its threads, and its repeats by the rules of `policy`. What is asked
-is left to whoever needs it, and so is what an answer means.
+It owns the threads on which they are asked, and the repeats by the rules of `policy`. The single
+exchange is left to `exchange`; what is asked to whoever needs it, and so is what an answer means.
 
 They are asked over plain HTTP with JSON, since three more libraries of Google's would be installed
 for half a dozen requests. A cluster makes a handful of them in its whole life, however many
 machines it has, so nothing here counts them: the smallest quota among these APIs is 600 a minute
 (https://docs.cloud.google.com/secret-manager/quotas).
-
-What is sent may be a private key. So nothing of a request's content is part of an error, not even
-of its cause, and no library is used that writes requests into its logs, as google-auth's sessions
-do at level DEBUG.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
-import importlib
-import json
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from dask_gce._version import __version__
-from dask_gce.addresses import is_loopback
 from dask_gce.clock import SYSTEM_CLOCK, Clock
 from dask_gce.credentials import discover_project, load_credentials
 from dask_gce.errors import TransportError
+from dask_gce.exchange import Exchanger, RefusalError, Request
 from dask_gce.failures import Place, failure_error
-from dask_gce.policy import Deadline, Failure, RetryPolicy, parse_retry_after
+from dask_gce.policy import Deadline, Failure, RetryPolicy
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -49,37 +38,8 @@ Service = Literal["secretmanager", "cloudresourcemanager", "serviceusage", "iam"
 #: Exchanges under way at a time. A cluster has a secret for each role, and that is the most it asks
 #: for at once.
 THREADS = 4
-#: Longest piece of a server's answer that is quoted in an error, in characters.
-_QUOTE_LENGTH = 1000
 #: The least time that is worth another attempt, in seconds.
 _SHORTEST_ATTEMPT = 1.0
-
-
-@dataclass(frozen=True)
-class _Request:
-    place: Place
-    method: str
-    url: str
-    params: Mapping[str, str]
-    body: Mapping[str, Any] | None = field(repr=False)
-
-
-class _Refusal(Exception):
-    """An exchange failed; never seen outside of this module."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure)
-        self.failure = failure
-
-
-class _Modules:
-    """What is imported late: a cluster without secrets in Secret Manager may not need it."""
-
-    def __init__(self) -> None:
-        self.requests: Any = importlib.import_module("requests")
-        self.transport: Any = importlib.import_module("google.auth.transport.requests")
-        self.exceptions: Any = importlib.import_module("google.auth.exceptions")
-        self.user: Any = importlib.import_module("google.oauth2.credentials")
 
 
 class Services:
@@ -118,16 +78,12 @@ class Services:
         clock: Clock | None = None,
     ) -> None:
         self.project = project
-        self._credentials = credentials
         self._endpoint = endpoint.rstrip("/") if endpoint else None
         self._exchange_timeout = exchange_timeout
         self._call_timeout = call_timeout
         self._policy = policy or RetryPolicy()
         self._clock = clock or SYSTEM_CLOCK
-        self._lock = threading.Lock()
-        self._modules: _Modules | None = None
-        self._session: Any = None
-        self._signer: Any = None
+        self._exchanger = Exchanger(project, credentials, self._endpoint)
         self._executor = concurrent.futures.ThreadPoolExecutor(
             THREADS, thread_name_prefix="dask-gce-services"
         )
@@ -196,7 +152,7 @@ class Services:
         for attempt in self._attempts():
             try:
                 return await self._on_thread(request, deadline)
-            except _Refusal as error:
+            except RefusalError as error:
                 pause = self._pause(request, error.failure, attempt, deadline)
             await self._clock.sleep(pause)
         raise AssertionError("unreachable")
@@ -251,8 +207,8 @@ class Services:
         deadline = self._deadline(timeout)
         for attempt in self._attempts():
             try:
-                return self._exchange(request, self._attempt_time(deadline))
-            except _Refusal as error:
+                return self._exchanger.exchange(request, self._attempt_time(deadline))
+            except RefusalError as error:
                 pause = self._pause(request, error.failure, attempt, deadline)
             self._clock.pause(pause)
         raise AssertionError("unreachable")
@@ -285,16 +241,7 @@ class Services:
     def close_now(self) -> None:
         """End the threads and close all connections, on the calling thread."""
         self._executor.shutdown(wait=True, cancel_futures=True)
-        with self._lock:
-            sessions = [each for each in (self._session, self._signer) if each is not None]
-            self._session = self._signer = None
-        for session in sessions:
-            for adapter in session.adapters.values():
-                # Forgetting its pools, which is all that a session does, leaves them open.
-                pools = adapter.poolmanager.pools
-                for pool in [pools[key] for key in pools.keys()]:  # noqa: SIM118 - not a dict
-                    pool.close()
-            session.close()
+        self._exchanger.close()
 
     # Below -----------------------------------------------------------------------------------
 
@@ -306,9 +253,9 @@ class Services:
         body: Mapping[str, Any] | None,
         params: Mapping[str, str] | None,
         action: str,
-    ) -> _Request:
+    ) -> Request:
         root = self._endpoint or f"https://{service}.googleapis.com"
-        return _Request(
+        return Request(
             Place(action or f"{method} {path}", self.project, service=service),
             method,
             root + quote(path, safe="/:@!$&'()*+,;=~"),
@@ -330,9 +277,7 @@ class Services:
     def _attempt_time(self, deadline: Deadline) -> float:
         return min(self._exchange_timeout, max(deadline.remaining, _SHORTEST_ATTEMPT))
 
-    def _pause(
-        self, request: _Request, failure: Failure, attempt: int, deadline: Deadline
-    ) -> float:
+    def _pause(self, request: Request, failure: Failure, attempt: int, deadline: Deadline) -> float:
         """Return how long to wait before the next attempt, or raise if there is none."""
         pause = self._policy.delay(failure, attempt, now=self._clock.time())
         if pause is None or not deadline.allows(pause + _SHORTEST_ATTEMPT):
@@ -340,9 +285,9 @@ class Services:
             raise failure_error(failure, request.place) from None
         return pause
 
-    async def _on_thread(self, request: _Request, deadline: Deadline) -> dict[str, Any]:
+    async def _on_thread(self, request: Request, deadline: Deadline) -> dict[str, Any]:
         work: Callable[[], dict[str, Any]] = functools.partial(
-            self._exchange, request, self._attempt_time(deadline)
+            self._exchanger.exchange, request, self._attempt_time(deadline)
         )
         try:
             future = self._executor.submit(work)
@@ -361,64 +306,6 @@ class Services:
         del self._under_way[running]
         if not running.cancelled():
             running.exception()  # whoever was cancelled does not ask how it ended
-
-    def _open(self) -> tuple[_Modules, Any, Any]:
-        with self._lock:
-            if self._modules is None:
-                self._modules = _Modules()
-            if self._session is None:
-                self._session = self._modules.requests.Session()
-                self._session.headers["User-Agent"] = f"dask-gce/{__version__}"
-                self._signer = self._modules.requests.Session()
-                if self._endpoint is not None and is_loopback(self._endpoint):
-                    # A proxy from the environment must not see, or fail, what stays here.
-                    self._session.trust_env = False
-                else:
-                    # With a password for the host in ~/.netrc, that would replace the token.
-                    self._session.auth = _keep_authorization
-            signer = self._modules.transport.Request(self._signer)
-            return self._modules, self._session, signer
-
-    def _sign(self, signer: Any, request: _Request, headers: dict[str, str]) -> None:
-        # google-auth's methods carry no types.
-        credentials: Any = self._credentials
-        credentials.before_request(signer, request.method, request.url, headers)
-
-    def _exchange(self, request: _Request, timeout: float) -> dict[str, Any]:
-        """Make one exchange, on whatever thread this is."""
-        modules, session, signer = self._open()
-        headers: dict[str, str] = {"Accept": "application/json"}
-        content = None
-        if request.body is not None:
-            headers["Content-Type"] = "application/json"
-            content = json.dumps(dict(request.body)).encode()
-        if isinstance(self._credentials, modules.user.Credentials) and not getattr(
-            self._credentials, "quota_project_id", None
-        ):
-            # These APIs refuse a user's own login without it:
-            # https://docs.cloud.google.com/docs/quotas/set-quota-project
-            headers["x-goog-user-project"] = self.project
-        try:
-            self._sign(signer, request, headers)
-            answer = session.request(
-                request.method,
-                request.url,
-                params=dict(request.params),
-                data=content,
-                headers=headers,
-                timeout=timeout,
-                # Nobody but the API itself is to get the token, or the content.
-                allow_redirects=False,
-            )
-        except modules.requests.RequestException as error:
-            raise _Refusal(_no_answer(error, request, modules)) from None
-        except modules.exceptions.TransportError as error:
-            message = f"the token server could not be reached ({type(error).__name__})"
-            raise _Refusal(Failure(0, message=message)) from None
-        except modules.exceptions.GoogleAuthError as error:
-            message = str(error.args[0]) if error.args else type(error).__name__
-            raise _Refusal(Failure(0, "credentials", message[:_QUOTE_LENGTH])) from None
-        return _parse(answer, request)
 
 
 def load_services(settings: Settings, project: str | None = None) -> Services:
@@ -449,53 +336,3 @@ def load_services(settings: Settings, project: str | None = None) -> Services:
         endpoint=settings.api_endpoint,
         call_timeout=min(180.0, settings.start_timeout),
     )
-
-
-def _keep_authorization(request: Any) -> Any:
-    return request
-
-
-def _parse(answer: Any, request: _Request) -> dict[str, Any]:
-    content: Any = None
-    with contextlib.suppress(ValueError):
-        content = json.loads(answer.content) if answer.content else {}
-    if answer.status_code < 300 and isinstance(content, dict):
-        return content
-    error = content.get("error") if isinstance(content, dict) else None
-    if answer.status_code < 400 and not isinstance(error, dict):
-        # A company's proxy that shows its own page, for example.
-        message = "what answered is not Google's API"
-        raise _Refusal(Failure(0, "garbled", message, request.method, request.url))
-    told: Mapping[str, Any] = error if isinstance(error, dict) else {}
-    raise _Refusal(
-        Failure(
-            status=answer.status_code,
-            reason=_reason(told),
-            message=str(told.get("message") or answer.reason or "no reason was given")[
-                :_QUOTE_LENGTH
-            ],
-            method=request.method,
-            url=request.url,
-            retry_after=parse_retry_after(answer.headers.get("Retry-After"), now=time.time()),
-        )
-    )
-
-
-def _reason(error: Mapping[str, Any]) -> str:
-    """Return the reason in an error, as https://google.aip.dev/193 has it, else its status."""
-    details = error.get("details")
-    for detail in details if isinstance(details, list) else ():
-        if isinstance(detail, dict) and str(detail.get("@type", "")).endswith("ErrorInfo"):
-            return str(detail.get("reason") or "")
-    return str(error.get("status") or "")
-
-
-def _no_answer(error: Any, request: _Request, modules: _Modules) -> Failure:
-    exceptions = modules.requests.exceptions
-    if isinstance(error, exceptions.ReadTimeout):
-        reason, message = "timeout", "the answer did not come in time"
-    elif isinstance(error, exceptions.ConnectTimeout):
-        reason, message = "", "the connection could not be made in time"
-    else:
-        reason, message = "", f"the connection failed or broke ({type(error).__name__})"
-    return Failure(0, reason, message, request.method, request.url)

@@ -265,7 +265,7 @@ async def test_a_password_file_replaces_no_token(
     monkeypatch.setenv("NETRC", str(passwords))
     with ScriptedAPI(lambda request: Answer()) as api:
         # As for Google's own, which proxies may lead to, and so may take more from there.
-        monkeypatch.setattr("dask_gce.services.is_loopback", lambda address: False)
+        monkeypatch.setattr("dask_gce.exchange.is_loopback", lambda address: False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         async with make_services(api.endpoint, credentials=Credentials(TOKEN)) as services:
             await services.call("serviceusage", "GET", "/v1/x")
