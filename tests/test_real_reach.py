@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from adapting import LONG
-from clusters import wait_until
+from clusters import until, wait_until
 from distributed import Client
 from machines import DASK_IMAGE, needs_namespaces
 
@@ -230,28 +231,50 @@ def test_the_default_network_takes_one_rule_for_this_computer(
         wait_until(lambda: cloud.rules() == {}, LONG)
 
 
-def test_without_rules_of_its_own_a_cluster_says_what_is_missing(
+async def test_without_rules_of_its_own_a_cluster_says_what_is_missing(
     namespace_emulator: ComputeEmulator,
 ) -> None:
     with requests.Session() as session:
         cloud = Cloud(namespace_emulator, session)
         cloud.make("global/networks", {"name": "lab", "autoCreateSubnetworks": True})
-        with pytest.raises(StartTimeout) as failure:
-            GCECluster(
-                api_endpoint=namespace_emulator.endpoint,
-                container_image=DASK_IMAGE,
-                machine_type="e2-small",
-                network="lab",
-                firewall=False,
-                n_workers=0,
-                # Long enough for the machine to be ready, on which it does not depend.
-                start_timeout=20,
-                quiet=True,
+        cluster = GCECluster(
+            api_endpoint=namespace_emulator.endpoint,
+            container_image=DASK_IMAGE,
+            machine_type="e2-small",
+            network="lab",
+            firewall=False,
+            n_workers=0,
+            start_timeout=LONG,
+            quiet=True,
+            asynchronous=True,
+        )
+        starting = asyncio.ensure_future(_start(cluster))
+        try:
+            await until(lambda: starting.done() or cluster.scheduler, LONG)
+            scheduler = cluster.scheduler
+            path = f"zones/{ZONE}/instances/{scheduler.name}/getGuestAttributes"
+            await until(
+                lambda: starting.done() or "running" in str(cloud.get(path, queryPath="dask-gce/")),
+                LONG,
             )
+            # Not that it is not there yet: it runs, and who knocks is not let in.
+            scheduler._obstacle = ""
+            await until(lambda: starting.done() or scheduler._obstacle, LONG)
+            cluster._fleet.members[scheduler.name].timeout = 0
+            with pytest.raises(StartTimeout) as failure:
+                await starting
+        finally:
+            starting.cancel()
+            await asyncio.wait({starting})
         assert cloud.rules() == {}
     said = str(failure.value)
+    assert "Last boot phase: running" in said
     assert (
         "The firewall of network lab does not let in the cluster's machines to one another" in said
     )
     assert "With firewall = False the rules are yours to make" in said
     assert "gcloud compute firewall-rules create" in said
+
+
+async def _start(cluster: GCECluster) -> GCECluster:
+    return await cluster
