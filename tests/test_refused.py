@@ -18,7 +18,7 @@ from distributed.comm import connect, listen
 from distributed.security import Security
 from ports import quiet_port
 
-from dask_gce import GCECluster
+from dask_gce import GCECluster, probing
 from dask_gce.emulator import ComputeEmulator
 from dask_gce.errors import CredentialsError
 from dask_gce.probing import find_refusal
@@ -36,6 +36,13 @@ def scratch_space(tmp_path: Path) -> Iterator[None]:
     """Let Dask write where pytest cleans up."""
     with dask.config.set({"temporary-directory": str(tmp_path)}):
         yield
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait longer for a handshake than on a computer that has nothing else to do."""
+    monkeypatch.setattr(probing, "PROBE_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(probing, "REFUSAL_TIMEOUT", PATIENCE)
 
 
 def place(address: str) -> tuple[str, int]:
