@@ -6,17 +6,19 @@ import json
 import signal
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import dask
 import pytest
-from clusters import wait_until
+from clusters import PATIENCE, settings, wait_until
 from command_line import make, process, program, read, run, run_process, succeed
 from fleets import OTHER_ZONE
 from ports import quiet_port
 from test_cli_inventory import remember
 
+from dask_gce import GCECluster
 from dask_gce.cli.logs import new_lines
 from dask_gce.emulator import ComputeEmulator
 
@@ -117,18 +119,21 @@ def test_ssh_says_what_it_lacks(grid, tmp_path):
 
 
 def test_dashboard_is_opened_where_it_answers(grid, tmp_path, monkeypatch):
-    from dask_gce.cli import access
+    from dask_gce.cli import dashboard
 
     # Machines of paper have addresses at which nobody is.
     host = "127.0.0.1"
-    monkeypatch.setattr(access, "choose_machine", lambda record: _at(host))
+    monkeypatch.setattr(dashboard, "choose_machine", lambda record: _at(host))
     browser = program(
         tmp_path,
         "browser",
         "import pathlib, sys\npathlib.Path(__file__).with_name('opened').write_text(sys.argv[1])\n",
     )
     monkeypatch.setenv("BROWSER", f"{browser.partition(':')[0]}/browser %s")
-    with answering(host) as port, dask.config.set({"gce.dashboard-port": port}):
+    with (
+        answering(host) as port,
+        dask.config.set({"gce.dashboard-port": port, "gce.connect": "internal"}),
+    ):
         address = f"http://{host}:{port}/status"
         assert succeed(grid, "dashboard", "grid", "--no-open") == f"{address}\n"
         assert not (tmp_path / "opened").exists()
@@ -144,12 +149,12 @@ def _at(host: str):
 
 
 def test_dashboard_port_is_the_one_that_the_cluster_was_made_with(grid, tmp_path, monkeypatch):
-    from dask_gce.cli import access
+    from dask_gce.cli import dashboard
 
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr(access, "choose_machine", lambda record: _at("127.0.0.1"))
+    monkeypatch.setattr(dashboard, "choose_machine", lambda record: _at("127.0.0.1"))
     with answering("127.0.0.1") as port:
-        with dask.config.set({"gce.dashboard-port": port}):
+        with dask.config.set({"gce.dashboard-port": port, "gce.connect": "internal"}):
             remember()
         assert f":{port}/" in succeed(grid, "dashboard", "grid", "--no-open")
 
@@ -166,7 +171,8 @@ def test_dashboard_makes_a_tunnel_until_it_is_interrupted(grid, tmp_path, number
         rest, errors = running.communicate(timeout=200)
     assert json.loads(told + rest) == {"address": f"http://127.0.0.1:{port}/status", "tunnel": True}
     assert running.returncode == 128 + number
-    assert "opening a tunnel" in errors
+    assert "port 8787 at 198.18.0.2, its external address. The way is external, since" in errors
+    assert "Opening a tunnel" in errors
     assert "gcloud says something" not in told + rest
     forward = f"127.0.0.1:{port}:{internal_ip(grid, 's')}:8787"
     place = ["--project", "local-project", "--zone", "us-central1-a"]
@@ -175,6 +181,38 @@ def test_dashboard_makes_a_tunnel_until_it_is_interrupted(grid, tmp_path, number
     # The tunnel has ended with it.
     with socket.create_server(("127.0.0.1", int(port))):
         pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_dashboard_is_shown_by_the_way_of_clients_until_it_is_interrupted(light, number):
+    port = str(quiet_port())
+    arguments = ["dashboard", "grid", "--json", "--no-open", "--port", port]
+    with GCECluster(**settings(light, asynchronous=False, name="grid", external_ip=False)):
+        with process(light.endpoint, *arguments) as running:
+            assert running.stdout
+            told = "".join(running.stdout.readline() for _ in range(4))
+            address = f"http://127.0.0.1:{port}/status"
+            assert json.loads(told) == {"address": address, "tunnel": True}
+            with closing(HTTPConnection("127.0.0.1", int(port), timeout=PATIENCE)) as connection:
+                connection.request("GET", "/health")
+                assert connection.getresponse().read() == b"ok"
+            running.send_signal(number)
+            rest, errors = running.communicate(timeout=200)
+        assert running.returncode == 128 + number
+        assert rest == ""
+        assert "a tunnel of Identity-Aware Proxy" in errors
+        assert "Traceback" not in errors
+    assert light.tunnels.connects
+    with socket.create_server(("127.0.0.1", int(port))):
+        pass
+
+
+def test_where_no_tunnel_of_the_proxy_leads_gcloud_may_know_a_way(grid, tmp_path):
+    path = program(tmp_path, "gcloud", GCLOUD)
+    more = {"PATH": path, "DASK_GCE__CONNECT": "iap"}
+    _, errors = run_process(grid.endpoint, "dashboard", "grid", status=1, **more)
+    assert "FAILED_TO_CONNECT_TO_BACKEND" in errors
+    assert "could not be opened: gcloud ended with 7" in errors
 
 
 def test_no_tunnel_leads_to_what_is_at_its_port_already(grid, tmp_path):

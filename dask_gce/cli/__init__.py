@@ -29,7 +29,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "show": "listing.show",
     "scale": "scale.scale",
     "logs": "logs.logs",
-    "dashboard": "access.dashboard",
+    "dashboard": "dashboard.dashboard",
     "ssh": "access.ssh",
     "delete": "removal.delete",
     "sweep": "removal.sweep",

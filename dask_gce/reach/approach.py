@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from distributed.security import Security
 
 from dask_gce.credentials import access_token, load_credentials
+from dask_gce.errors import TunnelError
 from dask_gce.instance import Instance
 from dask_gce.probing import knock, leads_to_local_engine
 from dask_gce.reach.far_end import ENDPOINT
@@ -49,6 +51,9 @@ class Approach:
         The client's side of the cluster's security.
     note : callable
         Told of what becomes of tunnels: the machine's name, what it is, and why.
+    local_ports : mapping of int to int
+        Ports of this computer at which tunnels begin, by the port to which they lead. Others begin
+        at any that is free.
     """
 
     def __init__(
@@ -59,12 +64,14 @@ class Approach:
         *,
         security: Security,
         note: Callable[[str, str, str], None] = lambda instance, what, why: None,
+        local_ports: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self.route = route
         self._settings = settings
         self._project = project
         self._security = security
         self._note = note
+        self._local_ports = local_ports
         # Made once: Dask writes keys into files to read them again.
         self._context: ssl.SSLContext | None = None
         self._has_context = False
@@ -87,6 +94,8 @@ class Approach:
         ------
         GCEError
             If a tunnel cannot be opened.
+        OSError
+            If the port of this computer at which it was to begin is taken.
         """
         before, self._instance = self._instance, instance
         if before is not None and (before.zone, before.name) != (instance.zone, instance.name):
@@ -100,6 +109,7 @@ class Approach:
                 instance=instance.name,
                 port=port,
                 endpoint=self._endpoint(),
+                local_port=self._local_ports.get(port, 0),
                 token=self._token,
                 tell=self._tell_of(instance.name, port),
             )
@@ -123,12 +133,10 @@ class Approach:
             If there is no tunnel to it, and will be none however often it is tried.
         """
         port = self._settings.scheduler_port
-        tunnel = self._tunnels.get(port)
-        # Its own connections would wait for seconds before they try again.
-        if tunnel is not None and not await tunnel.answers() and tunnel.failure is not None:
-            if meaning_of(tunnel.failure.code) is Meaning.FINAL:
-                raise tunnel.failure
-            return tunnel.failure.message
+        if (failure := await self.find_tunnel_failure(port)) is not None:
+            if meaning_of(failure.code) is Meaning.FINAL:
+                raise failure
+            return failure.message
         place = self.address(port)
         if place is None:
             if self._host() is None:
@@ -137,8 +145,27 @@ class Approach:
         if not self._has_context:
             arguments = await asyncio.to_thread(self._security.get_connection_args, "client")
             self._context, self._has_context = arguments.get("ssl_context"), True
-        patience = None if tunnel is None else _TUNNEL_PATIENCE
+        patience = _TUNNEL_PATIENCE if port in self._tunnels else None
         return await knock(*place, self._context, timeout=patience)
+
+    async def find_tunnel_failure(self, port: int) -> TunnelError | None:
+        """Find out why the tunnel to a port leads nowhere, if there is one that does.
+
+        Parameters
+        ----------
+        port : int
+            ``scheduler_port`` or ``dashboard_port``.
+
+        Returns
+        -------
+        TunnelError or None
+            The reason; None if something listens at its end, and where there is no tunnel.
+        """
+        tunnel = self._tunnels.get(port)
+        # Its own connections would wait for seconds before they try again.
+        if tunnel is None or await tunnel.answers():
+            return None
+        return tunnel.failure
 
     def address(self, port: int) -> tuple[str, int] | None:
         """Return where a port of the scheduler's machine is, as seen from here.

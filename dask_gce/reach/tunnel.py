@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -59,6 +60,8 @@ class Tunnel:
     endpoint : str
         The far end's address, ``wss://HOST/v4``, or ``ws://127.0.0.1:PORT/v4`` of a local Compute
         Engine.
+    local_port : int
+        The port on this computer; 0 for any that is free.
     trust : ssl.SSLContext or None
         Whose certificates are trusted; None for those that Python trusts.
     tell : callable
@@ -88,6 +91,7 @@ class Tunnel:
         token: Token,
         interface: str = "nic0",
         endpoint: str = ENDPOINT,
+        local_port: int = 0,
         trust: ssl.SSLContext | None = None,
         tell: Callable[[str, str], None] = _log,
     ) -> None:
@@ -99,6 +103,7 @@ class Tunnel:
         self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._is_open = False
+        self._wanted_port = local_port
         self._port = 0
         self._ends: set[LocalEnd] = set()
         self._passages: dict[asyncio.Task[None], Passage] = {}
@@ -124,12 +129,21 @@ class Tunnel:
         return f"{HOST}:{self._port}"
 
     async def start(self) -> None:
-        """Listen on this computer. Nothing is asked of the far end before somebody connects."""
+        """Listen on this computer. Nothing is asked of the far end before somebody connects.
+
+        Raises
+        ------
+        OSError
+            The port is taken.
+        """
         await self._far_end.start()
         try:
             listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             try:
-                listener.bind((HOST, 0))
+                if self._wanted_port and os.name == "posix":
+                    # Connections that have ended there a moment ago are in nobody's way.
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((HOST, self._wanted_port))
                 self._is_open = True
                 loop = asyncio.get_running_loop()
                 self._server = await loop.create_server(self._accept, sock=listener, backlog=128)

@@ -833,6 +833,19 @@ async def test_closing_twice_is_closing(far):
         await asyncio.open_connection("127.0.0.1", tunnel.local_port)
 
 
+async def test_its_port_can_be_chosen_and_had_again_at_once(far):
+    port = quiet_port()
+    async with instance(far, echo):
+        for _ in range(2):
+            async with tunnel_to(far, local_port=port) as tunnel:
+                assert tunnel.local_port == port
+                async with connection(tunnel) as (reader, writer):
+                    writer.write(b"hello")
+                    assert await reader.readexactly(5) == b"hello"
+                    with pytest.raises(OSError, match="in use"):
+                        await tunnel_to(far, local_port=port).start()
+
+
 async def test_closing_before_opening_is_nothing(far):
     await tunnel_to(far).close()
 
