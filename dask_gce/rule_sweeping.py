@@ -156,17 +156,7 @@ def _reason(own: OwnRule, has_machines: bool, state: ClientState, now: datetime)
 
 def _is_of_one_who_joined(own: OwnRule) -> bool:
     mark = own.mark
-    return own.rule.name not in {
-        tags.rule_name(mark.cluster, mark.identity, purpose, suffix)
-        for purpose, suffix in _OF_THE_CLUSTER
-    }
-
-
-_OF_THE_CLUSTER: Final[tuple[tuple[tags.Purpose, str], ...]] = (
-    ("clients", ""),
-    ("clients", "v6"),
-    ("machines", ""),
-)
+    return own.rule.name not in tags.rule_names(mark.cluster, mark.identity)
 
 
 async def delete_orphaned_rules(compute: Compute, rules: Iterable[OrphanedRule]) -> None:

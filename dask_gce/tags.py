@@ -22,6 +22,7 @@ __all__ = [
     "new_suffix",
     "rule_filter",
     "rule_name",
+    "rule_names",
     "scheduler_tag",
 ]
 
@@ -133,6 +134,30 @@ def rule_name(cluster: str, identity: str, purpose: Purpose, suffix: str = "") -
     """
     end = "-".join(["", identity[:_SHOWN], purpose, *([suffix] if suffix else [])])
     return check_name(f"{cluster[: MAX_NAME - len(end)]}{end}")
+
+
+def rule_names(cluster: str, identity: str) -> tuple[str, ...]:
+    """Return the names that a cluster's own firewall rules may have; joining ones have others.
+
+    Parameters
+    ----------
+    cluster : str
+        The cluster's name.
+    identity : str
+        Its identity.
+
+    Returns
+    -------
+    tuple of str
+        The names.
+
+    Examples
+    --------
+    >>> rule_names("grid", "3f9a61c2d4e5f607")
+    ('grid-3f9a61c2-clients', 'grid-3f9a61c2-clients-v6', 'grid-3f9a61c2-machines')
+    """
+    own: tuple[tuple[Purpose, str], ...] = (("clients", ""), ("clients", "v6"), ("machines", ""))
+    return tuple(rule_name(cluster, identity, purpose, suffix) for purpose, suffix in own)
 
 
 def new_suffix() -> str:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from dask_gce import tags
 from dask_gce.compute import Compute
 from dask_gce.errors import (
     APIError,
@@ -54,8 +55,9 @@ class Firewall:
         self.events = EventLog()
         #: Told when a rule that was asked for did not come to be.
         self.failed: Callable[[GCEError], object] = _ignore
-        #: Whether to delete what is left when the interpreter ends.
-        self.delete_at_exit = True
+        #: Whether the interpreter's end is the cluster's, whose rules then go. Who has joined one
+        #: deletes their own in any case.
+        self.delete_at_exit = not self._joined
         #: Rules that were asked for and are not known to be gone, with their projects.
         self._recorded: dict[str, str] = {}
         self._following: set[asyncio.Task[None]] = set()
@@ -105,6 +107,9 @@ class Firewall:
                 self.events.note(self._cluster, "firewall", f"no rule is seen that lets in {need}")
             return
         if not needs:
+            if self._joined:
+                # Whose cluster it is may be ended here.
+                at_exit(self, self._end)
             return
         if network is None:
             raise self.needs.unknown_network()
@@ -208,18 +213,28 @@ class Firewall:
     def remove_now(self) -> None:
         """Delete the rules that were made here on the calling thread, without an event loop.
 
-        For the interpreter's exit, when loops and thread pools no longer work. What cannot be
-        deleted is logged, with the command that does it by hand.
+        For the interpreter's exit, when loops and thread pools no longer work. Who has joined a
+        cluster, and ends it, deletes its maker's too. What cannot be deleted is logged, with the
+        command that does it by hand.
         """
         deadline = time.monotonic() + EXIT_TIMEOUT
-        for name, project in list(self._recorded.items()):
+        for name, project in self._ending().items():
             try:
                 self._compute.delete_firewall_now(name, deadline, project)
             except GCEError as error:
                 logger.error("%s", left_behind([(name, project)], error))
             else:
-                del self._recorded[name]
+                self._forget(name)
         not_at_exit(self)
+
+    def _ending(self) -> dict[str, str]:
+        """Return the rules that go with the interpreter, with their projects."""
+        network, mark = self.needs.survey.network, self.needs.mark
+        makers: dict[str, str] = {}
+        if self._joined and self.delete_at_exit and network is not None:
+            names = tags.rule_names(mark.cluster, mark.identity)
+            makers = dict.fromkeys(names, network.project)
+        return makers | self._recorded
 
     def _end(self) -> None:
         # What this process has made for itself is of no use to those who stay.

@@ -153,8 +153,7 @@ async def remove_rules(
         try:
             found = await list_own_rules(compute, identity, project)
         except PermissionDenied as error:
-            names: list[tags.Purpose] = ["clients", "machines"]
-            guessed = [(tags.rule_name(cluster, identity, each), project) for each in names]
+            guessed = [(name, project) for name in tags.rule_names(cluster, identity)]
             if await delete_rules(compute, guessed):
                 logger.warning("%s", left_behind(guessed, error))
         except GCEError as error:

@@ -439,6 +439,29 @@ async def test_who_joins_from_where_nobody_is_let_in_has_a_rule_until_they_leave
     await joiner.leave()
 
 
+@pytest.mark.parametrize("source", [HERE[0], "198.51.100.9"])
+async def test_who_joins_and_ends_it_at_the_interpreters_exit_ends_it_for_all(
+    cloud, compute, source
+):
+    maker = await firewall_of(compute, clients=[*HERE, "2001:db8::/32"])
+    await maker.create()
+    await maker.leave()
+    made = await rules(compute)
+    assert made == [CLIENTS, f"{CLIENTS}-v6"]
+    for ends in (False, True):
+        # A process of its own, which is over then.
+        async with compute_of(cloud) as theirs:
+            # From where everybody is let in already, too.
+            joiner = await firewall_of(theirs, clients=[source], suffix="7c2e")
+            await joiner.create()
+            if ends:  # until somebody says so, a cluster is its maker's
+                joiner.delete_at_exit = True
+            await asyncio.to_thread(dask_gce.exit._do_all)
+        await until(lambda: not operations(cloud))
+        assert joiner.recorded == ()
+        assert await rules(compute) == ([] if ends else made)
+
+
 async def test_who_joins_and_may_make_no_rule_tries_without(cloud, compute, caplog):
     joiner = await firewall_of(compute, suffix="7c2e")
     cloud.faults.add(Fault(INSERT, **FORBIDDEN))
@@ -458,7 +481,7 @@ async def test_a_cluster_is_ended_by_whoever_may(cloud, compute, caplog):
     await until(lambda: not operations(cloud))
     assert await rules(compute) == []
     # Who may do neither is told how to look.
-    cloud.faults.add(Fault(LIST, **FORBIDDEN), Fault(DELETE, **FORBIDDEN, times=2))
+    cloud.faults.add(Fault(LIST, **FORBIDDEN), Fault(DELETE, **FORBIDDEN, times=3))
     await ender.remove(everybodys=True)
     assert "Firewall rules may be left" in caplog.text
     cloud.faults.add(Fault(LIST, status=400, reason="invalid", message="No.", times=2))
