@@ -382,6 +382,20 @@ async def test_a_subnetwork_that_is_not_there(emulator, repair):
     assert (await checked(emulator, **settings))["network"].status == "ok"
 
 
+async def test_subnetworks_that_are_not_there_get_ranges_that_do_not_overlap(emulator):
+    zones = ["us-central1-a", "europe-west1-b", "us-east1-b"]
+    settings = {"network": "other", "subnetwork": "inner", "zone": zones}
+    post(emulator, "global/networks", name="other", autoCreateSubnetworks=False)
+    found = (await checked(emulator, **settings, connect="internal"))["network"]
+    assert len(found.repair) == 3
+    for line in found.repair:
+        words = dict(word.split("=") for word in shlex.split(line) if "=" in word)
+        network, addresses = f"global/networks/{words['--network']}", words["--range"]
+        path = f"regions/{words['--region']}/subnetworks"
+        post(emulator, path, name="inner", network=network, ipCidrRange=addresses)
+    assert (await checked(emulator, **settings, connect="internal"))["network"].status == "ok"
+
+
 async def test_a_custom_network_without_a_chosen_subnetwork(emulator):
     post(emulator, "global/networks", name="other", autoCreateSubnetworks=False)
     found = (await checked(emulator, network="other"))["network"]

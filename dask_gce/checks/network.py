@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from dask_gce.checks.finding import Finding, failed, ok, unknown
@@ -16,6 +18,8 @@ __all__ = ["check_internet", "check_network"]
 
 #: Registries that machines without an external address reach through Private Google Access.
 _GOOGLE_REGISTRIES: Final = ("-docker.pkg.dev", "gcr.io")
+#: For subnetworks; those of auto mode networks have the other half.
+_RANGES: Final = ipaddress.IPv4Network("10.0.0.0/9")
 
 
 async def check_network(view: View) -> Finding:
@@ -62,7 +66,7 @@ async def check_network(view: View) -> Finding:
         "network",
         f"Network {name} has no subnetwork in {', '.join(view.regions)}. Make one, and set "
         "subnetwork to its name.",
-        _create_subnetwork(f"{name}-dask", name, region, project),
+        _create_subnetwork(view, f"{name}-dask", name, region),
     )
 
 
@@ -79,16 +83,17 @@ async def _check_subnetwork(view: View, name: str) -> Finding:
         return failed(
             "network",
             f"Project {project} has no subnetwork {name!r} in {', '.join(missing)}.",
-            *(_create_subnetwork(name, network, region, project) for region in missing),
+            *(_create_subnetwork(view, name, network, region) for region in missing),
         )
     return ok("network", f"subnetwork {name} of project {project} in {', '.join(view.regions)}")
 
 
-def _create_subnetwork(name: str, network: str, region: str, project: str) -> str:
+def _create_subnetwork(view: View, name: str, network: str, region: str) -> str:
+    # In one network no two ranges overlap.
+    ours = islice(_RANGES.subnets(new_prefix=20), view.regions.index(region), None)
     return _gcloud(
         *("networks", "subnets", "create", name, f"--network={network}", f"--region={region}"),
-        # A range that auto mode networks do not use: 10.128.0.0/9 is theirs.
-        *("--range=10.0.0.0/20", f"--project={project}"),
+        *(f"--range={next(ours)}", f"--project={view.network_project}"),
     )
 
 
