@@ -23,6 +23,7 @@ from dask_gce import names
 from dask_gce.blueprint import Blueprint
 from dask_gce.boot.shipping import ship
 from dask_gce.cluster_secrets import ClusterSecrets, SecretPlan, latest_end
+from dask_gce.compute import Compute
 from dask_gce.connection_content import Connection
 from dask_gce.connections import (
     connection_path,
@@ -188,7 +189,7 @@ class AssembledCluster(GuardedCluster):
                 return
             await asyncio.sleep(ARRIVAL_PAUSE)
 
-    async def _is_there(self, compute: Any) -> bool:
+    async def _is_there(self, compute: Compute) -> bool:
         inventory = await list_clusters(compute, self.name)
         return any(machine.on for record in inventory.clusters for machine in record.machines)
 
@@ -220,7 +221,7 @@ class AssembledCluster(GuardedCluster):
         self._secrets = await self._open_secrets(blueprint)
         account = str(self.settings.service_account)
         if account == "default":
-            account = str((await prepared.compute.get_project())["defaultServiceAccount"])
+            account = await _find_default_account(prepared.compute)
         await self._secrets.create(
             SecretPlan(
                 bundles=blueprint.tls,
@@ -399,6 +400,18 @@ async def _in_thread(
         if working.exception() is None and undo is not None:
             undo(working.result())
         raise
+
+
+async def _find_default_account(compute: Compute) -> str:
+    account = (await compute.get_project()).get("defaultServiceAccount")
+    if not account:
+        raise SettingsError(
+            f"service_account = 'default': project {compute.project} has no such account, so no "
+            "machine could read the certificates (secrets = 'secret-manager'). Name one of: "
+            f"gcloud iam service-accounts list --project {compute.project}",
+            key="service_account",
+        )
+    return str(account)
 
 
 def _let_folder_go(held: int | None) -> None:

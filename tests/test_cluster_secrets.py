@@ -17,6 +17,7 @@ from scripted_api import run_python
 
 from dask_gce import GCECluster
 from dask_gce.cluster_secrets import ClusterSecrets, SecretPlan
+from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import GCEError, PermissionDenied, SettingsError
 from dask_gce.services import Services
@@ -238,6 +239,20 @@ async def test_a_cluster_whose_secrets_are_refused_makes_no_machine(
     emulator.faults.add(Fault(CREATE, status=403, reason="forbidden", times=2))
     with pytest.raises(PermissionDenied):
         await cluster_on(emulator, **wanted())
+    assert not emulator.requests["compute.instances.insert"]
+    assert await look(services) == []
+
+
+async def test_a_project_without_a_default_account_is_told_what_to_do(
+    emulator: ComputeEmulator, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def without(compute: Compute) -> dict[str, Any]:
+        return {"name": compute.project}
+
+    monkeypatch.setattr(Compute, "get_project", without)
+    with pytest.raises(SettingsError, match="gcloud iam service-accounts list") as caught:
+        await cluster_on(emulator, **wanted())
+    assert caught.value.key == "service_account"
     assert not emulator.requests["compute.instances.insert"]
     assert await look(services) == []
 
