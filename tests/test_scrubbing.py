@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from clusters import PATIENCE
 from fleets import (
     OTHER_ZONE,
     WORKER,
@@ -216,7 +217,8 @@ async def test_closing_does_not_wait_for_it(cloud: Cloud) -> None:
     await until(lambda: not cloud.alive())
 
 
-async def test_who_leaves_scrubs_first(cloud: Cloud) -> None:
+async def test_who_leaves_scrubs_first(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrubbing, "LEAVE_WITHIN", PATIENCE)
     async with a_fleet(cloud.endpoint, scrubs=True) as fleet:
         await ready(fleet, *numbered(5))
         await fleet.leave()

@@ -166,10 +166,12 @@ async def test_who_is_not_googles_is_not_believed(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_server_that_says_nothing_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_gce.reach.surroundings, "PATIENCE", 0.05)
+    patience = 0.05
     async with server(monkeypatch, silent=True) as asked:
-        assert await look_around(Settings.load()) is None
-    assert asked
+        while not asked:  # on a machine too busy for that to have come to it
+            monkeypatch.setattr(dask_gce.reach.surroundings, "PATIENCE", patience)
+            assert await look_around(Settings.load()) is None
+            patience *= 2
 
 
 async def test_for_a_local_engine_nobody_outside_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
