@@ -8,7 +8,15 @@ import pytest
 from adapting import LONG
 from clusters import until
 from machines import DASK_IMAGE, admit, needs_namespaces
-from test_secrets import SECRET_MANAGER, answers, boot_again, in_metadata, pieces, processes, wanted
+from test_secrets import (
+    SECRET_MANAGER,
+    answer_of,
+    boot_again,
+    in_metadata,
+    pieces,
+    processes,
+    wanted,
+)
 
 from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator
@@ -31,7 +39,7 @@ async def test_a_scheduler_reads_its_key_once_and_keeps_it(
     async with GCECluster(**wishes) as cluster:
         name, zone = cluster._scheduler.name, cluster._scheduler.location.zone
         compute = cluster._ready.compute
-        assert await answers(cluster)
+        assert await answer_of(cluster)
         assert not in_metadata(emulator)
 
         async def console() -> str:
@@ -41,7 +49,9 @@ async def test_a_scheduler_reads_its_key_once_and_keeps_it(
         await boot_again(emulator, cluster, name)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + LONG
-        while (await console()).count("dask-gce phase: running") < 2 or not await answers(cluster):
+        while (await console()).count("dask-gce phase: running") < 2 or not await answer_of(
+            cluster
+        ):
             assert loop.time() < deadline, await console()
             await asyncio.sleep(0.5)
         # It is on the disk by then.
