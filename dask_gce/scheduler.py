@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 #: Engine and warm images boot in a second, and never slower than this.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.3
 
+#: Seconds for an attempt under way when the time is over and none has ended before.
+LAST_KNOCK = 10.0
+
 
 class GCEScheduler(GCEProcess):
     """The cluster's scheduler.
@@ -142,11 +145,15 @@ class GCEScheduler(GCEProcess):
         knocking: asyncio.Task[str] | None = None
         try:
             while True:
-                if self.failure is not None:
-                    raise await self._explain(self.failure)
                 instance = member.instance
                 if knocking is None and instance is not None and instance.status == "RUNNING":
                     knocking = asyncio.ensure_future(self._knock(instance))
+                if isinstance(self.failure, StartTimeout) and knocking and not self._obstacle:
+                    # Else nobody would learn what is in the way.
+                    await asyncio.wait({knocking}, timeout=LAST_KNOCK)
+                    self._obstacle = knocking.result() if knocking.done() else ""
+                if self.failure is not None:
+                    raise await self._explain(self.failure)
                 if knocking is not None:
                     await asyncio.wait({knocking}, timeout=pause)
                 if knocking is not None and knocking.done():

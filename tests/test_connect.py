@@ -19,6 +19,7 @@ from distributed.core import Status
 from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator
 from dask_gce.errors import InstanceLost, SettingsError, StartTimeout
+from dask_gce.reach.approach import Approach
 from dask_gce.settings import Settings
 
 #: More than any window of a tunnel.
@@ -265,7 +266,7 @@ async def test_a_scheduler_that_does_not_answer_is_told_with_the_way_to_it(
 ) -> None:
     # Machines of paper run, and nothing runs on them.
     with pytest.raises(StartTimeout) as caught:
-        await cluster_on(emulator, connect=connect, start_timeout=1)
+        await cluster_on(emulator, connect=connect, start_timeout=3)
     message = str(caught.value)
     assert f"The way to it is {connect}, since connect = '{connect}'" in message
     assert "port 8786" in message
@@ -273,6 +274,21 @@ async def test_a_scheduler_that_does_not_answer_is_told_with_the_way_to_it(
     if connect == "iap":
         assert "through a tunnel" in message
         assert "gcloud compute firewall-rules create" in message
+
+
+async def test_what_is_in_the_way_is_told_though_it_takes_longer_than_the_start_may(
+    emulator: ComputeEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = cluster_on(emulator, connect="internal", start_timeout=1)
+    find_obstacle = Approach.find_obstacle
+
+    async def late(self: Approach) -> str:
+        await until(lambda: cluster._scheduler.failure)
+        return await find_obstacle(self)
+
+    monkeypatch.setattr(Approach, "find_obstacle", late)
+    with pytest.raises(StartTimeout, match=r"port 8786 at .*, its internal address was asked"):
+        await cluster
 
 
 async def test_who_lets_everybody_in_is_warned(
