@@ -538,8 +538,11 @@ async def test_an_image_of_googles_registry_needs_no_internet():
     subnetwork["privateIpGoogleAccess"] = True
     with ScriptedAPI(mostly({"/subnetworks/": Answer(subnetwork)})) as api:
         assert (await checked(api.endpoint, **settings))["internet"].status == "ok"
-        elsewhere = {**settings, "container_image": "ghcr.io/dask/dask:latest"}
-        assert (await checked(api.endpoint, **elsewhere))["internet"].status == "failed"
+        for other in ("ghcr.io/dask/dask:latest", "notgcr.io/dask/dask:latest"):
+            elsewhere = {**settings, "container_image": other}
+            assert (await checked(api.endpoint, **elsewhere))["internet"].status == "failed"
+        googles = {**settings, "container_image": "gcr.io/mine/dask:1"}
+        assert (await checked(api.endpoint, **googles))["internet"].status == "ok"
 
 
 @pytest.mark.parametrize(

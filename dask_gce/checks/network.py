@@ -17,7 +17,7 @@ from dask_gce.settings import Settings
 __all__ = ["check_internet", "check_network"]
 
 #: Registries that machines without an external address reach through Private Google Access.
-_GOOGLE_REGISTRIES: Final = ("-docker.pkg.dev", "gcr.io")
+_GOOGLE_REGISTRIES: Final = ("-docker.pkg.dev", ".gcr.io")
 #: For subnetworks; those of auto mode networks have the other half.
 _RANGES: Final = ipaddress.IPv4Network("10.0.0.0/9")
 
@@ -176,7 +176,7 @@ def _needs(settings: Settings) -> str | None:
     image = settings.container_image
     if settings.runtime == "container" and image is not None:
         host = image.partition("/")[0]
-        if not host.endswith(_GOOGLE_REGISTRIES):
+        if not f".{host}".endswith(_GOOGLE_REGISTRIES):
             return f"the container image {image}"
     if settings.environment is not None or settings.runtime == "vm":
         return "the packages of the environment"
