@@ -29,10 +29,11 @@ def test_a_rate_has_a_least_and_an_amount_a_most(value, unit, bound, kept):
 
 
 def test_the_page_has_every_case():
-    page = program.render(CASES, repeats=5)
+    page = program.render(CASES, repeats=5, load=0.25)
     assert "| from the instance | 2000 MB/s | 250 MB/s | at least 200 MB/s: yes |" in page
     assert "| to the instance | 1000 MB/s | 125 MB/s | - |" in page
     assert "| memory | - | 33 MB | at most 32 MB: **no** |" in page
+    assert "- 0.2 processes ran on it" in page
     assert "Medians of 5 transfers of 400 MB" in page
     assert "{" not in page
 

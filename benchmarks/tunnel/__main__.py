@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import socket
 import statistics
 import struct
@@ -184,14 +185,15 @@ def render_table(cases: list[Case]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def render(cases: list[Case], repeats: int) -> str:
-    """Return the page of the documentation."""
+def render(cases: list[Case], repeats: int, load: float) -> str:
+    """Return the page of the documentation; `load` is the machine's, from before it began."""
     page = (Path(__file__).parent / "page.md").read_text("utf-8")
     return page.format(
         repeats=repeats,
         amount=f"{AMOUNT / 1e6:.0f} MB",
         cut_amount=f"{CUT_AMOUNT / 1e6:.0f} MB",
         table=render_table(cases),
+        load=load,
         machine="\n".join(f"- {line}" for line in describe_machine()),
     )
 
@@ -202,10 +204,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="measure less, and write nothing")
     options = parser.parse_args()
     repeats = 1 if options.quick else 3
+    load, _, _ = os.getloadavg()
     cases = measure(repeats, AMOUNT, CUT_AMOUNT)
     print(render_table(cases))
     if not options.quick:
-        (ROOT / "docs" / "tunnel.md").write_text(render(cases, repeats), "utf-8")
+        (ROOT / "docs" / "tunnel.md").write_text(render(cases, repeats, load), "utf-8")
     broken = [case.title for case in cases if case.kept is False]
     for title in broken:
         print(f"BROKEN: {title}")
