@@ -121,7 +121,12 @@ _FEATURES: Final = (
             Need("compute.disks.create", _INSERT, _NO_MACHINES),
             Need("compute.disks.setLabels", _INSERT, _NO_MACHINES),
             Need("compute.instances.setLabels", _INSERT, _NO_MACHINES),
-            Need("compute.instances.setMetadata", _INSERT, _NO_MACHINES),
+            Need(
+                "compute.instances.setMetadata",
+                # For the keys, which are taken out of it.
+                (*_INSERT, "compute.instances.setMetadata"),
+                _NO_MACHINES,
+            ),
             Need("compute.instances.setTags", _INSERT, _NO_MACHINES),
             Need("compute.subnetworks.use", _INSERT, _NO_MACHINES),
             Need("compute.machineTypes.get", ("compute.machineTypes.get",), _NO_MACHINES),

@@ -372,13 +372,18 @@ async def whole_life(emulator, **settings):
         await until(lambda: len(worker_machines(emulator)) == 3)
         cluster.scale(0)
         await until(lambda: not worker_machines(emulator))
+        if settings.get("security"):
+            await until(lambda: emulator.requests["compute.instances.setMetadata"])
     await until(lambda: not emulator.instances())
 
 
-async def test_a_cluster_lives_with_exactly_the_permissions_of_its_features(paper_workers):
+@pytest.mark.parametrize("security", [False, True])
+async def test_a_cluster_lives_with_exactly_the_permissions_of_its_features(
+    paper_workers, security
+):
     paper_workers.permissions.deny("*")
     paper_workers.permissions.allow(*permissions_of(used_by()))
-    await whole_life(paper_workers)
+    await whole_life(paper_workers, security=security)
     methods = {
         method for key in used_by() for need in FEATURES[key].needs for method in need.methods
     }
