@@ -28,6 +28,7 @@ from dask_gce.compute import Compute
 from dask_gce.errors import APIError, GCEError, NotFound, PermissionDenied
 from dask_gce.events import EventLog
 from dask_gce.instance import Instance, parse_instance
+from dask_gce.permissions import named_permissions
 from dask_gce.startup import SECRET_ITEMS
 
 __all__ = ["Scrubbing"]
@@ -44,6 +45,9 @@ SCRUB_AGAIN = 10.0
 #: Seconds that somebody who leaves a cluster to others takes for what is still to be scrubbed, and
 #: between looks how far it is.
 LEAVE_WITHIN, LEAVE_PAUSE = 20.0, 0.5
+
+#: Who writes a machine's metadata could become its service account, so it takes this as well.
+ACT_AS = "iam.serviceAccounts.actAs"
 
 Key = tuple[str, str]
 
@@ -213,15 +217,17 @@ class Scrubbing:
             await self._compute.set_instance_metadata(zone, name, metadata)
         except NotFound:
             self.discard(zone, name)
-        except PermissionDenied as error:
-            self._give_up(error)
         except GCEError as error:
+            # Without the right to act as the machines' account it is another kind of error.
+            if isinstance(error, PermissionDenied) or ACT_AS in named_permissions(str(error)):
+                self._give_up(error)
+                return
             if isinstance(error, APIError) and error.status == 412:
                 # Somebody has changed it: not a matter of time, but of the new fingerprint.
                 self._due[key] = NEVER
             logger.info("The metadata of %s could not be scrubbed yet: %s", name, error)
 
-    def _give_up(self, error: PermissionDenied) -> None:
+    def _give_up(self, error: GCEError) -> None:
         if self._refused:
             return
         self._refused = True
@@ -230,7 +236,8 @@ class Scrubbing:
             f"The private keys of cluster {self._cluster} stay in the metadata of its machines, "
             "where everybody can read them who may see instances of project "
             f"{self._compute.project}. To have them removed, the caller needs the permission "
-            'compute.instances.setMetadata; or keep them elsewhere: secrets="secret-manager". '
+            "compute.instances.setMetadata, and iam.serviceAccounts.actAs on their service account "
+            'if they have one; or keep them elsewhere: secrets="secret-manager". '
             f"{error}"
         )
         self._events.note(self._cluster, "unscrubbed", text)

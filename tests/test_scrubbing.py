@@ -169,12 +169,30 @@ async def test_what_passes_is_tried_again(
     assert not cloud.faults.unused()
 
 
+@pytest.mark.parametrize(
+    ("refusal", "role"),
+    [
+        ({"status": 403, "reason": "forbidden"}, "roles/compute.instanceAdmin.v1"),
+        # As Compute Engine says it to those who may not act as the machines' account.
+        (
+            {
+                "status": 400,
+                "reason": "badRequest",
+                "message": "The user does not have access to service account 'a@b.c'. User: 'd'.",
+            },
+            "--role=roles/iam.serviceAccountUser",
+        ),
+    ],
+    ids=["metadata", "account"],
+)
 async def test_who_may_not_is_told_once_what_to_do(
-    cloud: Cloud, fleet: Fleet, caplog: pytest.LogCaptureFixture
+    cloud: Cloud,
+    fleet: Fleet,
+    caplog: pytest.LogCaptureFixture,
+    refusal: dict[str, Any],
+    role: str,
 ) -> None:
-    cloud.faults.add(
-        Fault("compute.instances.setMetadata", status=403, reason="forbidden", times=100)
-    )
+    cloud.faults.add(Fault("compute.instances.setMetadata", times=100, **refusal))
     await ready(fleet, *numbered(9))
     await look_until(fleet, lambda: scrubbed(fleet))
     fleet.mark_ready("vm-0")
@@ -184,6 +202,7 @@ async def test_who_may_not_is_told_once_what_to_do(
     (told,) = (each for each in caplog.records if each.levelno >= logging.WARNING)
     assert "compute.instances.setMetadata" in told.getMessage()
     assert 'secrets="secret-manager"' in told.getMessage()
+    assert role in told.getMessage()
     (event,) = (each for each in fleet.events if each.what == "unscrubbed")
     assert "local-project" in str(event)
     cloud.faults.clear()
