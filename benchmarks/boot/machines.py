@@ -5,7 +5,6 @@ Owns making them, one after another, and telling each machine's boots apart.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ class StampingKind(NamespaceKind):
     """Namespace machines whose consoles know the time of each line."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(access_token=secrets.token_urlsafe(32), **options)
+        super().__init__(**options)
         self.machines: dict[str, tuple[float, InstanceRecord, StampedConsole]] = {}
 
     def create(self, record: InstanceRecord, address: str, on_exit: GuestExit) -> NamespaceMachine:

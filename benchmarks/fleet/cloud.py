@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import subprocess
 import sys
 import time
@@ -100,10 +99,9 @@ class CloudInitKind(ProcessKind):
 
 def make_machines(name: str) -> MachineKind:
     """Make machines that run startup scripts and cloud-init commands."""
-    token = secrets.token_urlsafe()
     if name == "light":
-        return make_kind(name, access_token=token)
-    processes = CloudInitKind(access_token=token)
+        return make_kind(name)
+    processes = CloudInitKind()
     if name == "process":
         return processes
     return ByRole(
