@@ -114,7 +114,9 @@ class Approach:
                 tell=self._tell_of(instance.name, port),
             )
         try:
-            await asyncio.gather(*(tunnel.start() for tunnel in self._tunnels.values()))
+            # One by one: of several at once, one that failed would leave others to start later.
+            for tunnel in self._tunnels.values():
+                await tunnel.start()
         except BaseException:
             await self._close_tunnels()
             raise

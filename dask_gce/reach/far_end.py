@@ -39,6 +39,8 @@ ORIGIN = "bot:iap-tunneler"
 #: Seconds for a handshake and the first frame (``MAX_WEBSOCKET_OPEN_WAIT_TIME_SEC`` in gcloud's
 #: ``iap_tunnel_websocket.py``).
 OPEN_TIMEOUT = 60.0
+#: What a proxy answers that lets nobody through (RFC 9110), which here is none at all.
+NO_PROXY = 407
 #: Bytes of a message that is still read: a frame has 16 KiB and some.
 MAX_MESSAGE = 64 * 1024
 #: What opens the far end's door: a coroutine function that returns a bearer token that is fresh, or
@@ -209,14 +211,17 @@ class FarEnd:
         from aiohttp import (
             ClientConnectorCertificateError,
             ClientError,
+            ClientHttpProxyError,
             ClientResponseError,
         )
 
-        if self._session is None:
-            raise RuntimeError("The tunnel is not open.")
         proxy, proxy_headers = await self._proxy()
+        session = self._session
+        if session is None:
+            raise TunnelError(f"No IAP tunnel to {self.to}: this end was closed.", code=CUT)
+        failed: str | None = None
         try:
-            return await self._session.ws_connect(
+            return await session.ws_connect(
                 self._address(relay),
                 headers=headers,
                 origin=ORIGIN,
@@ -227,6 +232,8 @@ class FarEnd:
                 proxy=proxy,
                 proxy_headers=proxy_headers,
             )
+        except ClientHttpProxyError as error:
+            code, words, failed = error.status, "", proxy
         except ClientResponseError as error:
             code, words = error.status, ""
         except ClientConnectorCertificateError as error:
@@ -234,7 +241,8 @@ class FarEnd:
         except (ClientError, OSError) as error:
             # Only the system's words: aiohttp's own may quote the address, with the session's ID.
             code, words = CUT, getattr(error, "strerror", None) or type(error).__name__
-        raise explain(self.to, code, words, has_begun=bool(relay.sid))
+            failed = proxy
+        raise explain(self.to, code, words, has_begun=bool(relay.sid), proxy=failed or "")
 
     async def _proxy(self) -> tuple[str | None, dict[str, str] | None]:
         """Return the proxy to take, and what it is told.
@@ -244,7 +252,17 @@ class FarEnd:
         """
         if self._is_local:
             return None, None
-        return await asyncio.to_thread(_find_proxy, self._endpoint)
+        try:
+            return await asyncio.to_thread(_find_proxy, self._endpoint)
+        except ValueError:
+            host = urlsplit(self._endpoint).hostname
+        # Not the address itself, which may have a password in it, nor the error, which quotes it.
+        raise TunnelError(
+            f"No IAP tunnel to {self.to}: the proxy that HTTPS_PROXY or ALL_PROXY names cannot be"
+            " used. It has to be like http://HOST:PORT or http://NAME:PASSWORD@HOST:PORT; to take"
+            f" none, set NO_PROXY={host}.",
+            code=NO_PROXY,
+        )
 
 
 async def _drop(opening: asyncio.Task[ClientWebSocketResponse]) -> None:
@@ -263,6 +281,8 @@ def _find_proxy(endpoint: str) -> tuple[str | None, dict[str, str] | None]:
     if not found or proxy_bypass(host):
         return None, None
     parts = urlsplit(found if "//" in found else f"http://{found}")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError(f"no proxy of HTTP, but of {parts.scheme}")
     # The password goes into no address: errors quote those.
     address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
     if parts.username is None:

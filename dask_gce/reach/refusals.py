@@ -178,7 +178,7 @@ def meaning_of(code: int) -> Meaning:
 
 
 def explain(
-    to: Destination, code: int, reason: str = "", *, has_begun: bool = False
+    to: Destination, code: int, reason: str = "", *, has_begun: bool = False, proxy: str = ""
 ) -> TunnelError:
     """Build the error that says why a tunnel is not open, and what to do.
 
@@ -192,6 +192,8 @@ def explain(
         The far end's own words.
     has_begun : bool
         Whether there was a connection before.
+    proxy : str
+        The address of the proxy that failed on the way, without a password; empty if none did.
 
     Returns
     -------
@@ -206,6 +208,14 @@ def explain(
     """
     if code in _CODES:
         _, what, remedy = _CODES[code]
+        if proxy:
+            what += f", by way of the proxy {proxy} (HTTPS_PROXY)"
+    elif proxy and code != 407:
+        what, remedy = (
+            f"the proxy {proxy} refuses the way to it (HTTP {code})",
+            "Ask who runs the proxy to let tunnel.cloudproxy.app:443 through; where there is a way"
+            " without it, set NO_PROXY=tunnel.cloudproxy.app.",
+        )
     elif code in (400, 401, 403, 404):
         what, remedy = f"it refused the request (HTTP {code})", _PERMISSION
     elif code == 407:

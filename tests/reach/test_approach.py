@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -84,6 +85,21 @@ async def test_tunnels_lead_to_one_machine_at_a_time() -> None:
     await way.close()
     await way.close()
     assert way.address(8786) is None
+
+
+async def test_nothing_listens_where_one_port_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        way = Approach(
+            Route("iap", "it is a test"),
+            Settings.load(api_endpoint=LOCAL),
+            "farm",
+            security=Security(require_encryption=False),
+            local_ports={8786: taken.getsockname()[1]},
+        )
+        with pytest.raises(OSError, match="in use"):
+            await way.open(INSTANCE)
+        assert way.address(8787) is None
+        await way.close()
 
 
 async def test_a_tunnel_that_will_never_be_is_not_waited_for(emulator: ComputeEmulator) -> None:

@@ -947,6 +947,24 @@ async def test_asking_for_a_port_can_be_cancelled(far, monkeypatch):
     await server.wait_closed()
 
 
+async def test_a_port_is_asked_for_in_vain_when_the_tunnel_closes_meanwhile(far):
+    asked, leave = asyncio.Event(), asyncio.Event()
+
+    async def token() -> str | None:
+        asked.set()
+        await leave.wait()
+        return None
+
+    tunnel = tunnel_to(far, token=token)
+    await tunnel.start()
+    asking = asyncio.ensure_future(tunnel.answers())
+    await asked.wait()
+    await tunnel.close()
+    leave.set()
+    assert not await asking
+    assert "this end was closed" in str(tunnel.failure)
+
+
 # TLS and proxies
 
 
@@ -1050,6 +1068,12 @@ async def company_proxy(far: IapDouble, status: int = 200) -> AsyncIterator[tupl
         yield port, asked
 
 
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "https_proxy", "all_proxy"):
+        for each in (name, name.upper()):
+            monkeypatch.delenv(each, raising=False)
+
+
 async def test_the_companys_proxy_is_used(tmp_path, monkeypatch):
     server, trust = certified("tunnel.example.com", tmp_path)
 
@@ -1061,8 +1085,7 @@ async def test_the_companys_proxy_is_used(tmp_path, monkeypatch):
     netrc.write_text("default login me password secret\n", "utf-8")
     monkeypatch.setenv("NETRC", str(netrc))
     async with IapDouble(tls=server) as far, company_proxy(far) as (port, asked):
-        for name in ("no_proxy", "NO_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
-            monkeypatch.delenv(name, raising=False)
+        without_proxies(monkeypatch)
         monkeypatch.setenv("HTTPS_PROXY", f"http://me:p%40ss@127.0.0.1:{port}")
         async with (
             instance(far, echo),
@@ -1083,12 +1106,56 @@ async def test_the_companys_proxy_is_used(tmp_path, monkeypatch):
 
 async def test_a_proxy_that_wants_a_password_is_named(far, monkeypatch):
     async with company_proxy(far, 407) as (port, _):
-        for name in ("no_proxy", "NO_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
-            monkeypatch.delenv(name, raising=False)
+        without_proxies(monkeypatch)
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
         async with tunnel_to(far, endpoint="wss://tunnel.example.com/v4") as tunnel:
             assert not await tunnel.answers()
             assert tunnel.failure.code == 407
+
+
+@pytest.mark.parametrize("status", [403, 502])
+async def test_a_proxy_that_refuses_the_way_is_told_from_the_far_end(far, monkeypatch, status):
+    async with company_proxy(far, status) as (port, _):
+        without_proxies(monkeypatch)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@127.0.0.1:{port}")
+        async with tunnel_to(far, endpoint="wss://tunnel.example.com/v4") as tunnel:
+            assert not await tunnel.answers()
+            assert tunnel.failure.code == status
+            assert f"the proxy http://127.0.0.1:{port} refuses" in str(tunnel.failure)
+            assert "tunnelResourceAccessor" not in str(tunnel.failure)
+            assert "secret" not in str(tunnel.failure)
+
+
+async def test_a_proxy_that_is_not_there_is_named(far, monkeypatch):
+    without_proxies(monkeypatch)
+    port = quiet_port()
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@127.0.0.1:{port}")
+    async with tunnel_to(far, endpoint="wss://tunnel.example.com/v4") as tunnel:
+        assert not await tunnel.answers()
+        assert f"the proxy http://127.0.0.1:{port} (HTTPS_PROXY)" in str(tunnel.failure)
+        assert "secret" not in str(tunnel.failure)
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "socks5://me:secret@127.0.0.1:9",
+        "http://me:secret@[::1",
+        "http://me:secret@",
+        "http://me:secret@127.0.0.1:x",
+    ],
+)
+async def test_what_is_no_proxy_of_http_is_told_and_not_asked(far, monkeypatch, proxy):
+    without_proxies(monkeypatch)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    async with tunnel_to(far, endpoint="wss://tunnel.example.com/v4") as tunnel:
+        assert not await tunnel.answers()
+        assert "ALL_PROXY names cannot be used" in str(tunnel.failure)
+        assert "NO_PROXY=tunnel.example.com" in str(tunnel.failure)
+        error: BaseException | None = tunnel.failure
+        while error is not None:
+            assert "secret" not in repr(error)
+            error = error.__cause__ or error.__context__
 
 
 async def test_a_local_engine_is_asked_without_the_companys_proxy(far, monkeypatch):
