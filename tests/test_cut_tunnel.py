@@ -12,6 +12,10 @@ from dask_gce.emulator import ComputeEmulator
 SIZE = 200_000_000
 #: Bytes after which the tunnel is cut, in either direction.
 CUT = 5_000_000
+#: Bytes that the far end reads of a machine at once, at most: so much later a cut may come.
+PIECE = 2**18
+#: How many cuts there are at least.
+CUTS = SIZE // (CUT + PIECE)
 
 
 def much(size: int) -> bytes:
@@ -39,6 +43,7 @@ async def test_200_mb_are_gathered_whole_though_the_tunnel_is_cut_every_5(
         assert len(found) == SIZE
         assert hashlib.sha256(found).digest() == hashlib.sha256(much(SIZE)).digest()
         tunnels = process_emulator.tunnels
-        assert tunnels.cuts >= SIZE // CUT
-        assert tunnels.reconnects >= SIZE // CUT
+        assert tunnels.cuts >= CUTS
+        # After the last one there may be nothing more to come.
+        assert tunnels.reconnects >= CUTS - 1
         assert "reconnected" not in {event.what for event in cluster.events}  # Dask did not notice
