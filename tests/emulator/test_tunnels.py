@@ -565,7 +565,9 @@ def test_every_cut_is_got_over(emulator, connect):
     tunnel.break_off()
     assert seal(tunnel.received) == seal(MUCH)
     assert seal(heard[0]) == seal(MUCH[: 2**20])
-    assert emulator.tunnels.cuts == emulator.tunnels.reconnects >= 4
+    assert emulator.tunnels.reconnects >= 4
+    # The last one may come with the last bytes, so that nobody goes on.
+    assert emulator.tunnels.cuts - emulator.tunnels.reconnects in (0, 1)
 
 
 def test_websockets_are_closed_as_often_as_it_was_said(emulator, connect):

@@ -109,7 +109,8 @@ async def test_cuts_lose_nothing(engine):
     async with backend(echo) as port, tunnel_to(engine, port) as tunnel:
         assert await there_and_back(tunnel, MUCH)
     assert engine.tunnels.connects == 1
-    assert engine.tunnels.reconnects >= 10
+    # A cut comes up to a piece of the machine's data late, and the last one may come at the end.
+    assert engine.tunnels.reconnects >= 2 * len(MUCH) // (1_000_000 + 2**18) - 1
 
 
 async def test_a_token_that_has_expired_is_renewed(engine):
