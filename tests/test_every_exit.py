@@ -16,6 +16,7 @@ from clusters import PATIENCE, until
 from interruption import HEARS
 
 from dask_gce import GCECluster, names
+from dask_gce.compute import Compute
 from dask_gce.connections import delete_connection, list_connections
 from dask_gce.emulator import ComputeEmulator, Fault, Timings
 from dask_gce.errors import GCEError
@@ -300,6 +301,39 @@ def test_settings_that_are_wrong_cost_no_call(emulator):
     with pytest.raises(GCEError):
         GCECluster(api_endpoint=emulator.endpoint, machine_tpye="e2-small")
     assert not emulator.requests
+
+
+async def test_no_machine_is_asked_for_before_its_rules_are_accepted(emulator, monkeypatch):
+    verb = Compute.insert_firewall
+    arrived, go = asyncio.Event(), asyncio.Event()
+
+    async def late(*arguments):
+        arrived.set()
+        await go.wait()
+        return await verb(*arguments)
+
+    monkeypatch.setattr(Compute, "insert_firewall", late)
+    cluster = GCECluster(api_endpoint=emulator.endpoint, asynchronous=True, **SETTINGS)
+
+    async def start():
+        await cluster
+
+    starting = asyncio.ensure_future(start())
+    try:
+        await until(arrived.is_set)
+        # On record before it is sent: whoever is interrupted now deletes it.
+        assert len(cluster._prepared.firewall.recorded) == 1
+        # What is not to happen is given time for it.
+        await asyncio.sleep(0.3)
+        assert not emulator.requests[INSERT] + emulator.requests[BULK]
+        go.set()
+        await until(lambda: emulator.requests[INSERT])
+        assert emulator.requests[RULE] == 1
+    finally:
+        go.set()
+        starting.cancel()
+        await asyncio.wait({starting})
+    assert_all_gone(emulator)
 
 
 async def test_closing_what_never_started(emulator):
