@@ -212,5 +212,6 @@ def test_commands_and_options_complete():
 def test_show_and_list_agree(emulator):
     make(emulator, vm={"role": "scheduler"})
     (listed,) = read(emulator, "list")["clusters"]
-    assert {**listed, "connection_file": False} == read(emulator, "show", "grid")
+    more = {"connection_file": False, "firewall_rules": []}
+    assert {**listed, **more} == read(emulator, "show", "grid")
     assert "grid" in succeed(emulator, "list")
