@@ -21,6 +21,7 @@ from test_cli_inventory import remember
 from dask_gce import GCECluster
 from dask_gce.cli.logs import new_lines
 from dask_gce.emulator import ComputeEmulator
+from dask_gce.emulator.machines.paper import PaperKind
 
 #: Writes down how it was called, and ends with a status of its own.
 GCLOUD = """
@@ -49,6 +50,16 @@ http.server.HTTPServer((host, int(port)), Handler).serve_forever()
 """
 
 
+class OnThisHost(PaperKind):
+    """Machines that are this host: what a test listens on at 127.0.0.1 is theirs."""
+
+    def allocate(self, record, requested=None):
+        return "127.0.0.1"
+
+    def external_address(self, internal):
+        return internal
+
+
 class Health(BaseHTTPRequestHandler):
     """What a scheduler's dashboard answers."""
 
@@ -62,9 +73,9 @@ class Health(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(host: str):
-    """Answer as a scheduler does, at an address."""
-    with HTTPServer((host, 0), Health) as server:
+def answering(host: str, handler: type[BaseHTTPRequestHandler] = Health):
+    """Answer at an address, as a scheduler does or otherwise."""
+    with HTTPServer((host, 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -213,6 +224,19 @@ def test_where_no_tunnel_of_the_proxy_leads_gcloud_may_know_a_way(grid, tmp_path
     _, errors = run_process(grid.endpoint, "dashboard", "grid", status=1, **more)
     assert "FAILED_TO_CONNECT_TO_BACKEND" in errors
     assert "could not be opened: gcloud ended with 7" in errors
+
+
+def test_what_is_no_dashboard_is_not_shown():
+    with (
+        ComputeEmulator(OnThisHost()) as emulator,
+        answering("127.0.0.1", BaseHTTPRequestHandler) as port,
+    ):
+        make(emulator, s={"role": "scheduler"})
+        with dask.config.set({"gce.dashboard-port": port, "gce.connect": "iap"}):
+            result = run(emulator, "dashboard", "grid", "--no-open")
+    assert result.exit_code == 1
+    assert f"What listens at port {port} of s is no dashboard of Dask" in result.stderr
+    assert not result.stdout
 
 
 def test_no_tunnel_leads_to_what_is_at_its_port_already(grid, tmp_path):
