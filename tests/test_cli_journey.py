@@ -196,7 +196,8 @@ def test_impatience_does_not_leave_anything(paper_workers):
     arguments = ["create", "grid", *QUICK, "--n-workers", "1"]
     with process(paper_workers.endpoint, *arguments) as running:
         assert running.stderr
-        wait_until(list_connections)
+        # Before, there is none to delete.
+        wait_until(paper_workers.instances)
         running.send_signal(signal.SIGINT)
         wait_until(lambda: paper_workers.requests[DELETE])
         running.send_signal(signal.SIGINT)
