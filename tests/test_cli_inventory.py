@@ -161,6 +161,16 @@ def test_delete_takes_a_file_that_nobody_could_use(emulator, data_folder):
     assert not list_connections()
 
 
+def test_delete_takes_the_file_whatever_secret_manager_says(emulator, data_folder):
+    make(emulator, s={"role": "scheduler"})
+    remember()
+    emulator.faults.add(Fault("secretmanager.projects.secrets.list", status=400, times=1))
+    result = run(emulator, "delete", "grid", "--yes")
+    assert (result.exit_code, names(emulator)) == (1, set())
+    assert "list secrets" in result.stderr
+    assert not list_connections()
+
+
 def test_delete_wants_yes_where_nobody_can_be_asked(emulator):
     make(emulator, s={"role": "scheduler", "owner": "bob"})
     result = run(emulator, "delete", "grid")

@@ -133,8 +133,11 @@ async def _delete_one(compute: Compute, record: ClusterRecord) -> None:
 
     note(f"Deleting {record.name} ...")
     await delete_cluster(compute, record)
-    await _delete_secrets(record)
-    await asyncio.to_thread(_forget, record)
+    try:
+        await _delete_secrets(record)
+    finally:
+        # There is nothing left to connect to, whatever Secret Manager says.
+        await asyncio.to_thread(_forget, record)
 
 
 async def _delete_secrets(record: ClusterRecord) -> None:
