@@ -384,8 +384,7 @@ async def test_joining_that_fails_deletes_nothing(paper_workers):
     with pytest.raises(GCEError):
         await joined(shutdown_on_close=True)
     assert paper_workers.requests[DELETE] == 0
-    paper_workers.delete(name, user=USER)
-    connection_path("grid", PROJECT).unlink()
+    await asyncio.to_thread(succeed, paper_workers, "delete", "grid", "--yes")
     await until(lambda: not paper_workers.leftovers())
 
 
