@@ -266,8 +266,10 @@ class Keeper:
         """Tell whether a cluster's scheduler is still there."""
         if cluster.status != Status.running:
             return False
-        # Where nothing listens, Dask would go on trying for half a minute.
-        if not await cluster.reaches_scheduler():
+        # Where nothing listens, Dask would go on trying for half a minute. The scheduler of a
+        # cluster on this computer is in this process: there is no way to it that could be lost.
+        reaches_scheduler = getattr(cluster, "reaches_scheduler", None)
+        if reaches_scheduler is not None and not await reaches_scheduler():
             logger.warning("Cluster %s is not used again: its scheduler is gone.", cluster.name)
             return False
         # As the cluster itself asks it, with an answer of a few bytes.
