@@ -26,12 +26,10 @@ from typing import Any
 
 import platformdirs
 import pytest
-import requests
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import dask_gce.images
-from dask_gce.emulator import ComputeEmulator
 from dask_gce.emulator.machines.namespace import debian, images, store
 
 #: A Debian with Python, and one with this environment's Dask. No registry has them.
@@ -250,22 +248,6 @@ def _cache() -> Path:
 
 #: Of what a test needs that boots real machines.
 needs_namespaces = pytest.mark.skipif(find_obstacle() is not None, reason=str(find_obstacle()))
-
-
-def admit(emulator: ComputeEmulator, project: str) -> None:
-    """Open the ports of a scheduler on a project's default network, as a user has to."""
-    rule = {
-        "name": "admit-dask",
-        "network": "global/networks/default",
-        "sourceRanges": ["0.0.0.0/0"],
-        "allowed": [{"IPProtocol": "tcp", "ports": ["8786", "8787"]}],
-    }
-    with requests.Session() as session:
-        session.trust_env = False
-        rules = f"{emulator.endpoint}/compute/v1/projects/{project}/global/firewalls"
-        answer = session.post(rules, json=rule, timeout=60)
-        answer.raise_for_status()
-        session.post(f"{answer.json()['selfLink']}/wait", timeout=60).raise_for_status()
 
 
 def main() -> str | None:

@@ -354,7 +354,7 @@ async def test_a_start_that_fails_leaves_neither_machines_nor_file(emulator):
     )
     with pytest.raises(GCEError):
         await detached(emulator)
-    assert not emulator.leftovers()
+    await until(lambda: not emulator.leftovers())
     assert not list_connections()
 
 
@@ -380,7 +380,7 @@ async def test_joining_that_fails_deletes_nothing(paper_workers):
         pass
     (name,) = running(paper_workers)
     paper_workers.power_off(name)
-    await until(lambda: not running(paper_workers))
+    await until(lambda: [each["status"] for each in paper_workers.instances()] == ["TERMINATED"])
     with pytest.raises(GCEError):
         await joined(shutdown_on_close=True)
     assert paper_workers.requests[DELETE] == 0
@@ -419,7 +419,8 @@ async def test_a_single_node_is_one_machine_and_one_insert(light):
         # Ready when its workers are.
         assert len(cluster.scheduler_info["workers"]) == 4
         assert len(light.instances()) == 1
-        inserts = [name for name in light.requests if "insert" in name.lower()]
+        asked = [name for name in light.requests if name.startswith("compute.instances.")]
+        inserts = [name for name in asked if "insert" in name.lower()]
         assert sum(light.requests[name] for name in inserts) == 1
         (scheduler,) = light.instances()
         assert cluster.plan == {f"{scheduler['name']}-{number}" for number in range(4)}

@@ -8,12 +8,11 @@ import requests
 from adapting import LONG, see_it_adapt
 from clusters import wait_until, worker_machines
 from distributed import Client
-from machines import DASK_IMAGE, admit, needs_namespaces
+from machines import DASK_IMAGE, needs_namespaces
 from test_secrets import in_metadata
 
 from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator
-from dask_gce.settings import LOCAL_PROJECT
 
 pytestmark = [
     needs_namespaces,
@@ -25,7 +24,6 @@ pytestmark = [
 
 def test_two_workers_compute_adapt_and_come_back(namespace_emulator: ComputeEmulator) -> None:
     emulator = namespace_emulator
-    admit(emulator, LOCAL_PROJECT)
 
     def where() -> str:
         import socket

@@ -13,7 +13,7 @@ import requests
 from adapting import LONG
 from clusters import wait_until
 from distributed import Client
-from machines import DASK_IMAGE, admit, needs_namespaces
+from machines import DASK_IMAGE, needs_namespaces
 
 from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator
@@ -79,7 +79,6 @@ def zombies() -> list[str]:
 
 
 def test_a_container_on_container_optimized_os(namespace_emulator: ComputeEmulator) -> None:
-    admit(namespace_emulator, LOCAL_PROJECT)
     with (
         # Nobody is to give a machine up that is only slow.
         dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LONG} s"}),

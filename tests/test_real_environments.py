@@ -16,7 +16,7 @@ import requests
 from adapting import see_it_adapt
 from clusters import wait_until, worker_machines
 from distributed import Client
-from machines import admit, needs_namespaces
+from machines import needs_namespaces
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from projects import install, make_project
@@ -97,7 +97,6 @@ def test_a_synced_environment_with_a_package_that_is_edited_here(
     namespace_emulator: ComputeEmulator, package: Any
 ) -> None:
     emulator = namespace_emulator
-    admit(emulator, PROJECT)
     with (
         GCECluster(
             api_endpoint=emulator.endpoint,

@@ -48,7 +48,6 @@ def console(emulator: ComputeEmulator, name: str) -> str:
 @pytest.mark.timeout(600)
 async def test_a_cluster_boots_from_an_image_with_its_environment(namespace_emulator, monkeypatch):
     monkeypatch.setattr(image_build, "INTERVAL", 0.2)
-    machines.admit(namespace_emulator, "local-project")
     how = {"runtime": "vm", "machine_type": "e2-medium", "start_timeout": "5 minutes"}
     async with compute_of(namespace_emulator) as compute:
         settings = Settings.load(api_endpoint=namespace_emulator.endpoint, **how)

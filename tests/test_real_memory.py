@@ -11,7 +11,7 @@ import pytest
 from clusters import wait_until
 from distributed import Client, wait
 from distributed.scheduler import KilledWorker
-from machines import DASK_IMAGE, admit, needs_namespaces
+from machines import DASK_IMAGE, needs_namespaces
 
 from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator
@@ -74,7 +74,6 @@ class Tasks:
 
 
 def test_a_worker_of_2_gb_spills_pauses_and_dies_alone(namespace_emulator: ComputeEmulator) -> None:
-    admit(namespace_emulator, "my-project")
     with (
         # Nobody is to give a machine up that is only slow.
         dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LONG} s"}),

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from adapting import LONG
 from clusters import until
-from machines import DASK_IMAGE, admit, needs_namespaces
+from machines import DASK_IMAGE, needs_namespaces
 from test_secrets import (
     SECRET_MANAGER,
     answer_of,
@@ -20,7 +20,6 @@ from test_secrets import (
 
 from dask_gce import GCECluster
 from dask_gce.emulator import ComputeEmulator
-from dask_gce.settings import LOCAL_PROJECT
 
 pytestmark = [needs_namespaces, pytest.mark.timeout(600)]
 
@@ -29,7 +28,6 @@ async def test_a_scheduler_reads_its_key_once_and_keeps_it(
     namespace_emulator: ComputeEmulator,
 ) -> None:
     emulator = namespace_emulator
-    await asyncio.to_thread(admit, emulator, LOCAL_PROJECT)
     wishes = {
         **wanted(emulator, SECRET_MANAGER),
         "container_image": DASK_IMAGE,
