@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 import psutil
 import pytest
 from clusters import DELETE, cluster_on, until, worker_machines
+from command_line import succeed
 
 from dask_gce import GCECluster, connections, shared_plan
 from dask_gce.connections import connection_path, list_connections
@@ -110,8 +112,7 @@ async def test_machines_that_another_lets_go_are_no_failed_starts(light):
 async def test_who_was_ended_does_not_delete_the_file_of_a_successor(paper_workers):
     first = detached(paper_workers)
     await first
-    for name in running(paper_workers):
-        paper_workers.delete(name, user=USER)
+    await asyncio.to_thread(succeed, paper_workers, "delete", "grid", "--yes")
     await until(lambda: not paper_workers.leftovers())
     second = detached(paper_workers)
     await second
@@ -207,11 +208,9 @@ cluster.shutdown_on_close = False
 def test_who_decides_late_to_leave_it_may_end_without_closing(paper_workers):
     environment = {**os.environ, "DASK_GCE__API_ENDPOINT": paper_workers.endpoint}
     subprocess.run([sys.executable, "-c", LATE], env=environment, check=True, timeout=200)
-    left = running(paper_workers)
-    for name in left:
-        paper_workers.delete(name, user=USER)
-    connection_path("grid", PROJECT).unlink(missing_ok=True)
-    assert len(left) == 1
+    assert len(running(paper_workers)) == 1
+    succeed(paper_workers, "delete", "grid", "--yes")
+    assert not list_connections()
 
 
 async def test_interrupted_after_its_start_a_constructor_leaves_nothing(paper_workers):
@@ -255,10 +254,13 @@ def speechless():
             each.resume()
 
 
-async def test_joining_one_that_says_nothing_ends(paper_workers, monkeypatch):
+async def test_joining_one_that_says_nothing_ends(paper_workers):
     async with detached(paper_workers) as cluster:
-        monkeypatch.setattr("dask_gce.cluster.CONNECTED_WITHIN", 1.0)
-        with speechless(), pytest.raises(StartTimeout, match="said nothing within 1 s"):
+        path = connection_path("grid", PROJECT)
+        connection = json.loads(path.read_text())
+        connection["settings"]["start_timeout"] = 5.0
+        path.write_text(json.dumps(connection))
+        with speechless(), pytest.raises(StartTimeout, match="there is no answer within"):
             await joined()
         assert len(running(paper_workers)) == 1
         await cluster.shutdown()
