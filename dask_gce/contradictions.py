@@ -55,6 +55,7 @@ def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> Non
             "without a service account scopes mean nothing; "
             "set service_account too, for example to 'default'",
         )
+    _check_spot(values, sources, refuse)
     _check_secrets(values, sources, refuse)
     local = values["api_endpoint"] is not None and is_loopback(values["api_endpoint"])
     _check_way(values, sources, refuse, local=local)
@@ -63,6 +64,34 @@ def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> Non
             "api_token_file",
             "a token file is for a local Compute Engine; set api_endpoint to its address, "
             "or leave this out to use Google's credentials",
+        )
+
+
+def _check_spot(
+    values: Mapping[str, Any],
+    sources: Mapping[str, str],
+    refuse: Callable[[str, str], SettingsError],
+) -> None:
+    """Check what is said about Spot machines."""
+    if not values["spot"]:
+        for key in ("spot_fraction", "min_on_demand"):
+            # A configuration holds for clusters of all kinds, so a keyword may pass over it.
+            if sources[key] == "keyword argument":
+                raise refuse(
+                    key,
+                    "without spot every machine is on demand; set spot to true or 'fallback', "
+                    "or leave this out",
+                )
+        return
+    if values["reservation"] is not None:
+        raise refuse(
+            "spot", "Spot machines are never taken from a reservation; leave one of the two out"
+        )
+    if values["single_node"]:
+        raise refuse(
+            "spot",
+            "with single_node the workers are on the scheduler's machine, which is never Spot; "
+            "leave one of the two out",
         )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distributed.security import Security
@@ -51,6 +52,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that one call may take, with all its repeats.
 CALL_TIMEOUT = 180.0
+
+#: Seconds that a cluster which ends with its client may be without one, unless a setting says
+#: otherwise.
+NO_CLIENT_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True)
@@ -157,9 +162,11 @@ async def prepare(
     GCEError
         If Compute Engine does not answer or refuses.
     """
+    if settings.no_client_timeout is None:
+        settings = replace(settings, no_client_timeout=math.inf if detached else NO_CLIENT_TIMEOUT)
     lifetime = settings.max_lifetime
     # Before the certificates, which are to last a little longer.
-    expires = None if lifetime is None else int(time.time() + lifetime)
+    expires = None if lifetime == math.inf else int(time.time() + lifetime)
     trust = await asyncio.to_thread(
         establish_trust, settings.security, cluster, max_lifetime=lifetime
     )

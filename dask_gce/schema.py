@@ -148,6 +148,31 @@ def _rate(key: str, value: Any) -> float:
     return float(value)
 
 
+def _share(key: str, value: Any) -> float:
+    """Check for a share of a whole."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise _refuse(key, value, "must be a number from 0 to 1")
+    return float(value)
+
+
+def _dollars(key: str, value: Any) -> float:
+    """Check for an amount of money."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise _refuse(
+            key, value, "must be a number of US dollars above zero; leave it out for no limit"
+        )
+    return float(value)
+
+
+def _spot(key: str, value: Any) -> bool | str:
+    """Check for true, false or the word for what is in between."""
+    if not isinstance(value, bool) and value != "fallback":
+        raise _refuse(key, value, "must be true, false or 'fallback'")
+    spot: bool | str = value
+    return spot
+
+
 def _gigabytes(key: str, value: Any) -> int:
     """Check for a disk size in GB, which are 1024 cubed bytes as Google counts them."""
     found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
@@ -180,15 +205,29 @@ def _seconds(key: str, value: Any) -> float:
     return duration
 
 
+def _seconds_or_ever(key: str, value: Any) -> float:
+    """Check for a time that may be without an end."""
+    # Variables and command lines have no infinity of YAML's spelling.
+    if value in (math.inf, "inf", ".inf"):
+        return math.inf
+    try:
+        return _seconds(key, value)
+    except SettingsError as error:
+        advice = "must be a time above zero, such as 600 or '10 minutes', or .inf for no limit"
+        raise _refuse(key, value, advice) from error.__cause__
+
+
 def _lifetime(key: str, value: Any) -> float:
     """Check for a time after which Compute Engine can be told to end a machine."""
-    lifetime = _seconds(key, value)
+    lifetime = _seconds_or_ever(key, value)
+    if lifetime == math.inf:
+        return lifetime
     if not _SHORTEST_LIFE <= lifetime <= _LONGEST_LIFE:
         raise _refuse(
             key,
             value,
-            "must be from 30 seconds to 120 days, within which Compute Engine ends machines; leave "
-            "it out for no such end",
+            "must be from 30 seconds to 120 days, within which Compute Engine ends machines, or "
+            ".inf for no such end",
         )
     return lifetime
 
@@ -361,6 +400,10 @@ CHECKS: Final[Mapping[str, Check]] = {
     "workers_on_scheduler": _whole_number(0),
     "nthreads": _whole_number(1),
     "memory_limit": _memory_limit,
+    "spot": _spot,
+    "spot_fraction": _share,
+    "min_on_demand": _whole_number(0),
+    "preemption_notice": _flag,
     "worker_accelerator_type": _each(names.check_name),
     "worker_accelerator_count": _whole_number(0),
     "local_ssds": _whole_number(0),
@@ -405,7 +448,13 @@ CHECKS: Final[Mapping[str, Check]] = {
     "scopes": _scopes,
     "security": _security,
     "secrets": _choice("metadata", "secret-manager"),
+    "idle_timeout": _seconds_or_ever,
+    "no_client_timeout": _seconds_or_ever,
     "max_lifetime": _lifetime,
+    "death_timeout": _seconds_or_ever,
+    "sweep_on_start": _flag,
+    "max_hourly_cost": _dollars,
+    "live_prices": _flag,
     "start_timeout": _seconds,
     "worker_start_timeout": _seconds,
     "worker_start_failure_limit": _whole_number(1),

@@ -41,8 +41,8 @@ OF_THE_WAY: Final = (
     "client_address_services",
     "iap_endpoint",
 )
-# Infinity means no limit here. JSON has no word for it, so null stands for it there.
-_ENDLESS: Final = frozenset({"api_rate"})
+# Where null in a connection file means no limit. JSON has no word for infinity.
+_ENDLESS: Final = frozenset({"api_rate", "max_lifetime"})
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,6 +90,14 @@ class Settings:
         Threads of a worker; None for its share of the vCPUs.
     memory_limit : str or int or float or None
         Memory limit of a worker in Dask's spelling; None for its share of what the system leaves.
+    spot : bool or {"fallback"}
+        Whether the workers' machines are Spot.
+    spot_fraction : float
+        Share of the workers' machines that are Spot, from 0 to 1.
+    min_on_demand : int
+        Workers' machines that are on demand at least.
+    preemption_notice : bool
+        Whether Compute Engine is asked to say two minutes ahead that it takes a machine away.
     worker_accelerator_type : str or None
         Type of the GPUs added to each worker's machine; None for none.
     worker_accelerator_count : int
@@ -163,8 +171,21 @@ class Settings:
         Whether to make certificates, or the user's own.
     secrets : {"metadata", "secret-manager"}
         How machines get their private keys.
-    max_lifetime : float or None
-        Seconds until Compute Engine deletes the machines; None for no such limit.
+    idle_timeout : float
+        Seconds that the scheduler may have nothing to do; infinity for no such limit.
+    no_client_timeout : float or None
+        Seconds that the cluster may be without a client; None for 600 or, if it is to outlive its
+        client, for no such limit, as infinity is.
+    max_lifetime : float
+        Seconds until Compute Engine deletes the machines; infinity for no such limit.
+    death_timeout : float
+        Seconds that a worker may be without its scheduler; infinity for no such limit.
+    sweep_on_start : bool
+        Whether a new cluster first deletes what nobody needs any more.
+    max_hourly_cost : float or None
+        US dollars that all machines together may cost an hour; None for no such limit.
+    live_prices : bool
+        Whether prices are read from Google's price list where that is permitted.
     start_timeout : float
         Seconds the scheduler may take to answer.
     worker_start_timeout : float
@@ -195,6 +216,10 @@ class Settings:
     workers_on_scheduler: int
     nthreads: int | None
     memory_limit: str | int | float | None
+    spot: bool | str
+    spot_fraction: float
+    min_on_demand: int
+    preemption_notice: bool
     worker_accelerator_type: str | None
     worker_accelerator_count: int
     local_ssds: int
@@ -231,7 +256,13 @@ class Settings:
     scopes: tuple[str, ...]
     security: bool | Security
     secrets: str
-    max_lifetime: float | None
+    idle_timeout: float
+    no_client_timeout: float | None
+    max_lifetime: float
+    death_timeout: float
+    sweep_on_start: bool
+    max_hourly_cost: float | None
+    live_prices: bool
     start_timeout: float
     worker_start_timeout: float
     worker_start_failure_limit: int
@@ -334,6 +365,9 @@ class Settings:
         ['us-central1-a']
         """
         dumped = {key: _as_json(getattr(self, key)) for key in DEFAULTS}
+        for key in ("death_timeout", "idle_timeout", "no_client_timeout"):
+            if getattr(self, key) == math.inf:
+                dumped[key] = "inf"
         if not isinstance(self.security, bool):
             # It brings all of distributed with it, which whoever has such an object has anyway.
             from dask_gce.trust import uses_tls

@@ -7,6 +7,7 @@ its role's key and no other.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -39,7 +40,7 @@ class Trust:
 
 
 def establish_trust(
-    security: bool | Security, cluster: str, *, max_lifetime: float | None = None
+    security: bool | Security, cluster: str, *, max_lifetime: float = math.inf
 ) -> Trust:
     """Make what a cluster needs for the `security` it was asked for; reads files, so use a thread.
 
@@ -49,9 +50,9 @@ def establish_trust(
         True for certificates of the cluster's own, False for plain TCP, or the user's own.
     cluster : str
         The cluster's name.
-    max_lifetime : float or None
+    max_lifetime : float
         Seconds that the cluster may exist. Its own certificates end right after it, so that a key
-        which outlives the cluster opens nothing; without it, after a week.
+        which outlives the cluster opens nothing; with infinity, after a week.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def establish_trust(
     """
     if security is True:
         lifetime = DEFAULT_LIFETIME
-        if max_lifetime is not None:
+        if max_lifetime < math.inf:
             # Compute Engine deletes the machines by its own clock.
             lifetime = timedelta(seconds=max_lifetime) + CLOCK_SKEW
         certificates = ClusterCertificates.create(cluster, lifetime=lifetime)

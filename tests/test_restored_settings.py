@@ -37,11 +37,14 @@ UNUSUAL: dict[str, Any] = {
     "workers_on_scheduler": 1,
     "nthreads": 3,
     "memory_limit": 0.5,
+    "spot": "fallback",
+    "spot_fraction": 0.5,
+    "min_on_demand": 2,
+    "preemption_notice": False,
     "worker_accelerator_type": "nvidia-tesla-t4",
     "worker_accelerator_count": 2,
     "local_ssds": 2,
     "min_cpu_platform": "Intel Skylake",
-    "reservation": "projects/p/reservations/mine",
     "confidential": True,
     "secure_boot": True,
     "source_image": "family/mine",
@@ -70,13 +73,23 @@ UNUSUAL: dict[str, Any] = {
     "scopes": ["storage-ro", "compute-rw"],
     "security": False,
     "secrets": "secret-manager",
+    "idle_timeout": math.inf,
+    "no_client_timeout": "3 minutes",
+    "max_lifetime": math.inf,
+    "death_timeout": 7,
+    "sweep_on_start": True,
+    "max_hourly_cost": 2.5,
+    "live_prices": False,
     "start_timeout": "3 minutes",
     "worker_start_timeout": 77,
     "worker_start_failure_limit": 9,
     "instance_overrides": {"description": "x", "nested": [{"deep": [None, 1.5]}]},
 }
 #: What does not go together with the others.
-ALONE: dict[str, Any] = {"allow_ingress_from": ["198.51.100.7", "10.0.0.0/8"]}
+ALONE: dict[str, Any] = {
+    "reservation": "projects/p/reservations/mine",
+    "allow_ingress_from": ["198.51.100.7", "10.0.0.0/8"],
+}
 
 
 def as_file(settings: Settings) -> Any:
@@ -134,6 +147,8 @@ def test_each_setting_is_the_same_again(key: str) -> None:
         "iap_endpoint": {"api_endpoint": UNUSUAL["api_endpoint"]},
         "scopes": {"service_account": "default"},
         "secrets": {"service_account": "default"},
+        "spot_fraction": {"spot": True},
+        "min_on_demand": {"spot": True},
         "worker_accelerator_count": {"worker_accelerator_type": "nvidia-tesla-t4"},
     }
     settings = Settings.load(**{key: (UNUSUAL | ALONE)[key], **need.get(key, {})})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timedelta, timezone
 
 import dask
@@ -80,7 +81,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("max_lifetime", "lifetime"),
     [
-        (None, DEFAULT_LIFETIME),
+        (math.inf, DEFAULT_LIFETIME),
         (3600.0, timedelta(hours=1) + CLOCK_SKEW),
         (30 * 86400.0, timedelta(days=30) + CLOCK_SKEW),
     ],
