@@ -336,6 +336,7 @@ class Blueprint:
 
     def _instance(self, name: str, location: Location, payload: startup.Payload) -> InstanceSpec:
         settings, shape = self.settings, location.shape
+        spot = location.spot and payload.role == "worker"
         return InstanceSpec(
             name=name,
             project=self.project,
@@ -355,6 +356,9 @@ class Blueprint:
             local_ssds=settings.local_ssds if self._is_workers(payload) else 0,
             hardware=self._hardware(location.shape, payload),
             expires=self.expires,
+            # Who loses the scheduler loses everything.
+            spot=spot,
+            preemption_notice=spot and settings.preemption_notice,
             overrides=settings.instance_overrides,
         )
 

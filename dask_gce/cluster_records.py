@@ -12,6 +12,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal
 
 from dask_gce import names
+from dask_gce.instance import is_spot
 from dask_gce.prices import hourly_price
 
 __all__ = ["RECORD_FIELDS", "ClusterRecord", "ClusterState", "Machine", "read_records"]
@@ -298,7 +299,6 @@ def _expiry(text: str) -> datetime | None:
 
 
 def _machine(data: Mapping[str, Any]) -> Machine:
-    scheduling = data.get("scheduling") or {}
     interface = (data.get("networkInterfaces") or [{}])[0]
     access = (interface.get("accessConfigs") or [{}])[0]
     # Python 3.10 does not read the Z of ISO 8601.
@@ -309,7 +309,7 @@ def _machine(data: Mapping[str, Any]) -> Machine:
         role=_role(data),
         status=str(data.get("status", "")),
         machine_type=str(data.get("machineType", "")).rpartition("/")[2],
-        spot=scheduling.get("provisioningModel") == "SPOT" or bool(scheduling.get("preemptible")),
+        spot=is_spot(data),
         created=created.astimezone(timezone.utc),
         internal_ip=interface.get("networkIP") or None,
         external_ip=access.get("natIP") or None,

@@ -7,9 +7,10 @@ nothing: names, machine types and metadata come from its callers, and no call is
 from __future__ import annotations
 
 import copy
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any
 
 from dask_gce import names
@@ -25,6 +26,7 @@ INSTANCE_FIELDS = (
     "zone",
     "networkInterfaces(networkIP,accessConfigs(natIP))",
     "metadata(fingerprint)",
+    "scheduling(provisioningModel,preemptible)",
 )
 
 #: Metadata item that has the system's logs sent to Cloud Logging.
@@ -35,6 +37,15 @@ LOGGING = "google-logging-enabled"
 ENDED = frozenset(
     {"STOPPING", "PENDING_STOP", "STOPPED", "TERMINATED", "SUSPENDED", "DEPROVISIONING"}
 )
+
+
+#: Seconds that Compute Engine takes for a limit of the run time, from 30 seconds to 120 days.
+#: https://docs.cloud.google.com/compute/docs/instances/limit-vm-runtime
+RUN_DURATION = (30, 120 * 24 * 3600)
+
+
+#: Seconds between the notice and the end of a Spot machine; Compute Engine takes 0 or these.
+PREEMPTION_NOTICE = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,12 @@ class InstanceSpec:
     hardware : Hardware
         What is asked of its host, beside the machine type.
     expires : int or None
-        When Compute Engine deletes it, in seconds since 1970 UTC; None for never.
+        When Compute Engine deletes it, in seconds since 1970 UTC; None for never. It gets 30 s at
+        least.
+    spot : bool
+        Whether it is a Spot machine, which Compute Engine may take away at any time.
+    preemption_notice : bool
+        Whether Compute Engine is asked to tell a Spot machine ahead that it takes it away.
     overrides : mapping
         A JSON merge patch (RFC 7396) on the request body.
     """
@@ -102,11 +118,16 @@ class InstanceSpec:
     local_ssds: int = 0
     hardware: Hardware = ORDINARY
     expires: int | None = None
+    spot: bool = False
+    preemption_notice: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-def build_insert(spec: InstanceSpec) -> dict[str, Any]:
+def build_insert(spec: InstanceSpec, *, now: float | None = None) -> dict[str, Any]:
     """Return the body of ``instances.insert``.
+
+    What is left of the cluster's lifetime is part of it, so that a request that is repeated needs
+    the body of the first attempt.
 
     The overrides are applied last, but cannot take away what the cluster needs to find and run the
     instance: its name, our labels, our network tags and our metadata items stay.
@@ -115,6 +136,8 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
     ----------
     spec : InstanceSpec
         The instance.
+    now : float or None
+        The time, in seconds since 1970 UTC; None for the clock's.
 
     Returns
     -------
@@ -151,24 +174,15 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
         "networkInterfaces": [_network_interface(spec)],
         "labels": dict(spec.labels),
         "metadata": {"items": []},
-        # A machine whose host fails is replaced. It would come back without what it knew, and a
-        # scheduler that has forgotten its work is worse than one that is known to be lost.
-        "scheduling": {"automaticRestart": False},
+        "scheduling": _scheduling(spec, time.time() if now is None else now),
     }
-    if spec.expires is not None:
-        # The same moment for all machines of a cluster, whenever they are made:
-        # https://docs.cloud.google.com/compute/docs/instances/limit-vm-runtime
-        end = datetime.fromtimestamp(spec.expires, timezone.utc)
-        body["scheduling"]["terminationTime"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
-        body["scheduling"]["instanceTerminationAction"] = "DELETE"
     body.update(hardware_fields(spec.hardware, spec.zone))
-    if not spec.hardware.migrates:
-        body["scheduling"]["onHostMaintenance"] = "TERMINATE"
     if spec.tags:
         body["tags"] = {"items": list(spec.tags)}
     if spec.service_account is not None:
         body["serviceAccounts"] = [{"email": spec.service_account, "scopes": list(spec.scopes)}]
     body = merge_patch(body, spec.overrides)
+    _settle_limit(body, spec.overrides)
 
     body["name"] = spec.name
     body["labels"] = {**_mapping(body, "labels"), **spec.labels}
@@ -194,6 +208,49 @@ def build_insert(spec: InstanceSpec) -> dict[str, Any]:
             parameters = each["initializeParams"]
             parameters["labels"] = {**_mapping(parameters, "labels"), **spec.labels}
     return body
+
+
+def _scheduling(spec: InstanceSpec, now: float) -> dict[str, Any]:
+    """Return how Compute Engine is to treat the instance while it runs, and when it ends it."""
+    # A machine whose host fails is replaced. It would come back without what it knew, and a
+    # scheduler that has forgotten its work is worse than one that is known to be lost.
+    scheduling: dict[str, Any] = {"automaticRestart": False}
+    if spec.expires is not None:
+        # Not a moment (terminationTime): what is left by the clock that set the end is right
+        # whatever that clock shows.
+        least, most = RUN_DURATION
+        left = min(max(math.ceil(spec.expires - now), least), most)
+        scheduling["maxRunDuration"] = {"seconds": str(left)}
+        scheduling["instanceTerminationAction"] = "DELETE"
+    if spec.spot:
+        # Without the legacy ``preemptible``, which would end it after 24 hours:
+        # https://docs.cloud.google.com/compute/docs/instances/create-use-spot
+        scheduling["provisioningModel"] = "SPOT"
+        # One that is only stopped would leave its disk to be paid for.
+        scheduling["instanceTerminationAction"] = "DELETE"
+        if spec.preemption_notice:
+            scheduling["preemptionNoticeDuration"] = {"seconds": str(PREEMPTION_NOTICE)}
+    if spec.spot or not spec.hardware.migrates:
+        scheduling["onHostMaintenance"] = "TERMINATE"
+    return scheduling
+
+
+def _settle_limit(body: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Take back of our limit of the run time what cannot be beside what the user has typed."""
+    scheduling, theirs = body.get("scheduling"), overrides.get("scheduling") or {}
+    if not isinstance(scheduling, dict) or not isinstance(theirs, Mapping):
+        return  # Compute Engine says what is wrong
+    spot = scheduling.get("provisioningModel") == "SPOT"
+    if "maxRunDuration" not in theirs and (
+        # One limit is enough, and legacy preemptible machines have their own, of 24 hours.
+        "terminationTime" in scheduling or (scheduling.get("preemptible") and not spot)
+    ):
+        scheduling.pop("maxRunDuration", None)
+    limited = spot or scheduling.get("preemptible")
+    if not limited and scheduling.keys().isdisjoint({"maxRunDuration", "terminationTime"}):
+        # Without any limit there is no end whose way could be chosen.
+        if "instanceTerminationAction" not in theirs:
+            scheduling.pop("instanceTerminationAction", None)
 
 
 def _cluster_tags(labels: Mapping[str, str]) -> tuple[str, ...]:
@@ -298,6 +355,8 @@ class Instance:
         Its external IPv4 address, if it has one.
     fingerprint : str
         That of its metadata; empty if it was not asked for.
+    spot : bool
+        Whether Compute Engine may take it away at any time.
     """
 
     name: str
@@ -306,6 +365,7 @@ class Instance:
     internal_ip: str | None = None
     external_ip: str | None = None
     fingerprint: str = ""
+    spot: bool = False
 
     @property
     def ended(self) -> bool:
@@ -335,4 +395,22 @@ def parse_instance(data: Mapping[str, Any]) -> Instance:
         internal_ip=interfaces[0].get("networkIP") or None,
         external_ip=access[0].get("natIP") or None,
         fingerprint=str((data.get("metadata") or {}).get("fingerprint", "")),
+        spot=is_spot(data),
     )
+
+
+def is_spot(data: Mapping[str, Any]) -> bool:
+    """Tell whether Compute Engine may take an instance away at any time.
+
+    Parameters
+    ----------
+    data : mapping
+        A ``compute#instance`` resource with its ``scheduling``.
+
+    Returns
+    -------
+    bool
+        Whether it is a Spot machine, or a preemptible one as they were called before.
+    """
+    scheduling = data.get("scheduling") or {}
+    return scheduling.get("provisioningModel") == "SPOT" or bool(scheduling.get("preemptible"))

@@ -113,7 +113,7 @@ def memory_with(usable: int) -> int:
 
 @dataclass(frozen=True)
 class Location:
-    """A zone and a machine type that is offered there.
+    """A zone and a machine type that is offered there, on demand or as Spot.
 
     Parameters
     ----------
@@ -121,6 +121,8 @@ class Location:
         The zone's name.
     shape : MachineShape
         The machine type.
+    spot : bool
+        Whether a machine there is Spot.
 
     Examples
     --------
@@ -131,6 +133,7 @@ class Location:
 
     zone: str
     shape: MachineShape
+    spot: bool = False
 
     @property
     def region(self) -> str:

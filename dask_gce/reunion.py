@@ -8,7 +8,7 @@ nothing is changed.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dask_gce import names, tags
 from dask_gce.blueprint import Blueprint
@@ -150,9 +150,10 @@ def _location(machine: Machine, offered: list[Location]) -> Location:
     """Return where a machine is; of one of another type no more than its name is known."""
     for each in offered:
         if (each.zone, each.machine_type) == (machine.zone, machine.machine_type):
-            return each
-    shape = offered[0].shape
-    return Location(machine.zone, MachineShape(machine.machine_type, shape.cpus, shape.memory))
+            return replace(each, spot=machine.spot)
+    like = offered[0].shape
+    shape = MachineShape(machine.machine_type, like.cpus, like.memory)
+    return Location(machine.zone, shape, machine.spot)
 
 
 def as_instance(machine: Machine) -> Instance:
@@ -169,7 +170,12 @@ def as_instance(machine: Machine) -> Instance:
         The same.
     """
     return Instance(
-        machine.name, machine.zone, machine.status, machine.internal_ip, machine.external_ip
+        machine.name,
+        machine.zone,
+        machine.status,
+        machine.internal_ip,
+        machine.external_ip,
+        spot=machine.spot,
     )
 
 

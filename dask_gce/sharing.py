@@ -142,7 +142,7 @@ class SharedCluster(RetiringCluster):
         prefix = f"{self.name}-worker-"
         new = [each for each in found if each.name.startswith(prefix)]
         for instance in new:
-            self._plan_machine(self._fleet, instance, self._location_of(instance.zone))
+            self._plan_machine(self._fleet, instance, self._location_of(instance))
             self.events.note(instance.name, "found", "made by another process")
         if new:
             with self._plan_lock:
@@ -167,7 +167,7 @@ class SharedCluster(RetiringCluster):
         with self._plan_lock:
             self.worker_spec[instance.name] = {**self.new_spec, "options": options}
 
-    def _location_of(self, zone: str) -> Location:
+    def _location_of(self, instance: Instance) -> Location:
         locations = self._ready.workers.locations
-        found = next((each for each in locations if each.zone == zone), None)
-        return replace(locations[0], zone=zone) if found is None else found
+        found = next((each for each in locations if each.zone == instance.zone), locations[0])
+        return replace(found, zone=instance.zone, spot=instance.spot)

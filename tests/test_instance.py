@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_gce.emulator.partial import apply_mask, parse_mask
+from dask_gce.emulator.scheduling import check_scheduling
 from dask_gce.errors import SettingsError
 from dask_gce.instance import (
     INSTANCE_FIELDS,
@@ -33,6 +34,49 @@ SPEC = InstanceSpec(
     service_account="default",
     scopes=("https://www.googleapis.com/auth/cloud-platform",),
 )
+
+
+@pytest.mark.parametrize(
+    ("left", "seconds"), [(3600, "3600"), (0.2, "30"), (-60, "30"), (29.5, "30"), (1e9, "10368000")]
+)
+def test_compute_engine_deletes_the_instance_when_its_time_is_up(left, seconds):
+    body = build_insert(dataclasses.replace(SPEC, expires=1_800_000_000), now=1_800_000_000 - left)
+    assert body["scheduling"] == {
+        "automaticRestart": False,
+        "maxRunDuration": {"seconds": seconds},
+        "instanceTerminationAction": "DELETE",
+    }
+
+
+OUR_LIMIT = {"maxRunDuration": {"seconds": "60"}, "instanceTerminationAction": "DELETE"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [
+        ({"maxRunDuration": {"seconds": "90"}}, {**OUR_LIMIT, "maxRunDuration": {"seconds": "90"}}),
+        ({"maxRunDuration": None}, {}),
+        (
+            {"maxRunDuration": None, "provisioningModel": "SPOT"},
+            {"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE"},
+        ),
+        (
+            {"terminationTime": "2030-01-01T00:00:00Z"},
+            {"terminationTime": "2030-01-01T00:00:00Z", "instanceTerminationAction": "DELETE"},
+        ),
+        ({"preemptible": True}, {"preemptible": True, "instanceTerminationAction": "DELETE"}),
+        (
+            {"preemptible": True, "provisioningModel": "SPOT"},
+            {**OUR_LIMIT, "preemptible": True, "provisioningModel": "SPOT"},
+        ),
+        ({"instanceTerminationAction": "STOP"}, {**OUR_LIMIT, "instanceTerminationAction": "STOP"}),
+    ],
+)
+def test_overrides_change_the_limit_of_the_run_time(theirs, expected):
+    spec = dataclasses.replace(SPEC, expires=60, overrides={"scheduling": theirs})
+    body = build_insert(spec, now=0)
+    assert body["scheduling"] == {"automaticRestart": False, **expected}
+    check_scheduling(body["scheduling"], "scheduling", accelerated=False)
 
 
 def test_body_is_complete():
