@@ -43,6 +43,9 @@ ENDED = frozenset(
 #: https://docs.cloud.google.com/compute/docs/instances/limit-vm-runtime
 RUN_DURATION = (30, 120 * 24 * 3600)
 
+#: The field that says what becomes of an instance whose time is up: ``"STOP"`` or ``"DELETE"``.
+ACTION = "instanceTerminationAction"
+
 
 #: Seconds between the notice and the end of a Spot machine; Compute Engine takes 0 or these.
 PREEMPTION_NOTICE = 120
@@ -221,13 +224,13 @@ def _scheduling(spec: InstanceSpec, now: float) -> dict[str, Any]:
         least, most = RUN_DURATION
         left = min(max(math.ceil(spec.expires - now), least), most)
         scheduling["maxRunDuration"] = {"seconds": str(left)}
-        scheduling["instanceTerminationAction"] = "DELETE"
+        scheduling[ACTION] = "DELETE"
     if spec.spot:
         # Without the legacy ``preemptible``, which would end it after 24 hours:
         # https://docs.cloud.google.com/compute/docs/instances/create-use-spot
         scheduling["provisioningModel"] = "SPOT"
         # One that is only stopped would leave its disk to be paid for.
-        scheduling["instanceTerminationAction"] = "DELETE"
+        scheduling[ACTION] = "DELETE"
         if spec.preemption_notice:
             scheduling["preemptionNoticeDuration"] = {"seconds": str(PREEMPTION_NOTICE)}
     if spec.spot or not spec.hardware.migrates:
@@ -246,11 +249,10 @@ def _settle_limit(body: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         "terminationTime" in scheduling or (scheduling.get("preemptible") and not spot)
     ):
         scheduling.pop("maxRunDuration", None)
-    limited = spot or scheduling.get("preemptible")
-    if not limited and scheduling.keys().isdisjoint({"maxRunDuration", "terminationTime"}):
+    ends = {"maxRunDuration", "terminationTime"} & scheduling.keys()
+    if not (ends or spot or scheduling.get("preemptible") or ACTION in theirs):
         # Without any limit there is no end whose way could be chosen.
-        if "instanceTerminationAction" not in theirs:
-            scheduling.pop("instanceTerminationAction", None)
+        scheduling.pop(ACTION, None)
 
 
 def _cluster_tags(labels: Mapping[str, str]) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import stat
 import subprocess
@@ -380,7 +379,6 @@ async def test_joining_that_fails_deletes_nothing(paper_workers):
         pass
     (name,) = running(paper_workers)
     paper_workers.power_off(name)
-    await until(lambda: [each["status"] for each in paper_workers.instances()] == ["TERMINATED"])
     with pytest.raises(GCEError):
         await joined(shutdown_on_close=True)
     assert paper_workers.requests[DELETE] == 0
@@ -402,9 +400,10 @@ async def test_max_lifetime_is_labelled_and_kept_by_compute_engine(paper_workers
         shown = paper_workers.instances()
         assert len(shown) == 4
         assert len({each["labels"][names.EXPIRES_LABEL] for each in shown}) == 1
-        ends = {json.dumps(each["scheduling"], sort_keys=True) for each in shown}
-        assert len(ends) == 1
-        assert '"instanceTerminationAction": "DELETE"' in ends.pop()
+        assert {each["scheduling"]["instanceTerminationAction"] for each in shown} == {"DELETE"}
+        # Who is made later has less time left, so that all end together.
+        limits = {int(each["scheduling"]["maxRunDuration"]["seconds"]) for each in shown}
+        assert all(1800 < limit <= 3600 for limit in limits)
         await again.close()
         await cluster.shutdown()
 
