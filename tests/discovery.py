@@ -105,6 +105,8 @@ def render_digest(names: list[str]) -> str:
 #: The request bodies that the emulator reads.
 REQUEST_SCHEMAS = [
     "BulkInsertInstanceResource",
+    "CapacityAdviceRequest",
+    "CapacityHistoryRequest",
     "DeprecationStatus",
     "Disk",
     "Firewall",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dask_gce.emulator.advice import Advice
 from dask_gce.emulator.capacity import Capacity
 from dask_gce.emulator.faults import Faults
 from dask_gce.emulator.iam import Permissions
@@ -24,6 +25,8 @@ class Conditions:
         What is to go wrong.
     capacity : Capacity
         What the zones have to give.
+    advice : Advice
+        What is told of Spot machines.
     quota : Quota
         What a project may use.
     rate_limits : RateLimits
@@ -49,3 +52,7 @@ class Conditions:
     permissions: Permissions = field(default_factory=Permissions)
     services: ServiceStates = field(default_factory=ServiceStates)
     tunnels: Tunnels = field(default_factory=Tunnels)
+    advice: Advice = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "advice", Advice(self.capacity))

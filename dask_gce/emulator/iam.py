@@ -43,7 +43,10 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     ),
     "roles/compute.networkUser": ("compute.networks.use*", "compute.subnetworks.use*"),
     "roles/compute.securityAdmin": ("compute.firewalls.*", "compute.networks.updatePolicy"),
-    "roles/compute.viewer": ("compute.*.get", "compute.*.list", "compute.instances.get*"),
+    "roles/compute.viewer": (
+        *("compute.*.get", "compute.*.list", "compute.instances.get*"),
+        "compute.advice.capacity*",
+    ),
     "roles/iam.serviceAccountUser": (
         *("iam.serviceAccounts.actAs", "iam.serviceAccounts.get", "iam.serviceAccounts.list"),
     ),

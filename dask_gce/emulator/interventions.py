@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from dask_gce.emulator import deaths
+from dask_gce.emulator.advice import Advice
 from dask_gce.emulator.capacity import Capacity
 from dask_gce.emulator.cloud import Cloud
 from dask_gce.emulator.conditions import Conditions
@@ -47,6 +48,11 @@ class Interventions(ABC):
     def capacity(self) -> Capacity:
         """How many instances the zones can hold."""
         return self._conditions.capacity
+
+    @property
+    def advice(self) -> Advice:
+        """What is told of Spot machines before anybody asks for them."""
+        return self._conditions.advice
 
     @property
     def quota(self) -> Quota:

@@ -1,7 +1,7 @@
 """Allocation quotas: how much of everything a project may use.
 
 Owns: what an instance counts for which metric, the limits, what is used. Limits that nobody has set
-are shown by ``regions.get`` and not enforced. Sources:
+are shown by ``regions.get`` as far beyond what anybody asks for, and not enforced. Sources:
 https://cloud.google.com/compute/resource-usage and the metrics of the discovery document's
 ``Quota``.
 """

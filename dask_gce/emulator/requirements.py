@@ -35,6 +35,8 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "compute.acceleratorTypes.aggregatedList": ("compute.acceleratorTypes.list",),
     "compute.acceleratorTypes.get": ("compute.acceleratorTypes.get",),
     "compute.acceleratorTypes.list": ("compute.acceleratorTypes.list",),
+    "compute.advice.capacity": ("compute.advice.capacity",),
+    "compute.advice.capacityHistory": ("compute.advice.capacityHistory",),
     "compute.diskTypes.get": ("compute.diskTypes.get",),
     "compute.diskTypes.list": ("compute.diskTypes.list",),
     "compute.disks.aggregatedList": ("compute.disks.list",),
@@ -125,8 +127,8 @@ def _own(call: Call) -> str:
         and call.route.method_id.endswith(".insert")
     ):
         return f"{path}/{name}"
-    if call.route.method_id.endswith("ist"):
-        # Lists of all kinds are asked of the project.
+    if call.route.method_id.endswith("ist") or ".advice." in call.route.method_id:
+        # Lists of all kinds, and advice, are asked of the project.
         return f"projects/{call.params['project']}"
     return path
 

@@ -38,19 +38,18 @@ SUBNET_RANGES: dict[str, str] = {
     for index, region in enumerate(sorted(REGIONS, key=lambda name: name != "us-central1"))
 }
 
-#: Quotas every region shows, with their usual limits.
-_QUOTAS = {
-    "CPUS": 72.0,
-    "PREEMPTIBLE_CPUS": 500.0,
-    "N2_CPUS": 500.0,
-    "C2_CPUS": 300.0,
-    "DISKS_TOTAL_GB": 40960.0,
-    "SSD_TOTAL_GB": 20480.0,
-    "IN_USE_ADDRESSES": 575.0,
-    "INSTANCES": 24000.0,
-    "NVIDIA_T4_GPUS": 8.0,
-    "NVIDIA_L4_GPUS": 8.0,
-}
+#: What a limit is shown as that nobody has set, and that nothing is refused for: more than anybody
+#: asks for, so that whoever reads it before an insert is told the same as by the insert.
+UNLIMITED = 1_000_000.0
+
+#: Quotas every region shows.
+_QUOTAS = dict.fromkeys(
+    (
+        *("CPUS", "PREEMPTIBLE_CPUS", "N2_CPUS", "C2_CPUS", "DISKS_TOTAL_GB", "SSD_TOTAL_GB"),
+        *("IN_USE_ADDRESSES", "INSTANCES", "NVIDIA_T4_GPUS", "NVIDIA_L4_GPUS"),
+    ),
+    UNLIMITED,
+)
 
 
 #: The CPU platforms of every zone.
@@ -175,7 +174,7 @@ def region_resource(
     region : str
         Region name.
     limits : dict
-        What may be used, by quota metric; others have their usual limits.
+        What may be used, by quota metric; others are shown as unlimited.
     usage : dict
         What is used, by quota metric.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dask_gce.emulator.methods import (
+    advice,
     catalog,
     disks,
     images,
@@ -22,6 +23,7 @@ from dask_gce.emulator.services import (
 
 #: Every method of the local Compute Engine, and of Google's other APIs beside it.
 ROUTES: list[Route] = [
+    *advice.ROUTES,
     *catalog.ROUTES,
     *disks.ROUTES,
     *images.ROUTES,

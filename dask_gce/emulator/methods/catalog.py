@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from dask_gce.emulator.catalog import accelerators, machine_types
-from dask_gce.emulator.catalog.places import REGIONS, ZONES, region_resource, zone_resource
+from dask_gce.emulator.catalog.places import (
+    REGIONS,
+    UNLIMITED,
+    ZONES,
+    region_resource,
+    zone_resource,
+)
 from dask_gce.emulator.disks import DISK_TYPES
 from dask_gce.emulator.errors import not_found
 from dask_gce.emulator.links import number_of
@@ -21,7 +27,7 @@ _WITHOUT_QUOTAS = "2026-10-01-preview"
 
 def _project(call: Call) -> Resource:
     project, quota = call.project, call.cloud.conditions.quota
-    limits = {"CPUS_ALL_REGIONS": 32.0, **quota.limits(GLOBAL)}
+    limits = {"CPUS_ALL_REGIONS": UNLIMITED, **quota.limits(GLOBAL)}
     usage = quota.usage(project.id, GLOBAL)
     shown: Resource = {
         "kind": "compute#project",
