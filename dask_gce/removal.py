@@ -69,6 +69,9 @@ class Removal:
         self._zones = zones
         #: When instances were asked to go that a list may still show.
         self._going: dict[tuple[str, str], float] = {}
+        #: Which were asked to go, as long as a list shows them. Compute Engine shows STOPPING of
+        #: what is being deleted and of what powers off by itself, which then stays with its disk.
+        self._asked: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -115,6 +118,7 @@ class Removal:
     async def _delete(self, zone: str, name: str) -> None:
         if await self._compute.delete_instance(zone, name) is not None:
             self._going[zone, name] = time.monotonic()
+            self._asked.add((zone, name))
 
     def review(self, found: Iterable[Instance], known: Collection[str]) -> None:
         """Delete, in the background, what a look found that should not be there.
@@ -130,6 +134,7 @@ class Removal:
         alive = {(each.zone, each.name) for each in found if _remains(each)}
         for key in self._going.keys() - alive:
             del self._going[key]
+        self._asked &= {(each.zone, each.name) for each in found} | self._going.keys()
         for zone, name in alive:
             asked = self._going.get((zone, name), -math.inf)
             if name not in known and now - asked > DELETE_AGAIN:
@@ -149,7 +154,8 @@ class Removal:
     async def delete_all(self, members: Collection[Member]) -> None:
         """Delete every instance of the cluster, also those that are in no record.
 
-        Returns when Compute Engine shows none that is not on its way out.
+        Returns when Compute Engine shows none that is not on its way out, having been asked to
+        delete it: one that powers off by itself would stay, with its disk.
 
         Parameters
         ----------
@@ -169,12 +175,14 @@ class Removal:
         pause = FIRST_PAUSE
         while True:
             try:
-                there = [each for each in await self._list() if _remains(each)]
+                listed = await self._list()
             except GCEError as error:
                 raise self._uncertain([*causes, error], members) from error
-            if not there:
+            there = [each for each in listed if _remains(each)]
+            unasked = [each for each in listed if not _remains(each) and not self._is_asked(each)]
+            if not (there or unasked):
                 return
-            if time.monotonic() > deadline:
+            if there and time.monotonic() > deadline:
                 causes.append(GCEError(f"Instance {there[0].name} does not go."))
                 raise self._uncertain(causes, members) from causes[0]
             now = time.monotonic()
@@ -183,11 +191,19 @@ class Removal:
                 for each in there
                 if now - self._going.get((each.zone, each.name), -math.inf) > DELETE_AGAIN
             ]
+            again += unasked
             causes = await _side_by_side(partial(self._delete, e.zone, e.name) for e in again)
             if causes:
                 raise self._uncertain(causes, members) from causes[0]
+            # What is not there any more for whoever deletes it is only listed a little longer.
+            self._asked |= {(each.zone, each.name) for each in unasked}
+            if not there:
+                return
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _is_asked(self, instance: Instance) -> bool:
+        return (instance.zone, instance.name) in self._asked
 
     async def _list(self) -> list[Instance]:
         zones = self._zones()
@@ -219,7 +235,9 @@ class Removal:
         # The schedulers first: workers that have lost theirs end by themselves.
         known = sorted((each for each in members if not each.never_was), key=_is_worker)
         todo = {(each.zone, each.name): None for each in known}
-        causes += self._compute.delete_instances_now(todo, deadline)
+        refused = self._compute.delete_instances_now(todo, deadline)
+        causes += refused
+        asked = self._asked | (set() if refused else todo.keys())
         # What was asked for a moment ago may not exist yet; it is waited for, then found by label.
         for batch in {id(each.batch): each.batch for each in known if each.batch}.values():
             try:
@@ -231,7 +249,8 @@ class Removal:
         except GCEError as error:
             causes.append(error)
         else:
-            again = [(each.zone, each.name) for each in listed if _remains(each)]
+            found = {(each.zone, each.name): _remains(each) for each in listed}
+            again = [key for key, remains in found.items() if remains or key not in asked]
             causes = self._compute.delete_instances_now(again, deadline)
         if causes:
             logger.error("%s", self._uncertain(causes, members))

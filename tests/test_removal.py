@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from scripted_api import run_python
 import dask_gce.exit
 from dask_gce import removal
 from dask_gce.emulator import Fault
+from dask_gce.emulator.power import Power
 from dask_gce.errors import GCEError, PermissionDenied
 from dask_gce.instance import build_insert
 
@@ -184,6 +186,30 @@ async def test_the_end_deletes_what_is_off(cloud, fleet):
     cloud.power_off("stray")
     await until(lambda: [each["status"] for each in cloud.instances()] == ["TERMINATED", "RUNNING"])
     await fleet.delete_all()
+    await gone(cloud)
+
+
+@pytest.mark.parametrize("now", [False, True])
+async def test_the_end_deletes_what_powers_off_by_itself(cloud, fleet, monkeypatch, now):
+    # Compute Engine shows the same of what is being deleted, but this would stay, with its disk.
+    off, go = Power.off, threading.Event()
+
+    async def late(self, grace):
+        await until(go.is_set)
+        await off(self, grace)
+
+    monkeypatch.setattr(Power, "off", late)
+    await request(fleet, workers("vm", "leaving"))
+    await running(fleet, "vm", "leaving")
+    await strays(cloud, *workers("stray"))
+    cloud.power_off("stray")
+    await fleet.delete("leaving")
+    await until(lambda: cloud.alive() == {"vm"})
+    await fleet.look()
+    await (asyncio.to_thread(fleet.delete_now) if now else fleet.delete_all())
+    # Each of them was asked to go, once.
+    assert len(cloud.asked("instances.delete")) == 3
+    go.set()
     await gone(cloud)
 
 
