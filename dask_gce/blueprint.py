@@ -6,6 +6,7 @@ cluster and handed in. From then on a blueprint is a pure function of role, name
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -210,6 +211,7 @@ class Blueprint:
             local=self._local(location.shape),
             gpus=shares.gpus_of(settings, location.shape, workers=settings.single_node),
             versions=self._versions(workers=self.local_workers > 0),
+            limits=self._limits(settings.start_timeout),
             **self._secrets(),
             **self._container(location.shape),
         )
@@ -276,10 +278,24 @@ class Blueprint:
             gpus=shares.gpus_of(settings, location.shape, workers=True),
             versions=self._versions(workers=True),
             endpoint=settings.api_endpoint or startup.PUBLIC_ENDPOINT,
+            limits=self._limits(settings.worker_start_timeout),
             **self._secrets(),
             **self._container(location.shape),
         )
         return self._instance("", location, payload)
+
+    def _limits(self, patience: float) -> startup.Limits:
+        """Return after which time machines end by themselves, for whose start there is patience."""
+        settings = self.settings
+        return startup.Limits(
+            idle_timeout=settings.idle_timeout,
+            no_client_timeout=settings.no_client_timeout or math.inf,
+            max_lifetime=settings.max_lifetime,
+            expires=self.expires,
+            death_timeout=settings.death_timeout,
+            # Whoever waits for it gives up earlier, and deletes it.
+            boot_timeout=2 * patience,
+        )
 
     def _secrets(self) -> dict[str, Any]:
         """Return where machines find their certificates, if that is not the metadata."""

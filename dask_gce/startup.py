@@ -12,6 +12,7 @@ https://docs.cloud.google.com/compute/docs/instances/startup-scripts
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -46,6 +47,9 @@ PUBLIC_SECRETS_ENDPOINT = "https://secretmanager.googleapis.com"
 
 #: Seconds a machine whose Dask failed stays, so that its console can still be read.
 LINGER = 120
+
+#: Seconds before the end by one of its limits at which a cluster's machines say that it is close.
+WARNINGS = (600, 300, 60)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,36 @@ class LocalWorkers:
     spec: Mapping[str, Any] = field(repr=False)
     processes: int
     tls: Tls | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """After which time a cluster's machines end by themselves, with nobody there to end them.
+
+    Times are in seconds, and infinity is no limit.
+
+    Parameters
+    ----------
+    idle_timeout : float
+        How long the scheduler may have nothing to do.
+    no_client_timeout : float
+        How long no client may be connected.
+    max_lifetime : float
+        How long the cluster may exist.
+    expires : int or None
+        When that is over, in seconds since 1970 UTC by the client's clock; None for never.
+    death_timeout : float
+        How long a worker's machine may be without its scheduler.
+    boot_timeout : float
+        How long a machine may take until Dask runs on it.
+    """
+
+    idle_timeout: float = math.inf
+    no_client_timeout: float = math.inf
+    max_lifetime: float = math.inf
+    expires: int | None = None
+    death_timeout: float = math.inf
+    boot_timeout: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -137,6 +171,8 @@ class Payload:
         ``"projects/P/secrets/S/versions/1"``; empty to have them in the metadata.
     secrets_endpoint : str
         Root URL of Secret Manager's API.
+    limits : Limits or None
+        After which time the machine ends by itself; None for as long as Dask runs.
     """
 
     role: Role
@@ -160,6 +196,7 @@ class Payload:
     shm_size: int | None = None
     secrets: Mapping[str, str] = field(default_factory=dict)
     secrets_endpoint: str = PUBLIC_SECRETS_ENDPOINT
+    limits: Limits | None = None
 
 
 def scheduler_spec(
@@ -292,6 +329,8 @@ def build_metadata(payload: Payload) -> dict[str, str]:
         items["install-nvidia-driver"] = "True"
     if payload.versions is not None:
         items["dask-gce-versions"] = payload.versions
+    if payload.limits is not None:
+        items.update(_limits(payload.role, payload.limits))
     items.update(_programs(payload))
     _check_size(items)
     return items
@@ -340,6 +379,27 @@ def _secrets(payload: Payload) -> dict[str, str]:
     }
 
 
+def _limits(role: Role, limits: Limits) -> dict[str, str]:
+    """Return what the machine of a role reads of the limits."""
+    times = {
+        "scheduler": ("idle_timeout", "no_client_timeout", "max_lifetime"),
+        "worker": ("death_timeout",),
+    }[role]
+    said: dict[str, Any] = {name: _or_null(getattr(limits, name)) for name in times}
+    if role == "scheduler":
+        said |= {"expires": limits.expires, "warnings": WARNINGS}
+    items = {"dask-gce-limits": json.dumps(said)}
+    if limits.boot_timeout < math.inf:
+        # Also for bash, which counts in whole numbers.
+        items["dask-gce-boot-timeout"] = str(math.ceil(limits.boot_timeout))
+    return items
+
+
+def _or_null(seconds: float) -> float | None:
+    """JSON has no word for infinity."""
+    return None if seconds == math.inf else seconds
+
+
 def _container(payload: Payload, image: str) -> dict[str, str]:
     """Return what the runtime container reads."""
     items = {
@@ -364,7 +424,11 @@ def _programs(payload: Payload) -> dict[str, str]:
         programs.append("wheelhouse.py")
     if payload.local is not None:
         programs.append("keep_local.py")
-    if payload.role == "scheduler" and (wheels or payload.local is not None):
+    if payload.role == "scheduler" and payload.limits is not None:
+        programs.append("guard.py")
+    if payload.role == "scheduler" and (
+        wheels or payload.local is not None or payload.limits is not None
+    ):
         programs.append("config_preloads.py")
     if payload.versions is not None:
         programs.append("versions.py")

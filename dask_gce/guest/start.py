@@ -275,12 +275,15 @@ def main() -> None:
     port = options.get("port", 0)
     arguments = spec.pop("args", [])
     local: list[str] = []
+    limits = metadata("attributes/dask-gce-limits", default="")
     if role == "scheduler":
         local = prepare_local(folder, address, options, secrets.get("local-tls"), packages)
         programs = ["keep_local.py"] if local else []
         if packages is not None and packages.wheels:
             packages.serve(folder)
             programs.append("wheelhouse.py")
+        if limits:
+            programs.append("guard.py")
         add_preloads(options, programs)
     else:
         name = options["name"] = metadata("name")
@@ -300,6 +303,8 @@ def main() -> None:
         write_private(folder / "config.json", configuration)
         environment["DASK_CONFIG"] = str(folder / "config.json")
     environment.update(json.loads(metadata("attributes/dask-gce-env", default="{}")))
+    # Last, so that no variable of the user's is in its place.
+    environment["DASK_GCE_LIMITS"] = limits or "{}"
     if DRIVER.is_dir():
         # An image need not look there by itself, and what it does look for stays in front.
         for variable, part in (("PATH", "bin"), ("LD_LIBRARY_PATH", "lib64")):
