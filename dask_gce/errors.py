@@ -11,9 +11,10 @@
     +- OperationError               .operation .code .errors
     |  +- OutOfCapacity
     +- InstanceError                .name .zone .phase .serial_tail
-    |  +- StartTimeout  InstanceLost
+    |  +- StartTimeout  InstanceLost .preempted
     +- WorkersFailed
     +- ClusterNotFound              .cluster
+    +- CostLimitExceeded            .limit .fits
     +- TunnelError                  .code
 
 Which class is raised follows from an HTTP status, a reason or an operation's error code, never from
@@ -30,6 +31,7 @@ __all__ = [
     "APIError",
     "AlreadyExists",
     "ClusterNotFound",
+    "CostLimitExceeded",
     "CredentialsError",
     "GCEError",
     "InstanceError",
@@ -232,7 +234,10 @@ class StartTimeout(InstanceError):
 
 
 class InstanceLost(InstanceError):
-    """An instance is gone that should be there."""
+    """An instance is gone that should be there, or about to go."""
+
+    #: Whether Compute Engine has taken it away, as it may with a Spot machine.
+    preempted: bool = False
 
 
 class WorkersFailed(GCEError):
@@ -253,6 +258,25 @@ class ClusterNotFound(GCEError):
     def __init__(self, message: str, *, cluster: str = "") -> None:
         super().__init__(message)
         self.cluster = cluster
+
+
+class CostLimitExceeded(GCEError):
+    """More machines were asked for than ``max_hourly_cost`` allows.
+
+    Parameters
+    ----------
+    message : str
+        What the machines would cost, what is allowed, how many that makes, and the remedy.
+    limit : float
+        What all machines together may cost, in US dollars an hour.
+    fits : int or None
+        How many workers fit in; None if that is not known, since prices are not.
+    """
+
+    def __init__(self, message: str, *, limit: float = 0.0, fits: int | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.fits = fits
 
 
 class TunnelError(GCEError):

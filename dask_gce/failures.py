@@ -94,6 +94,7 @@ _SERVICES: Mapping[str, tuple[str, str]] = {
     "cloudresourcemanager": ("Resource Manager", "roles/browser"),
     "serviceusage": ("Service Usage", "roles/serviceusage.serviceUsageViewer"),
     "iam": ("IAM", "roles/iam.serviceAccountUser"),
+    "cloudbilling": ("Cloud Billing", "roles/serviceusage.serviceUsageConsumer"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Google's other APIs: Secret Manager, Resource Manager, Service Usage and IAM.
+"""Google's other APIs: Secret Manager, Resource Manager, Service Usage, IAM and Cloud Billing.
 
 It owns the threads on which they are asked, and the repeats by the rules of `policy`. The single
 exchange is left to `exchange`; what is asked to whoever needs it, and so is what an answer means.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Service", "Services", "load_services"]
 
 #: The first label of the API's host name.
-Service = Literal["secretmanager", "cloudresourcemanager", "serviceusage", "iam"]
+Service = Literal["secretmanager", "cloudresourcemanager", "serviceusage", "iam", "cloudbilling"]
 
 #: Exchanges under way at a time. A cluster has a secret for each role, and that is the most it asks
 #: for at once.
@@ -118,7 +118,7 @@ class Services:
 
         Parameters
         ----------
-        service : {"secretmanager", "cloudresourcemanager", "serviceusage", "iam"}
+        service : {"secretmanager", "cloudresourcemanager", "serviceusage", "iam", "cloudbilling"}
             Which API.
         method : str
             The HTTP method.
@@ -174,7 +174,7 @@ class Services:
 
         Parameters
         ----------
-        service : {"secretmanager", "cloudresourcemanager", "serviceusage", "iam"}
+        service : {"secretmanager", "cloudresourcemanager", "serviceusage", "iam", "cloudbilling"}
             Which API.
         method : str
             The HTTP method.

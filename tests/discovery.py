@@ -25,6 +25,7 @@ from dask_gce.emulator.partial import Mask, parse_mask
 #: The APIs that the emulator speaks, and what the paths of each begin with.
 APIS = {
     "compute.v1": "/compute/v1/",
+    "cloudbilling.v1": "/v1/",
     "secretmanager.v1": "/v1/",
     "iam.v1": "/v1/",
     "serviceusage.v1": "/v1/",

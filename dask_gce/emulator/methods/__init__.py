@@ -15,6 +15,7 @@ from dask_gce.emulator.methods import (
 )
 from dask_gce.emulator.routing import Route
 from dask_gce.emulator.services import (
+    cloud_billing,
     resource_manager,
     secret_manager,
     service_accounts,
@@ -32,6 +33,7 @@ ROUTES: list[Route] = [
     *operations.ROUTES,
     *reservations.ROUTES,
     *routers.ROUTES,
+    *cloud_billing.ROUTES,
     *resource_manager.ROUTES,
     *secret_manager.ROUTES,
     *service_accounts.ROUTES,
