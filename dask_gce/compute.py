@@ -1,9 +1,9 @@
 """The Compute API of one project, as the rest of the package sees it.
 
 It owns the construction of everything below it, its life, and the verbs that look things up. The
-other verbs are in `instances`, `instances_now`, `image_verbs`, `firewall_verbs` and `operations`;
-threads, repeats and what cancelling a call means are the business of `calls`, google-cloud-compute
-that of `library`.
+other verbs are in `instances`, `instances_now`, `image_verbs`, `firewall_verbs`, `operations`,
+`project_verbs` and `advice_verbs`; threads, repeats and what cancelling a call means are the
+business of `calls`, google-cloud-compute that of `library`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any
 
+from dask_gce.advice_verbs import AdviceVerbs
 from dask_gce.calls import Caller
 from dask_gce.clock import SYSTEM_CLOCK, Clock
 from dask_gce.failures import Place
@@ -33,7 +34,13 @@ __all__ = ["Clock", "Compute", "Operation"]
 
 
 class Compute(
-    InstanceVerbs, InstanceVerbsNow, ImageVerbs, FirewallVerbs, OperationVerbs, ProjectVerbs
+    InstanceVerbs,
+    InstanceVerbsNow,
+    ImageVerbs,
+    FirewallVerbs,
+    OperationVerbs,
+    ProjectVerbs,
+    AdviceVerbs,
 ):
     """The Compute API of one project.
 

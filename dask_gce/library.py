@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dask_gce._version import __version__
-from dask_gce.errors import SettingsError
+from dask_gce.errors import GCEError, SettingsError
 from dask_gce.failures import Place
 from dask_gce.google_logs import keep_private
 from dask_gce.policy import Failure, parse_retry_after
@@ -166,10 +166,14 @@ class Library:
         ------
         SettingsError
             The body has a field or a value that Compute Engine does not know.
+        GCEError
+            The library is too old to know the method.
         ExchangeError
             The request was refused, or no answer came.
         """
         modules, client = self._client(call.service)
+        if not (hasattr(client, call.verb) and hasattr(modules.compute, call.request)):
+            raise _too_old(modules, call.place)
         request = self._build_request(modules, call)
         metadata = [("x-goog-api-version", API_VERSION)]
         if call.mask:
@@ -220,6 +224,8 @@ class Library:
 
     def _build_client(self, modules: _Modules, service: str) -> Any:
         options = {"api_endpoint": self._endpoint} if self._endpoint else None
+        if not hasattr(modules.compute, f"{service}Client"):
+            raise _too_old(modules, f"know the service {service}")
         client = getattr(modules.compute, f"{service}Client")(
             credentials=self._credentials,
             client_options=options,
@@ -254,6 +260,13 @@ class Library:
             # An empty body must still be sent as one.
             message.SetInParent()
         return request
+
+
+def _too_old(modules: _Modules, what: object) -> GCEError:
+    return GCEError(
+        f"google-cloud-compute {modules.compute.__version__} is too old to {what}: install a newer "
+        "one."
+    )
 
 
 def _check_fields(body: Any, descriptor: Any, path: str, place: Place) -> None:

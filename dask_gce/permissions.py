@@ -170,6 +170,25 @@ _FEATURES: Final = (
         ),
     ),
     Feature(
+        "more-time",
+        "More time for a cluster that runs",
+        "cluster.extend_lifetime()",
+        "roles/compute.instanceAdmin.v1",
+        (
+            Need(
+                "compute.instances.setLabels",
+                ("compute.instances.setLabels",),
+                "A cluster keeps the end that it was made with.",
+            ),
+            Need(
+                "compute.instances.setScheduling",
+                ("compute.instances.setScheduling",),
+                "A cluster whose machines have a limit of their own keeps its end.",
+                optional=True,
+            ),
+        ),
+    ),
+    Feature(
         "external-ip",
         "External addresses",
         "external_ip=True, the default",
@@ -348,6 +367,46 @@ _FEATURES: Final = (
             ),
             Need("compute.images.list", ("compute.images.list",), "Images cannot be listed."),
             Need("compute.images.delete", ("compute.images.delete",), "Images stay."),
+        ),
+    ),
+    Feature(
+        "advice",
+        "Advice where Spot machines are to be had",
+        "spot is set, and there are several machine types or zones to choose from",
+        "roles/compute.viewer",
+        (
+            Need(
+                "compute.advice.capacity",
+                ("compute.advice.capacity",),
+                "Machine types and zones are tried in the order of the settings.",
+                optional=True,
+            ),
+            Need(
+                "compute.advice.capacityHistory",
+                ("compute.advice.capacityHistory",),
+                "Prices play no part in the order.",
+                optional=True,
+            ),
+        ),
+    ),
+    Feature(
+        "quota",
+        "A look at quotas",
+        "many machines are asked for at once, or a quota does not suffice",
+        "roles/compute.viewer",
+        (
+            Need(
+                "compute.regions.get",
+                ("compute.regions.get",),
+                "How many machines a quota leaves room for is found out by trying.",
+                optional=True,
+            ),
+            Need(
+                "compute.projects.get",
+                ("compute.projects.get",),
+                "What the quotas of all regions together leave room for is found out by trying.",
+                optional=True,
+            ),
         ),
     ),
     Feature(

@@ -36,6 +36,7 @@ from dask_gce.gpus import check_gpus, complete_for_gpus
 from dask_gce.hardware import check_hardware, check_image, warn_of_architecture
 from dask_gce.images import architecture_of
 from dask_gce.inventory import list_clusters
+from dask_gce.obtainability import ask_for_advice, order, zones_like
 from dask_gce.placement import Location, MachineShape, Placement
 from dask_gce.reach.firewall import Firewall
 from dask_gce.reach.firewall_needs import Needs
@@ -80,6 +81,8 @@ class Preparation:
         The client's side of the cluster's security.
     client_tls : Tls or None
         The same as PEM text; None for plain TCP.
+    order : str
+        In which order the places are tried and why, in words; empty for that of the settings.
     """
 
     compute: Compute
@@ -90,6 +93,7 @@ class Preparation:
     firewall: Firewall
     security: Security = field(repr=False)
     client_tls: Tls | None = field(default=None, repr=False)
+    order: str = ""
 
 
 async def open_compute(settings: Settings) -> Compute:
@@ -172,8 +176,8 @@ async def prepare(
     )
     if settings.name is not None:
         await _check_that_name_is_free(compute, cluster)
-    (schedulers, workers), image, (route, clients), found = await side_by_side(
-        find_locations(compute, settings),
+    (schedulers, workers, why), image, (route, clients), found = await side_by_side(
+        find_places(compute, settings),
         _look_up_image(compute, settings),
         find_way(compute, settings),
         survey(compute, settings),
@@ -210,6 +214,7 @@ async def prepare(
         Firewall(compute, needs),
         trust.client,
         await asyncio.to_thread(client_tls, trust.client),
+        why,
     )
 
 
@@ -381,6 +386,42 @@ async def _check_that_name_is_free(compute: Compute, cluster: str) -> None:
 
 def _is_there(record: ClusterRecord) -> bool:
     return any(machine.on for machine in record.machines)
+
+
+async def find_places(
+    compute: Compute, settings: Settings
+) -> tuple[list[Location], list[Location], str]:
+    """Return where machines may be, in the order in which that is tried.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API.
+    settings : Settings
+        The cluster's settings.
+
+    Returns
+    -------
+    schedulers : list of Location
+        For the scheduler: the zones that are best for the workers come first, for it stays where it
+        is while they come and go.
+    workers : list of Location
+        For workers.
+    why : str
+        Which order that is and why, in words; empty where nothing was to be chosen.
+
+    Raises
+    ------
+    SettingsError
+        If no zone offers the machine types.
+    """
+    (schedulers, workers), advice = await side_by_side(
+        find_locations(compute, settings), ask_for_advice(compute, settings)
+    )
+    ordered, why = order(workers, advice)
+    if ordered != workers:
+        schedulers = zones_like(schedulers, ordered)
+    return schedulers, ordered, why
 
 
 async def find_locations(

@@ -48,7 +48,7 @@ ROLES = {
         "Makes, uses and deletes Dask clusters, with firewall rules of their own.",
         (
             *("clusters", "external-ip", "subnetwork", "cpu-platform", "own-images"),
-            *("service-account", "firewall", "iap", "check"),
+            *("service-account", "firewall", "iap", "advice", "quota", "check"),
         ),
     ),
     "dask-gce-secrets.yaml": (

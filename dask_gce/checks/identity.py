@@ -10,6 +10,7 @@ from dask_gce.checks.finding import Finding, failed, ok, unknown
 from dask_gce.checks.view import View, project_of
 from dask_gce.errors import APIError, CredentialsError, GCEError, NotFound, PermissionDenied
 from dask_gce.images import architecture_of
+from dask_gce.obtainability import wants_advice
 from dask_gce.permissions import (
     FEATURES,
     UNKNOWN_MEMBER,
@@ -54,6 +55,8 @@ def features_of(settings: Settings, route: str) -> tuple[str, ...]:
         "service-account": settings.service_account is not None,
         "firewall": settings.firewall,
         "iap": route == "iap",
+        "advice": wants_advice(settings),
+        "quota": True,
         # Without certificates there is nothing to keep.
         "secret-manager": settings.secrets == "secret-manager" and settings.security is not False,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dask_gce.emulator.capacity import Capacity
 from dask_gce.emulator.catalog.machine_types import MachineType, resolve
@@ -115,7 +116,7 @@ class Advice:
             raise ValueError(f"uptime is one of {', '.join(map(str, UPTIMES))}, not {uptime!r}")
         if price is not None and (place in ZONES or not price > 0):
             raise ValueError("a price is a positive number, and that of a region")
-        given = {
+        given: dict[str, Any] = {
             "obtainability": obtainability,
             "uptime": uptime,
             "preemption_rate": preemption_rate,
