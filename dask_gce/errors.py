@@ -14,6 +14,7 @@
     |  +- StartTimeout  InstanceLost .preempted
     +- WorkersFailed
     +- ClusterNotFound              .cluster
+    +- ClusterEnded                 .cluster .limit
     +- CostLimitExceeded            .limit .fits
     +- TunnelError                  .code
 
@@ -30,6 +31,7 @@ from typing import Any
 __all__ = [
     "APIError",
     "AlreadyExists",
+    "ClusterEnded",
     "ClusterNotFound",
     "CostLimitExceeded",
     "CredentialsError",
@@ -258,6 +260,25 @@ class ClusterNotFound(GCEError):
     def __init__(self, message: str, *, cluster: str = "") -> None:
         super().__init__(message)
         self.cluster = cluster
+
+
+class ClusterEnded(GCEError):
+    """The cluster has ended by one of its limits.
+
+    Parameters
+    ----------
+    message : str
+        Which limit it was, and what to do.
+    cluster : str
+        The cluster's name.
+    limit : str
+        The limit's setting: ``"idle_timeout"``, ``"no_client_timeout"`` or ``"max_lifetime"``.
+    """
+
+    def __init__(self, message: str, *, cluster: str = "", limit: str = "") -> None:
+        super().__init__(message)
+        self.cluster = cluster
+        self.limit = limit
 
 
 class CostLimitExceeded(GCEError):

@@ -32,10 +32,12 @@ class Event:
     what : str
         What happened, in a word or two: ``"requested"``, ``"running"``, ``"booting"``, ``"ready"``,
         ``"failed"``, ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``,
-        ``"moved"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or ``"reconnected"``; of the
-        way to the scheduler ``"route"``, ``"firewall"``, ``"tunnel waiting"``, ``"tunnel failed"``,
-        ``"tunnel cut"`` and ``"tunnel resumed"``; of the cluster's certificates ``"secured"``,
-        ``"expiring"`` and ``"expired"``.
+        ``"moved"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or ``"reconnected"``; of Spot
+        machines ``"preempting"`` and ``"unnoticed"``, of others that will be taken away
+        ``"leaving"``; of the way to the scheduler ``"route"``, ``"firewall"``,
+        ``"tunnel waiting"``, ``"tunnel failed"``, ``"tunnel cut"`` and ``"tunnel resumed"``; of the
+        cluster's certificates ``"secured"``, ``"expiring"`` and ``"expired"``; of its limits
+        ``"ending"``, ``"ended"``, ``"cleared"`` and ``"extended"``; and ``"recomputed"``.
     why : str
         The reason, where there is one to tell; for ``"booting"`` the phase of the boot.
     time : datetime.datetime

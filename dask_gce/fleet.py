@@ -19,6 +19,8 @@ from typing import Any
 from dask_gce import names
 from dask_gce.batch import Batch
 from dask_gce.compute import Compute
+from dask_gce.cost.charges import charge_of
+from dask_gce.cost.spending import Spending
 from dask_gce.errors import (
     GCEError,
     InstanceError,
@@ -32,7 +34,7 @@ from dask_gce.exit import at_exit, not_at_exit
 from dask_gce.insertion import Insertion
 from dask_gce.instance import Instance, InstanceSpec, parse_instance
 from dask_gce.member import Member
-from dask_gce.operation import explain_end
+from dask_gce.operation import PREEMPTED, explain_end
 from dask_gce.removal import OFF, Removal
 from dask_gce.scrubbing import Scrubbing
 
@@ -88,6 +90,8 @@ class Fleet:
     scrubs : bool
         Whether the metadata of machines holds private keys, which are taken out once they are
         ready.
+    spending : Spending, optional
+        The account of how long machines run.
     """
 
     def __init__(
@@ -104,11 +108,13 @@ class Fleet:
         others: Callable[[Sequence[Instance]], None] | None = None,
         zones: Collection[str] = (),
         scrubs: bool = False,
+        spending: Spending | None = None,
     ) -> None:
         self.compute = compute
         self.cluster = cluster
         self.events = EventLog() if events is None else events
         self.members: dict[str, Member] = {}
+        self.spending = Spending() if spending is None else spending
         self.on_exit = on_exit
         self.max_workers = max_workers
         self._changed = changed
@@ -120,7 +126,7 @@ class Fleet:
         self._zones: set[str] = set(zones)
         self._unreachable: frozenset[str] = frozenset()
         self._held: list[Member] = []
-        self._insertion = Insertion(compute, changed)
+        self._insertion = Insertion(compute, changed, unnoticed=self._note_unnoticed)
         self._removal = Removal(compute, cluster, self._label, lambda: self._zones)
         self._scrubbing = Scrubbing(compute, cluster, self.events) if scrubs else None
         self._ended = False
@@ -154,7 +160,8 @@ class Fleet:
             member = self.members[spec.name] = Member(spec, timeout)
             self._known.add(spec.name)
             self._zones.add(spec.zone)
-            self.events.note(spec.name, "requested", f"{spec.machine_type} in {spec.zone}")
+            kind = "Spot " if spec.spot else ""
+            self.events.note(spec.name, "requested", f"{kind}{spec.machine_type} in {spec.zone}")
             if self.max_workers < math.inf and _is_worker(spec):
                 member.accepted = asyncio.get_running_loop().create_future()
                 self._held.append(member)
@@ -185,6 +192,8 @@ class Fleet:
         member = Member(spec, timeout, batch=Batch.of_others(spec.zone))
         member.see(instance)
         self.members[spec.name] = member
+        if not instance.ended:
+            self.spending.begin(spec.name, charge_of(spec), instance.created)
         self._known.add(spec.name)
         self._zones.add(spec.zone)
 
@@ -237,6 +246,9 @@ class Fleet:
             member.see(seen.get((member.zone, member.name)))
             if member.running_since is not None and not was_running:
                 self.events.note(member.name, "running")
+                self.spending.begin(member.name, charge_of(member.spec))
+            if _is_gone(member):
+                self.spending.end(member.name)
         ours = found
         if self._others is not None:
             # A machine that is off is of no use to anybody, whoever made it.
@@ -247,6 +259,10 @@ class Fleet:
         if self._scrubbing is not None:
             self._scrubbing.review(found)
         self._release(found)
+
+    def _note_unnoticed(self, why: str) -> None:
+        text = f"Spot machines are made without a notice of their end (preemption_notice): {why}"
+        self.events.note(self.cluster, "unnoticed", text)
 
     async def _list(self) -> tuple[list[dict[str, Any]], frozenset[str]]:
         if len(self._zones) == 1:
@@ -272,6 +288,8 @@ class Fleet:
         if member is not None and member.ready_since is None:
             member.ready_since = time.monotonic()
             self.events.note(name, "ready")
+            # Workers may be quicker than the look that sees their machine run.
+            self.spending.begin(name, charge_of(member.spec))
             if self._scrubbing is not None:
                 # The next look will do: a thousand machines that arrive are no reason for more.
                 self._scrubbing.add(member.zone, name)
@@ -350,12 +368,14 @@ class Fleet:
             ),
             *(member.inspect(self.compute) for member, _, _ in verdicts[:DETAILED]),
         )
-        return [
-            member.failed(
-                cls, f"{what}: {reasons[member.name]}" if reasons.get(member.name) else what
-            )
-            for member, cls, what in verdicts
-        ]
+        failures = []
+        for member, cls, what in verdicts:
+            reason = reasons.get(member.name)
+            failure = member.failed(cls, f"{what}: {reason}" if reason else what)
+            if isinstance(failure, InstanceLost):
+                failure.preempted = reason == PREEMPTED
+            failures.append(failure)
+        return failures
 
     async def explain(self, name: str, cls: type[InstanceError], what: str) -> InstanceError:
         """Make an error of what somebody else has found out about an instance.
@@ -447,6 +467,8 @@ class Fleet:
             self.members.pop(name, None)
             self._changed()
             raise
+        finally:
+            self.spending.end(name)
         self.members.pop(name, None)
 
     async def delete_workers(self) -> None:
@@ -457,6 +479,8 @@ class Fleet:
             await self._scrubbing.stop()
         workers = [each for each in self.members.values() if _is_worker(each.spec)]
         await self._removal.delete_each(workers)
+        for each in workers:
+            self.spending.end(each.name)
 
     async def delete_all(self) -> None:
         """Delete every instance of the cluster, also those that are in no record.
@@ -474,6 +498,7 @@ class Fleet:
         if self._zones:
             await self._removal.delete_all(list(self.members.values()))
         self.members.clear()
+        self.spending.end_all()
         not_at_exit(self)
 
     def _withdraw_held(self) -> None:

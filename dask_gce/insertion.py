@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from dask_gce.batch import Batch
@@ -18,6 +20,7 @@ from dask_gce.bulk import batches, build_bulk_insert
 from dask_gce.compute import Compute
 from dask_gce.errors import (
     AlreadyExists,
+    APIError,
     GCEError,
     OperationError,
     RateLimited,
@@ -29,7 +32,7 @@ from dask_gce.instance import build_insert
 from dask_gce.member import Member
 from dask_gce.operation import Operation
 
-__all__ = ["Insertion"]
+__all__ = ["Insertion", "refuses_notice"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +57,22 @@ class Insertion:
         The Compute API.
     changed : callable
         Called when an operation has ended: a look at the instances is worth while.
+    unnoticed : callable
+        Told, once, why Spot machines are made without a notice of their end.
     """
 
-    def __init__(self, compute: Compute, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        compute: Compute,
+        changed: Callable[[], None],
+        *,
+        unnoticed: Callable[[str], None] = lambda why: None,
+    ) -> None:
         self._compute = compute
         self._changed = changed
+        self._unnoticed = unnoticed
+        # Whether Compute Engine has refused to give notice before it takes Spot machines away.
+        self._forgoes_notice = False
         self._queue: list[Member] = []
         self._queued = 0
         self._bulks = asyncio.Semaphore(BULKS)
@@ -161,6 +175,8 @@ class Insertion:
         batch = Batch(members[0].zone)
         for member in members:
             member.batch = batch
+            if self._forgoes_notice and member.spec.preemption_notice:
+                member.spec = replace(member.spec, preemption_notice=False)
         task = asyncio.ensure_future(self._insert(batch, members))
         self._under_way[batch] = task, {member.name for member in members}
         task.add_done_callback(partial(self._over, batch, members))
@@ -244,6 +260,12 @@ class Insertion:
                 # A refusal undoes no attempt before it whose answer was lost. But what has the name
                 # already may be somebody else's: if it is ours, its labels tell.
                 batch.sent = doubtful and not isinstance(error, AlreadyExists)
+                if members[0].spec.preemption_notice and refuses_notice(error):
+                    self._forgo_notice(error)
+                    # Those that somebody still wants; the request is another one.
+                    _, wanted = self._under_way[batch]
+                    self._begin([each for each in members if each.name in wanted])
+                    return
                 _refuse(members, error)
                 return
         batch.answered.set()
@@ -252,6 +274,11 @@ class Insertion:
             if member.accepted is not None and not member.accepted.done():
                 member.accepted.set_result(None)
             member.accepted = None
+
+    def _forgo_notice(self, error: GCEError) -> None:
+        if not self._forgoes_notice:
+            self._forgoes_notice = True
+            self._unnoticed(error.message.partition("\n")[0])
 
     async def _follow(self, batch: Batch, members: Sequence[Member]) -> None:
         """Learn how the operation ends, and from its children what each instance lacked."""
@@ -297,6 +324,30 @@ class Insertion:
                     status=child.http_status,
                     message=child.http_message,
                 )
+            if member.failure is not None and refuses_notice(member.failure):
+                self._forgo_notice(member.failure)
+
+
+def refuses_notice(error: GCEError) -> bool:
+    """Tell whether Compute Engine will not say ahead that it takes a machine away.
+
+    Not every project has that: https://docs.cloud.google.com/compute/docs/instances/spot. There is
+    no code for it, so what counts is whether the refusal names the field.
+
+    Parameters
+    ----------
+    error : GCEError
+        Why a request, or its operation, failed.
+
+    Returns
+    -------
+    bool
+        Whether it may succeed without ``preemptionNoticeDuration``.
+    """
+    refused = isinstance(error, OperationError) or (
+        isinstance(error, APIError) and error.status in (400, 403)
+    )
+    return refused and re.search(r"preemption.?notice", error.message, re.IGNORECASE) is not None
 
 
 def _refuse(members: Sequence[Member], error: GCEError) -> None:

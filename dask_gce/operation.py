@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-__all__ = ["OPERATION_FIELDS", "Operation", "explain_end", "parse_operation"]
+__all__ = ["OPERATION_FIELDS", "PREEMPTED", "Operation", "explain_end", "parse_operation"]
 
 #: What is read of an operation: the top-level fields of a ``compute#operation`` resource.
 OPERATION_FIELDS = (
@@ -35,10 +35,12 @@ TARGETS = {"instances": "instance", "images": "image", "firewalls": "firewall ru
 
 #: What Compute Engine does to instances of its own accord begins with this.
 SYSTEM_PREFIX = "compute.instances."
+#: How the end of a Spot machine is told that Compute Engine takes away.
+PREEMPTED = "preempted by Compute Engine"
 #: What ends or stops an instance, in words. Others that begin with the prefix are told by their
 #: type (https://cloud.google.com/compute/docs/troubleshooting/troubleshooting-reboots).
 SYSTEM_ENDS = {
-    "compute.instances.preempted": "preempted by Compute Engine",
+    "compute.instances.preempted": PREEMPTED,
     "compute.instances.hostError": "its host failed",
     "compute.instances.guestTerminate": "it powered itself off",
     "compute.instances.terminateOnHostMaintenance": "its host went into maintenance",

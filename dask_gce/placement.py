@@ -1,20 +1,22 @@
 """Where a machine may be made, and which of these places have none to give at the moment.
 
 Owns the list of locations in the user's order of preference and what is blocked for a while after
-Compute Engine ran short. Which locations there are is found out in `preparation`; when to ask again
-is decided by whoever asked.
+Compute Engine ran short, or kept taking Spot machines away. Which locations there are is found out
+in `preparation`; when to ask again is decided by whoever asked.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_gce.errors import GCEError, OperationError
 from dask_gce.failures import Cause, cause_of
+from dask_gce.preemptions import Preemptions
 
 __all__ = ["Location", "MachineShape", "Placement", "memory_with"]
 
@@ -145,14 +147,28 @@ class Location:
         """The machine type's name."""
         return self.shape.name
 
+    def __str__(self) -> str:
+        return f"{self._what} in zone {self.zone}"
+
+    @property
+    def _what(self) -> str:
+        return f"Spot {self.machine_type}" if self.spot else self.machine_type
+
+    @property
+    def in_region(self) -> str:
+        """Its machine type in all zones of its region, in words."""
+        return f"{self._what} in region {self.region}"
+
 
 class Placement:
     """The places where machines of one role may be made, in order of preference.
 
+    Each place counts twice: there may be machines on demand where there are no Spot machines.
+
     Parameters
     ----------
     locations : sequence of Location
-        The places, the preferred one first.
+        The places, the preferred one first; whether they are Spot is asked for later.
     blocked_for : float
         Seconds that a place without machines is left alone.
     clock : callable
@@ -179,32 +195,86 @@ class Placement:
         self._blocked_for = blocked_for
         self._clock = clock
         self._blocked_until: dict[Location, float] = {}
+        # Where they are to be had, but are taken away too often.
+        self._avoided_until: dict[Location, float] = {}
+        self._preemptions = Preemptions()
 
-    def choose(self, zone: str | None = None) -> Location | None:
+    def choose(self, zone: str | None = None, *, spot: bool = False) -> Location | None:
         """Return the preferred place that is not blocked.
 
         Parameters
         ----------
         zone : str or None
             The only zone to consider; None for all.
+        spot : bool
+            Whether the machine is to be Spot.
 
         Returns
         -------
         Location or None
             The place; None if all are blocked or none is in that zone.
         """
-        now = self._clock()
-        for location in self.locations:
-            if zone in (None, location.zone) and self._blocked_until.get(location, now) <= now:
+        for location in self._places(zone, spot):
+            if not self._is_blocked(location) and not self._is_avoided(location):
                 return location
         return None
+
+    def choose_blocked(self, zone: str | None = None, *, spot: bool = False) -> Location:
+        """Return the place to ask again when all are blocked.
+
+        Parameters
+        ----------
+        zone : str or None
+            The only zone to consider; None for all.
+        spot : bool
+            Whether the machine is to be Spot.
+
+        Returns
+        -------
+        Location
+            One that has machines, even if it takes them away; else the preferred one.
+        """
+        places = self._places(zone, spot)
+        return next((each for each in places if not self._is_blocked(each)), places[0])
+
+    def _places(self, zone: str | None, spot: bool) -> list[Location]:
+        return [replace(e, spot=spot) for e in self.locations if zone in (None, e.zone)]
+
+    def _is_blocked(self, location: Location) -> bool:
+        return self._blocked_until.get(location, -math.inf) > self._clock()
+
+    def _is_avoided(self, location: Location) -> bool:
+        return self._avoided_until.get(location, -math.inf) > self._clock()
+
+    def note_preemption(self, location: Location, *, there: int) -> str:
+        """Take note of a Spot machine that Compute Engine takes away.
+
+        Parameters
+        ----------
+        location : Location
+            Where it was.
+        there : int
+            How many other Spot machines of the cluster are still there.
+
+        Returns
+        -------
+        str
+            What is left alone from now on, for how long and why, in words; empty if nothing is, or
+            has been before.
+        """
+        rate = self._preemptions.note(location, there=there, now=self._clock())
+        if not rate.block or self._is_avoided(location):
+            return ""
+        self._avoided_until[location] = self._clock() + rate.block
+        return f"{location} for {_duration(rate.block)}: {rate}"
 
     def block(self, location: Location, error: GCEError) -> str:
         """Leave a place alone for a while, and all others that the same reason holds for.
 
-        No capacity is a matter of one machine type in one zone. A quota belongs to a region, or to
-        the project in all regions together; the error's details say which.
-        https://docs.cloud.google.com/compute/resource-usage
+        No capacity is a matter of one machine type in one zone, and of Spot machines or of those on
+        demand. A quota belongs to a region, or to the project in all regions together; the error's
+        details say which. Spot machines count to quotas of their own, but to the ordinary ones
+        where a project has none: https://docs.cloud.google.com/compute/resource-usage
 
         Parameters
         ----------
@@ -225,19 +295,23 @@ class Placement:
         """
         cause = cause_of(error)
         if cause is Cause.CAPACITY:
-            matched = [each for each in self.locations if each == location]
-            what = f"{location.machine_type} in zone {location.zone}"
+            matched = [e for e in self._places(None, location.spot) if e == location]
+            what = str(location)
         elif cause is Cause.QUOTA and _in_all_regions(error):
-            matched = list(self.locations)
+            matched = self._of_kinds(_kinds(location, error))
             what = "every machine type in every zone"
         elif cause is Cause.QUOTA:
-            matched = [each for each in self.locations if _share_quota(each, location)]
-            what = f"{location.machine_type} in region {location.region}"
+            kinds = self._of_kinds(_kinds(location, error))
+            matched = [each for each in kinds if _share_quota(each, location)]
+            what = location.in_region
         else:
             raise ValueError(f"{type(error).__name__} ({cause.value}) is no reason to move on")
         until = self._clock() + self._blocked_for
         self._blocked_until.update(dict.fromkeys(matched, until))
         return f"{what} for {_duration(self._blocked_for)}"
+
+    def _of_kinds(self, kinds: frozenset[bool]) -> list[Location]:
+        return [each for spot in sorted(kinds) for each in self._places(None, spot)]
 
     def first_free_after(self) -> float | None:
         """Tell when to try again.
@@ -248,11 +322,29 @@ class Placement:
             Seconds until the first block ends; None if nothing is blocked.
         """
         now = self._clock()
-        return min((end - now for end in self._blocked_until.values() if end > now), default=None)
+        ends = [*self._blocked_until.values(), *self._avoided_until.values()]
+        return min((end - now for end in ends if end > now), default=None)
 
 
 def _share_quota(one: Location, other: Location) -> bool:
     return (one.region, one.machine_type) == (other.region, other.machine_type)
+
+
+def _kinds(location: Location, error: GCEError) -> frozenset[bool]:
+    """Tell for which machines a quota does not suffice: for Spot ones, others, or both.
+
+    Processors, GPUs and local SSDs of Spot machines have metrics of their own, ``PREEMPTIBLE_CPUS``
+    and so on; whatever else there is, such as addresses, is counted together.
+    """
+    named = _metrics(error)
+    if not named or any("PREEMPTIBLE" in each for each in named):
+        # Without a name the other kind is worth a try.
+        return frozenset({location.spot})
+    if location.spot or any("ALL_REGIONS" in each for each in named):
+        # There is no quota for Spot machines: they count to the same.
+        return frozenset({True, False})
+    own = all(re.search(r"CPUS|GPUS|LOCAL_SSD", each) for each in named)
+    return frozenset({False}) if own else frozenset({True, False})
 
 
 def _in_all_regions(error: GCEError) -> bool:
@@ -261,15 +353,19 @@ def _in_all_regions(error: GCEError) -> bool:
     An operation names it, for example ``"limitName": "CPUS-ALL-REGIONS-per-project"`` and
     ``"metricName": "compute.googleapis.com/cpus_all_regions"``.
     """
+    return isinstance(error, OperationError) and any("ALL_REGIONS" in e for e in _metrics(error))
+
+
+def _metrics(error: GCEError) -> list[str]:
+    """Return how the quotas are called that an error names, in upper case with underscores."""
     if not isinstance(error, OperationError):
-        return False
+        # A request that is refused says "Quota 'CPUS' exceeded", and nothing else of it.
+        return [each.upper() for each in re.findall(r"[Qq]uota '([\w-]+)'", error.message)]
+    found = []
     for each in error.errors:
-        for detail in each.get("errorDetails", ()):
-            quota = detail.get("quotaInfo", {})
-            for key in ("limitName", "metricName"):
-                if "ALL_REGIONS" in str(quota.get(key, "")).upper().replace("-", "_"):
-                    return True
-    return False
+        quotas = [detail.get("quotaInfo", {}) for detail in each.get("errorDetails", ())]
+        found += [str(e[key]) for e in quotas for key in ("limitName", "metricName") if e.get(key)]
+    return [each.upper().replace("-", "_") for each in found]
 
 
 def _duration(seconds: float) -> str:

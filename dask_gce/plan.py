@@ -20,6 +20,7 @@ from dask_gce import names
 from dask_gce.errors import GCEError
 from dask_gce.events import EventLog
 from dask_gce.fleet import Fleet
+from dask_gce.mix import Mix
 from dask_gce.placement import Location
 from dask_gce.preparation import Preparation
 from dask_gce.scheduler import GCEScheduler
@@ -59,6 +60,8 @@ class PlannedCluster(SpecCluster):
         self._leaving: set[str] = set()
         self._named: set[str] = set()
         self._kept: set[str] = set()
+        # Machines that are not Spot, the planned ones among them and others.
+        self._on_demand: set[str] = set()
         # Machines without a worker that could be asked to go.
         self._gone: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -154,28 +157,90 @@ class PlannedCluster(SpecCluster):
         return names.instance_name(self.name, "worker")
 
     def _trim(self, machines: int) -> None:
-        """Take surplus machines out of the plan: those that have not arrived, then the newest."""
-        surplus = len(self.worker_spec) - machines
-        if surplus <= 0:
+        """Take surplus machines out of the plan: those that have not arrived, then the newest.
+
+        As many on demand stay as there should be of so many machines, and Spot ones beside them.
+        """
+        if len(self.worker_spec) <= machines:
             return
         arrived = self._registered()
-        newest = list(reversed(self.worker_spec))
-        newest.sort(key=lambda name: name in arrived)
-        for name in newest[:surplus]:
+        # The oldest of those that have arrived first.
+        best = sorted(self.worker_spec, key=lambda name: name not in arrived)
+        on_demand = [name for name in best if name in self._on_demand]
+        # Those that nobody has asked for yet become whatever is missing.
+        unasked = [name for name in best if name not in self.workers]
+        least = self._mix.on_demand(machines)
+        stay = {*on_demand[:least], *unasked[: max(0, least - len(on_demand))]}
+
+        def rank(name: str) -> int:
+            if name in self._on_demand:
+                return 1 if name in arrived else 3
+            return 0 if name in self.workers else 2
+
+        others = sorted((name for name in best if name not in stay), key=rank)
+        for name in others[max(0, machines - len(stay)) :]:
             self.worker_spec.pop(name, None)
+
+    # -- Spot and on demand -----------------------------------------------------------------------
+
+    @property
+    def _mix(self) -> Mix:
+        settings = self.settings
+        return Mix(bool(settings.spot), settings.spot_fraction, settings.min_on_demand)
+
+    def _count_on_demand(self) -> int:
+        return sum(name in self.worker_spec for name in self._on_demand)
+
+    def _choose_leaving(self, machines: Collection[str], count: int) -> list[str]:
+        """Return the first so many of the machines whose end leaves enough on demand."""
+        spare = self._mix.spare(self._count_on_demand(), len(self.worker_spec), leaving=count)
+        chosen: list[str] = []
+        for name in machines:
+            if len(chosen) == count:
+                break
+            if name in self._on_demand and name in self.worker_spec:
+                if spare == 0:
+                    continue
+                spare -= 1
+            chosen.append(name)
+        return chosen
+
+    def _choose_workers_leaving(self, workers: Collection[str], like: Collection[str]) -> list[str]:
+        """Return the first of the workers, of as many machines as others have."""
+        machines = dict.fromkeys(map(self._machine_of, workers))
+        count = len(set(map(self._machine_of, like)))
+        chosen = set(self._choose_leaving(machines, count))
+        return [worker for worker in workers if self._machine_of(worker) in chosen]
 
     @property
     def _scheduler(self) -> GCEScheduler:
         return cast(GCEScheduler, self.scheduler)
 
     def _choose_location(self) -> Location:
-        """Return where the next worker is made."""
-        workers = self._ready.workers
-        zone = None if self.settings.allow_cross_zone else self._scheduler.location.zone
-        chosen = workers.choose(zone)
-        if chosen is None:
-            # All are short of machines, which after a pause is no reason not to ask again.
-            chosen = next(each for each in workers.locations if zone in (None, each.zone))
+        """Return where the next worker is made, and whether it is Spot."""
+        spot = self._is_next_spot()
+        # Where all are short of machines, that is no reason not to ask again after a pause.
+        return self._find_place(spot=spot) or self._ready.workers.choose_blocked(
+            self._only_zone, spot=spot
+        )
+
+    def _is_next_spot(self) -> bool:
+        if not self.settings.spot:
+            return False
+        machines = max(self._target, len(self.worker_spec))
+        return self._count_on_demand() >= self._mix.on_demand(machines)
+
+    @property
+    def _only_zone(self) -> str | None:
+        """The zone that workers have to be in, if there is only one."""
+        return None if self.settings.allow_cross_zone else self._scheduler.location.zone
+
+    def _find_place(self, *, spot: bool) -> Location | None:
+        """Return a place that has machines to give, as far as is known; None if there is none."""
+        workers, zone = self._ready.workers, self._only_zone
+        chosen = workers.choose(zone, spot=spot)
+        if chosen is None and spot and self.settings.spot == "fallback":
+            chosen = workers.choose(zone)
         return chosen
 
     # -- what runs beside -------------------------------------------------------------------------

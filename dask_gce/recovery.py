@@ -18,6 +18,10 @@ __all__ = ["Recovery"]
 #: The longest pause after the first failure, in seconds, and how it grows.
 FIRST_PAUSE, FACTOR, LONGEST_PAUSE = 2.0, 2.0, 60.0
 
+#: How many times more attempts may fail because Compute Engine took the machines away while they
+#: booted. That says nothing against their image or settings, but ends sometime too: each costs.
+TAKEN_FACTOR = 4
+
 #: The pause after giving up for a cluster that adapts, in seconds: nobody calls scale() there.
 PAUSE_AFTER_LIMIT = 300.0
 
@@ -58,6 +62,8 @@ class Recovery:
         self.exhausted: WorkersFailed | None = None
         #: How many attempts in a row have failed.
         self.attempts = 0
+        #: How many of them in a row ended in nothing but preemptions.
+        self.taken = 0
         self._since = -math.inf
         self._until = -math.inf
         self._forbidden = False
@@ -105,6 +111,35 @@ class Recovery:
             )
             self.exhausted.__cause__ = failure
 
+    def preempted(self, failure: Exception, *, asked: float, now: float) -> None:
+        """Take note of a Spot worker that was taken away before it could start.
+
+        Parameters
+        ----------
+        failure : Exception
+            What is known of it.
+        asked : float
+            When the worker was asked for, in seconds of a monotonic clock.
+        now : float
+            The present, on the same clock.
+        """
+        if asked <= self._since or self._forbidden:
+            return
+        self._since = now
+        self.taken += 1
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * FACTOR ** (self.taken - 1))
+        self._until = now + pause * (0.5 + 0.5 * self._draw())
+        if self.taken >= self._limit * TAKEN_FACTOR:
+            self._until = now + PAUSE_AFTER_LIMIT
+            self.exhausted = WorkersFailed(
+                f"Spot machines of cluster {self._cluster} were preempted {self.taken} times in a "
+                "row before a worker had started, so no more are made.\nNext step: call scale() "
+                "again later, or make a cluster with other zones or machine types, or with "
+                "spot='fallback'. How many failures in a row are borne follows from "
+                f"worker_start_failure_limit.\nThe last failure: {failure}",
+            )
+            self.exhausted.__cause__ = failure
+
     def _times(self) -> str:
         if self.attempts < self._limit:
             return "in a way that repeating does not mend"
@@ -125,7 +160,7 @@ class Recovery:
         """Forget all failures: the user asks anew."""
         if self._forbidden:
             return
-        self.attempts = 0
+        self.attempts = self.taken = 0
         self._until = -math.inf
         self.exhausted = None
 

@@ -25,6 +25,7 @@ from dask_gce.errors import (
 )
 from dask_gce.failures import Cause, cause_of
 from dask_gce.fleet import Fleet
+from dask_gce.insertion import refuses_notice
 from dask_gce.instance import Instance
 from dask_gce.placement import Location
 from dask_gce.recovery import Recovery
@@ -67,6 +68,8 @@ class ReplacingCluster(SharedCluster):
         self._restoring: asyncio.TimerHandle | None = None
         self._blocked = ""
         self._told = -math.inf
+        # Machines whose preemption has been counted.
+        self._preempted: set[str] = set()
         # Whether the scheduler knows no worker.
         self._deserted = asyncio.Event()
         self._deserted.set()
@@ -105,6 +108,8 @@ class ReplacingCluster(SharedCluster):
             **{"name": name, "location": self._choose_location(), **spec.get("options", {})},
         )
         worker._cluster = weakref.ref(self)
+        if not worker.location.spot:
+            self._on_demand.add(name)
         self._created.add(worker)
         self.workers[name] = worker
         worker.request().add_done_callback(partial(self._asked, worker))
@@ -136,8 +141,11 @@ class ReplacingCluster(SharedCluster):
         member = self._fleet.members.get(name) if self._fleet is not None else None
         ready = member.ready_since if member is not None else None
         started = ready is not None and now - ready > STEADY
+        taken = isinstance(failure, InstanceLost) and failure.preempted
         if isinstance(failure, InstanceLost):
             self._gone.add(name)
+        if taken:
+            self._note_preemption(name)
         self._keep(failure)
         self.events.note(name, "lost" if started else "failed", _first_line(failure))
         if started:
@@ -149,6 +157,13 @@ class ReplacingCluster(SharedCluster):
         elif self._leaves_losses or self._goes_elsewhere(name, failure):
             # Another process may have let it go. Failures are counted by whoever sees to the plan.
             pause = 0.0
+        elif member is not None and member.spec.preemption_notice and _forgoes(failure):
+            pause = 0.0  # the next request is another one
+        elif taken:
+            asked = member.inserted if member is not None else now
+            self._recovery.preempted(failure, asked=asked, now=now)
+            self._tell_of_exhaustion()
+            pause = self._recovery.pause(now)
         else:
             asked = member.inserted if member is not None else now
             known = self._recovery.attempts
@@ -156,13 +171,31 @@ class ReplacingCluster(SharedCluster):
             if self._recovery.attempts > known:
                 # One of the attempt speaks for all; the others are in `failures`.
                 self._log(str(failure))
-                if self._recovery.exhausted is not None:
-                    self.events.note(self.name, "gave up", _first_line(self._recovery.exhausted))
+                self._tell_of_exhaustion()
             pause = self._recovery.pause(now)
         # Soon, not now: this is called from the midst of other things.
         asyncio.get_running_loop().call_soon(self._correct_state_soon)
         if pause < math.inf:
             self._restore_in(pause)
+
+    def _tell_of_exhaustion(self) -> None:
+        if self._recovery.exhausted is not None:
+            self.events.note(self.name, "gave up", _first_line(self._recovery.exhausted))
+
+    def _note_preemption(self, name: str) -> None:
+        """Count a Spot machine that is taken away, and leave places alone that take too many."""
+        worker = self.workers.get(name)
+        if worker is None or not worker.location.spot or name in self._preempted:
+            return
+        self._preempted.add(name)
+        there = sum(
+            each.location == worker.location
+            for other, each in self.workers.items()
+            if other in self.worker_spec and other != name
+        )
+        blocked = self._ready.workers.note_preemption(worker.location, there=there)
+        if blocked:
+            self.events.note(self.name, "blocked", blocked)
 
     def _keep(self, failure: GCEError) -> None:
         self.failures.append(failure)
@@ -190,10 +223,10 @@ class ReplacingCluster(SharedCluster):
         if blocked != self._blocked:
             self._blocked = blocked
             self.events.note(self.name, "blocked", f"{blocked}: {_first_line(reason)}")
-        zone = None if self.settings.allow_cross_zone else self._scheduler.location.zone
-        if worker.location.zone != self._scheduler.location.zone and zone is not None:
+        if worker.location.zone != (self._only_zone or worker.location.zone):
             return True  # the scheduler has moved since
-        return placement.choose(zone) is not None or self._move_scheduler(reason)
+        found = self._find_place(spot=worker.location.spot)
+        return found is not None or self._move_scheduler(reason)
 
     def _move_scheduler(self, reason: GCEError) -> bool:
         """Have a scheduler that is still booting move where workers are to be had."""
@@ -269,6 +302,11 @@ async def _delete_quietly(fleet: Fleet, name: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
+
+
+def _forgoes(failure: GCEError) -> bool:
+    """Tell whether a machine failed for a notice that is not asked for any more."""
+    return isinstance(failure.__cause__, GCEError) and refuses_notice(failure.__cause__)
 
 
 def _is_lasting(failure: GCEError) -> bool:

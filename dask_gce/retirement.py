@@ -10,7 +10,7 @@ import asyncio
 import logging
 import operator
 import pickle
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from distributed.core import Status
@@ -86,16 +86,25 @@ class RetiringCluster(PlannedCluster):
             return
         workers = len(self.scheduler_info["workers"])
         processes = self._ready.blueprint.processes
+        # With Spot machines among them, all in their order: one is exchanged for one of its kind.
+        target = 0 if self.settings.spot else workers - len(free) * processes
         try:
             idle = await comm.workers_to_close(
-                target=workers - len(free) * processes,
+                target=target,
                 key=pickle.dumps(BY_MACHINE) if processes > 1 else None,
                 attribute="name",
             )
         except UNREACHABLE as error:
             logger.info("The scheduler does not tell who is idle: %s", error)
             return
-        chosen = list(dict.fromkeys(self._machine_of(str(worker)) for worker in idle))[: len(free)]
+        idlest = list(dict.fromkeys(self._machine_of(str(worker)) for worker in idle))
+        for on_demand in (False, True):
+            old = {name for name in free if (name in self._on_demand) is on_demand}
+            new = [name for name in idlest if (name in self._on_demand) is on_demand][: len(old)]
+            self._exchange(machines, old, new)
+
+    def _exchange(self, machines: set[str], free: set[str], chosen: Sequence[str]) -> None:
+        """Let others go than those that were free to be exchanged."""
         with self._plan_lock:
             better = [name for name in chosen if name not in free and name in self.worker_spec]
             worse = [name for name in free if name not in chosen]
@@ -146,4 +155,5 @@ class RetiringCluster(PlannedCluster):
             self._created.discard(worker)
             self._named.discard(name)
             self._gone.discard(name)
+            self._on_demand.discard(name)
             self.events.note(name, "deleted")

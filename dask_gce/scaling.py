@@ -20,9 +20,9 @@ from distributed.deploy.adaptive import Adaptive
 from distributed.deploy.cluster import Cluster
 from distributed.utils import NoOpAwaitable
 
-from dask_gce.decisions import decider, mark_decisions
+from dask_gce.budget import BudgetedCluster
+from dask_gce.decisions import decider, keep_kinds, mark_decisions
 from dask_gce.errors import GCEError, SettingsError
-from dask_gce.replacement import ReplacingCluster
 from dask_gce.retirement import BY_MACHINE
 from dask_gce.shares import Share, local_share, share
 
@@ -41,7 +41,7 @@ SETTLED_PAUSE = 0.1
 WORKERS_PER_TURN = 50
 
 
-class ScalingCluster(ReplacingCluster):
+class ScalingCluster(BudgetedCluster):
     """What `GCECluster` knows of its workers."""
 
     def _is_overruled(self, adaptive: Any) -> bool:
@@ -77,6 +77,8 @@ class ScalingCluster(ReplacingCluster):
         ------
         SettingsError
             If the number is not a whole number from zero on, or more than ``max_workers``.
+        CostLimitExceeded
+            If so many cost more an hour than ``max_hourly_cost``.
         GCEError
             If the cluster is closed, or has lost its scheduler.
         WorkersFailed
@@ -102,6 +104,7 @@ class ScalingCluster(ReplacingCluster):
             raise self._lost
         exhausted = self._recovery.exhausted
         machines = self._machines_for(n, adapting=adapting)
+        machines = self._within_limit(n, machines, adapting=adapting)
         if not adapting:
             # Whoever asks anew has a reason to believe that it works now.
             self._recovery.reset()
@@ -184,9 +187,14 @@ class ScalingCluster(ReplacingCluster):
         whole = [each for each in machines if each in named or self._workers_of([each]) <= named]
         if self._adapts and self._prepared is not None:
             # Of workers that have not arrived Adaptive names any, without regard to machines.
-            late = set(machines) - set(whole) - self._registered().keys()
+            registered = self._registered()
+            late = set(machines) - set(whole) - registered.keys()
             count = sum(len(self._workers_of([each]) & named) for each in late)
             whole += sorted(late)[: count // self._prepared.blueprint.processes]
+            # Nor to which of them are Spot. Those that have arrived are retired already.
+            whole.sort(key=lambda name: name not in registered)
+            chosen = self._choose_leaving(whole, len(whole))
+            whole = [each for each in whole if each in chosen or each in registered]
         return whole
 
     def adapt(
@@ -266,6 +274,8 @@ class ScalingCluster(ReplacingCluster):
             **{**defaults, **options},
         )
         mark_decisions(adaptive)
+        if self.settings.spot:
+            keep_kinds(adaptive, self._choose_workers_leaving)
         return adaptive
 
     # -- correcting -------------------------------------------------------------------------------

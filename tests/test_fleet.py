@@ -67,7 +67,14 @@ async def test_one_look_is_one_call(cloud, fleet):
     assert look.method_id == "compute.instances.list"
     # What Dask does not need, such as half a megabyte of metadata a machine, is not sent.
     seen = look.response["items"][0]
-    assert set(seen) == {"name", "status", "zone", "networkInterfaces", "metadata"}
+    assert set(seen) == {
+        "name",
+        "status",
+        "zone",
+        "networkInterfaces",
+        "metadata",
+        "scheduling",
+    }
     assert set(seen["metadata"]) == {"fingerprint"}
     assert await fleet.check(list(fleet.members)) == []
 
