@@ -49,6 +49,9 @@ DELETE = "compute.instances.delete"
 #: Whom the machines act as, if they act as anybody.
 ACCOUNT = "dask@local-project.iam.gserviceaccount.com"
 
+#: What has become of a client.
+STATES = {"kill": "killed", "cut": "cut", "sleep": "asleep"}
+
 #: What a client does.
 DEEDS = (
     "create",
@@ -67,6 +70,12 @@ MACHINES = 3
 
 #: Seconds that a machine whose Dask failed stays.
 LINGER = 2.0
+
+#: Seconds for which a sign of life of a cluster's object counts. It gives one every 3 s.
+ATTENDED = 10.0
+
+#: Seconds that a scheduler's machine takes over what would outlive the cluster.
+ENDING = 30.0
 
 #: Seconds after which a client that says nothing counts as gone. It says something every 5 s.
 SILENCE = 12.0
@@ -144,6 +153,7 @@ class Script:
         held = [each for each in timeouts if each not in (0.0, float("inf"))]
         # A machine that boots while the client dies counts from its own beginning.
         by_itself = max(held, default=self.lifetime) + self.settings["death_timeout"] + LINGER
+        by_itself += ATTENDED + ENDING
         if self.mode != "kill":
             by_itself += SILENCE
         if self.settings["death_timeout"] == float("inf"):
@@ -152,8 +162,14 @@ class Script:
 
     @property
     def may_delete(self) -> bool:
-        """Whether the machines act as an account, which may delete them."""
-        return self.settings.get("service_account") is not None
+        """Whether the machines act as an account, which may delete them, and are on to do so."""
+        is_off = self.mishap is not None and self.mishap[0] == "power_off"
+        return self.settings.get("service_account") is not None and not is_off
+
+    @property
+    def detached(self) -> bool:
+        """Whether the cluster is to outlive its client."""
+        return not self.settings.get("shutdown_on_close", True)
 
     def __str__(self) -> str:
         lines = [f"seed {self.seed} ({self.mode}): {self.settings}, {self.timings}"]
@@ -225,7 +241,9 @@ def write_script(seed: int, mode: Mode = "kill") -> Script:
         "creating": 0.5 if slow else 0.02,
         "latency": 0.1 if slow else 0.005,
         "stopping": draw.choice((1.0, 4.0)),
-        "run_duration_scale": draw.choice((0.5, 1.0)),
+        # The scheduler's machine ends a cluster a moment before Compute Engine ends its machines,
+        # and needs this moment to take the rest away. Of a day it is a minute.
+        "run_duration_scale": 1.5,
     }
     steps = [("create", (draw.random() < 0.7,))]
     for _ in range(draw.randint(1, 4)):
@@ -411,6 +429,7 @@ def play(script: Script) -> Report:
                 },
                 "steps": script.steps,
                 "linger": LINGER,
+                "attended": ATTENDED,
                 "line": str(line.control),
             },
             folder,
@@ -452,12 +471,16 @@ class _Run:
         self.client = client
         self._struck = threading.Event()
         self._timers: list[threading.Timer] = []
+        self._came_back = False
+        #: When a cluster that is there has been there for some time already.
+        self._began = time.time()
 
     def run(self) -> None:
         try:
             self.client.start(self._note_step)
             self._await_moment()
             died = time.monotonic()
+            self._began = time.time()
             self._look_at_death()
             self._mishap()
             self._await_end(died)
@@ -516,9 +539,7 @@ class _Run:
         if self.client.ended.is_set() and self.client.status != -signal.SIGKILL:
             self.report.client = f"had ended with status {self.client.status}"
         else:
-            self.report.client = {"kill": "killed", "cut": "cut", "sleep": "asleep"}[
-                self.script.mode
-            ]
+            self.report.client = STATES[self.script.mode]
         for each in self.emulator.instances():
             status = each["status"]
             self.report.machines[status] = self.report.machines.get(status, 0) + 1
@@ -584,10 +605,13 @@ class _Run:
             self.line.mend()
         else:
             self.client.signal(signal.SIGCONT)
+        if self.client.ended.is_set():
+            return  # it had given up, and said what it left
         if not self.client.ended.wait(LONGEST_SCRIPT + RETURN):
             raise Leak("the client that was let back did not come to its end")
         if self.client.status != 0:
             raise Leak(f"the client that was let back ended with status {self.client.status}")
+        self._came_back = True
         # What it was about to ask for may have arrived with it.
         self._await_end(time.monotonic())
 
@@ -600,7 +624,12 @@ class _Run:
         ]
         if not left:
             return
+        if self._came_back and not self.script.detached:
+            raise Leak("the client that was let back left:\n" + "\n".join(left))
         self.report.swept = sorted({each.split()[0] for each in left})
+        if self.script.detached:
+            # Whoever could connect to it may still want it, until the end that it was given.
+            time.sleep(max(0.0, self._began + self.script.settings["max_lifetime"] - time.time()))
         environment = {
             **os.environ,
             "DASK_GCE__API_ENDPOINT": self.emulator.endpoint,
@@ -681,7 +710,7 @@ def _row(mode: str, deed: str, group: list[Report]) -> str:
     times = sorted(each.seconds for each in group if each.seconds is not None)
     took = f"{statistics.median(times):.1f} s, {times[-1]:.1f} s" if times else "-"
     return (
-        f"| {mode} | {deed} | {len(group)} | {sum(each.clusters for each in group)} | "
+        f"| {STATES[mode]} | {deed} | {len(group)} | {sum(each.clusters for each in group)} | "
         f"{sum(each.faults for each in group)} | {took} | "
         f"{sum(bool(each.swept) for each in group)} | {sum(bool(each.wrong) for each in group)} |"
     )

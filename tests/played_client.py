@@ -16,6 +16,7 @@ from distributed import Client, wait
 from silent_line import take_line
 
 import dask_gce.blueprint
+import dask_gce.limits
 from dask_gce import GCECluster
 from dask_gce.errors import GCEError
 
@@ -58,7 +59,10 @@ class Played:
         """Make the cluster."""
         self.cluster = GCECluster(**self.settings)
         if with_client:
-            self.client = Client(self.cluster, timeout=RESULTS)
+            try:
+                self.client = Client(self.cluster, timeout=RESULTS)
+            except Exception as error:  # noqa: BLE001  # it may have ended in between
+                tell("dask", type(error).__name__, error)
 
     def scale(self, count: int) -> None:
         """Scale up or down."""
@@ -113,6 +117,8 @@ def main() -> None:
     dask_gce.blueprint.startup.Payload.__init__ = functools.partialmethod(  # type: ignore[method-assign]
         dask_gce.blueprint.startup.Payload.__init__, linger=plan["linger"]
     )
+    # For how long a sign of life counts is told to the scheduler with it.
+    dask_gce.limits.PATIENCE = plan["attended"]
     take_line(plan["line"])
     played = Played(plan["settings"])
     for number, (deed, arguments) in enumerate(plan["steps"]):
