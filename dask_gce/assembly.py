@@ -38,7 +38,7 @@ from dask_gce.guarding import GuardedCluster
 from dask_gce.instance import build_insert
 from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location
-from dask_gce.preparation import Preparation, open_compute, prepare, side_by_side
+from dask_gce.preparation import Preparation, open_compute, prepare
 from dask_gce.private_files import hold_folder
 from dask_gce.reach.approach import Approach
 from dask_gce.reunion import Reunion, as_instance, check_endpoint, rejoin
@@ -140,6 +140,8 @@ class AssembledCluster(GuardedCluster):
                 )
                 # With what follows from the machines that were found, as the number of their GPUs.
                 self.settings = prepared.blueprint.settings
+                await self._learn_prices(prepared)
+                self._heed_limit(prepared)
                 self._wanted = max(self._wanted, self._local_count)
                 if self._ends_by_default:
                     self.shutdown_on_close = True
@@ -153,7 +155,7 @@ class AssembledCluster(GuardedCluster):
         if self._joined:
             await self._join(connection)
         else:
-            await side_by_side(self._open_firewall(prepared), self._keep_secrets(prepared))
+            await self._keep_secrets(prepared)
             self._begin(prepared)
 
     @contextlib.asynccontextmanager
@@ -208,8 +210,11 @@ class AssembledCluster(GuardedCluster):
             f"Starting the scheduler of {self.name}: {location.machine_type} in {location.zone}, "
             f"project {blueprint.project}"
         )
+        machines = self._machines_for(self._wanted, adapting=False)
+        self._check_first(prepared, machines)
+        self._tell_estimate(prepared, machines)
         self._watch(fleet)
-        self._target, self._untold = self._machines_for(self._wanted, adapting=False), True
+        self._target, self._untold = machines, True
         self._fill()
         self._correct_state()
 
@@ -242,6 +247,8 @@ class AssembledCluster(GuardedCluster):
         blueprint, settings = prepared.blueprint, self.settings
         self.security = prepared.security
         self.events.note(self.name, "route", str(prepared.route))
+        if prepared.order:
+            self.events.note(self.name, "ordered", prepared.order)
         self._log(f"The way to the scheduler: {prepared.route}")
         limit = settings.max_workers
         here = settings.workers_on_scheduler
@@ -258,6 +265,7 @@ class AssembledCluster(GuardedCluster):
             others=self._welcome if self._shared else None,
             zones=settings.zone if self._shared and settings.allow_cross_zone else (),
             scrubs=bool(blueprint.tls) and settings.secrets == "metadata",
+            spending=self._spending,
         )
         if self._secrets is not None:
             self._secrets.hand_over()
@@ -276,6 +284,7 @@ class AssembledCluster(GuardedCluster):
             ),
             moved=moved,
             explain=prepared.firewall.explain_missing,
+            admit=None if self._joined else partial(self._open_firewall, prepared),
         )
         self._scheduler.failure = self._closed_off
         self.scheduler_spec = {"cls": GCEScheduler, "options": {}}
@@ -336,6 +345,7 @@ class AssembledCluster(GuardedCluster):
         if reunion.prepared.blueprint.keeps_secrets:
             # For whoever ends the cluster.
             self._secrets = await self._open_secrets(reunion.prepared.blueprint)
+        await self._learn_prices(reunion.prepared)
         await self._open_firewall(reunion.prepared)
         self._take_over(reunion)
 

@@ -20,8 +20,8 @@ from distributed.deploy.spec import SpecCluster
 
 from dask_gce import names
 from dask_gce.assembly import CreateMode
-from dask_gce.attendance import AttendedCluster
 from dask_gce.errors import GCEError, SettingsError, StartTimeout
+from dask_gce.limits import LimitedCluster
 from dask_gce.probing import find_refusal
 from dask_gce.settings import OF_THE_WAY, Settings
 from dask_gce.sources import DEFAULTS
@@ -40,7 +40,7 @@ CONNECTED_WITHIN = 60.0
 HAND_OVER = 60.0
 
 
-class GCECluster(AttendedCluster):
+class GCECluster(LimitedCluster):
     """A Dask cluster on Google Compute Engine.
 
     Every argument that is None comes from the dask config (``gce:`` in YAML or ``DASK_GCE__...``),
@@ -255,6 +255,7 @@ class GCECluster(AttendedCluster):
             self.status = Status.created
             await self._connect()
             self._spawn(self._follow_certificates())
+            self._spawn(self._attend())
             if self._shared:
                 self._spawn(self._follow_workers())
             if self._joined:
@@ -266,6 +267,7 @@ class GCECluster(AttendedCluster):
                 await self._await_local_workers()
             self._complete = True
             self._settle_exit()
+            self._spawn(self._refresh_prices(self._ready))
         except BaseException as error:
             await self._close()
             cause = error.__cause__
@@ -413,6 +415,7 @@ class GCECluster(AttendedCluster):
             # The error that made the start fail is the one to raise.
             logger.error("%s", error)
         self._left = not ends
+        self._tell_cost(ended=ends)
         if ends:
             if self._secrets is not None:
                 await self._secrets.delete()

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from dask_gce import names
@@ -24,6 +25,7 @@ INSTANCE_FIELDS = (
     "name",
     "status",
     "zone",
+    "creationTimestamp",
     "networkInterfaces(networkIP,accessConfigs(natIP))",
     "metadata(fingerprint)",
     "scheduling(provisioningModel,preemptible)",
@@ -359,6 +361,8 @@ class Instance:
         That of its metadata; empty if it was not asked for.
     spot : bool
         Whether Compute Engine may take it away at any time.
+    created : float or None
+        When it was asked for, in seconds since 1970 UTC; None if that is not told.
     """
 
     name: str
@@ -368,6 +372,7 @@ class Instance:
     external_ip: str | None = None
     fingerprint: str = ""
     spot: bool = False
+    created: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -398,7 +403,16 @@ def parse_instance(data: Mapping[str, Any]) -> Instance:
         external_ip=access[0].get("natIP") or None,
         fingerprint=str((data.get("metadata") or {}).get("fingerprint", "")),
         spot=is_spot(data),
+        created=_moment(data.get("creationTimestamp")),
     )
+
+
+def _moment(text: Any) -> float | None:
+    try:
+        # Python 3.10 does not read the Z of ISO 8601.
+        return datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None
 
 
 def is_spot(data: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -28,7 +29,7 @@ from dask_gce.cost.skus import (
     select_skus,
 )
 from dask_gce.errors import CredentialsError, GCEError, TransportError
-from dask_gce.prices import Item, Tariff
+from dask_gce.prices import Tariff
 from dask_gce.private_files import read_private, write_private
 from dask_gce.services import Services, load_services
 from dask_gce.settings import Settings
@@ -65,6 +66,8 @@ def price_list_path() -> Path:
 async def learn_tariff(settings: Settings, project: str) -> Tariff | None:
     """Return Google's list: the one that is kept, else read anew.
 
+    Cancelled, it waits for nothing that is under way.
+
     Parameters
     ----------
     settings : Settings
@@ -77,22 +80,46 @@ async def learn_tariff(settings: Settings, project: str) -> Tariff | None:
     Tariff or None
         The list; None if it cannot be read, which is logged.
     """
-    kept = await asyncio.to_thread(kept_tariff, settings)
-    if kept is not None:
+    loop = asyncio.get_running_loop()
+    learnt: asyncio.Future[Tariff | None] = loop.create_future()
+
+    def tell(tariff: Tariff | None) -> None:
+        if not learnt.done():
+            learnt.set_result(tariff)
+
+    def learn() -> None:
+        tariff = None
+        try:
+            tariff = _learn(settings, project)
+        finally:
+            # The loop may be closed by now.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(tell, tariff)
+
+    # Neither a cluster's end nor the interpreter's is to wait for a list of prices.
+    threading.Thread(target=learn, name="dask-gce-prices", daemon=True).start()
+    return await learnt
+
+
+def _learn(settings: Settings, project: str) -> Tariff | None:
+    if (kept := kept_tariff(settings)) is not None:
         return kept
     try:
-        async with await asyncio.to_thread(load_services, settings, project) as services:
-            tariff = await read_tariff(services)
+        services = load_services(settings, project)
+        try:
+            tariff = read_tariff(services)
+        finally:
+            services.close_now()
     except GCEError as error:
         logger.info("Google's price list is not read: %s", error)
         return None
     if not settings.is_local:
-        await asyncio.to_thread(_keep, tariff)
+        _keep(tariff)
     return tariff
 
 
-async def read_tariff(services: Services, *, page: int = PAGE) -> Tariff:
-    """Read Google's list.
+def read_tariff(services: Services, *, page: int = PAGE) -> Tariff:
+    """Read Google's list; blocks for seconds.
 
     Parameters
     ----------
@@ -111,20 +138,11 @@ async def read_tariff(services: Services, *, page: int = PAGE) -> Tariff:
     GCEError
         If the Cloud Billing API does not answer, refuses, or does not come to an end.
     """
-    try:
-        rates = await asyncio.wait_for(_read(services, page), READ_WITHIN)
-    except (TimeoutError, asyncio.TimeoutError):
-        raise TransportError(
-            f"Google's price list did not come within {READ_WITHIN:g} s."
-        ) from None
-    return Tariff(rates, datetime.now(timezone.utc).date(), live=True)
-
-
-async def _read(services: Services, page: int) -> dict[Item, float]:
     chosen: list[Mapping[str, Any]] = []
     token = ""
+    deadline = time.monotonic() + READ_WITHIN
     for _ in range(MOST_PAGES):
-        answer = await services.call(
+        answer = services.call_now(
             "cloudbilling",
             "GET",
             f"/v1/services/{COMPUTE_ENGINE}/skus",
@@ -135,12 +153,14 @@ async def _read(services: Services, page: int) -> dict[Item, float]:
                 **({"pageToken": token} if token else {}),
             },
             action="read the price list",
+            timeout=max(1.0, deadline - time.monotonic()),
         )
-        # Thousands of them, over whose descriptions the event loop is not to brood.
-        chosen += await asyncio.to_thread(select_skus, answer.get("skus") or [])
+        chosen += select_skus(answer.get("skus") or [])
         token = str(answer.get("nextPageToken") or "")
         if not token:
-            return await asyncio.to_thread(parse_skus, chosen)
+            return Tariff(parse_skus(chosen), datetime.now(timezone.utc).date(), live=True)
+        if time.monotonic() > deadline:
+            raise TransportError(f"Google's price list did not come within {READ_WITHIN:g} s.")
     raise TransportError(f"Google's price list has not ended after {MOST_PAGES} pages.")
 
 

@@ -176,6 +176,7 @@ def as_instance(machine: Machine) -> Instance:
         machine.internal_ip,
         machine.external_ip,
         spot=machine.spot,
+        created=machine.created.timestamp(),
     )
 
 
