@@ -16,15 +16,26 @@ from dask_gce._version import __version__
 if TYPE_CHECKING:
     from dask_gce.cluster import GCECluster
     from dask_gce.decorator import requires_cluster
+    from dask_gce.estimation import Estimate, estimate_cost
     from dask_gce.scheduler import GCEScheduler
     from dask_gce.worker import GCEWorker
 
-__all__ = ["GCECluster", "GCEScheduler", "GCEWorker", "__version__", "requires_cluster"]
+__all__ = [
+    "Estimate",
+    "GCECluster",
+    "GCEScheduler",
+    "GCEWorker",
+    "__version__",
+    "estimate_cost",
+    "requires_cluster",
+]
 
 _HOMES = {
+    "Estimate": "dask_gce.estimation",
     "GCECluster": "dask_gce.cluster",
     "GCEScheduler": "dask_gce.scheduler",
     "GCEWorker": "dask_gce.worker",
+    "estimate_cost": "dask_gce.estimation",
     "requires_cluster": "dask_gce.decorator",
 }
 

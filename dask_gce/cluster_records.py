@@ -12,8 +12,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal
 
 from dask_gce import names
+from dask_gce.cost.charges import Charge
 from dask_gce.instance import is_spot
-from dask_gce.prices import hourly_price
+from dask_gce.prices import billed_size, hourly_price
 
 __all__ = ["RECORD_FIELDS", "ClusterRecord", "ClusterState", "Machine", "read_records"]
 
@@ -26,7 +27,11 @@ RECORD_FIELDS: Final = (
     "zone",
     "machineType",
     "creationTimestamp",
+    "lastStartTimestamp",
+    "lastStopTimestamp",
     "labels",
+    "guestAccelerators(acceleratorType,acceleratorCount)",
+    "disks(type,diskSizeGb)",
     "scheduling(provisioningModel,preemptible)",
     "networkInterfaces(network,networkIP,accessConfigs(natIP))",
 )
@@ -66,6 +71,10 @@ class Machine:
     network_project : str
         The project that its network belongs to, and the network's firewall rules; empty if that is
         not told.
+    charge : Charge or None
+        What is charged for of it.
+    started, stopped : datetime.datetime or None
+        When it was started and stopped last, in UTC; None if that is not told.
     """
 
     name: str
@@ -78,6 +87,9 @@ class Machine:
     internal_ip: str | None = None
     external_ip: str | None = None
     network_project: str = ""
+    charge: Charge | None = None
+    started: datetime | None = None
+    stopped: datetime | None = None
 
     @property
     def on(self) -> bool:
@@ -301,19 +313,48 @@ def _expiry(text: str) -> datetime | None:
 def _machine(data: Mapping[str, Any]) -> Machine:
     interface = (data.get("networkInterfaces") or [{}])[0]
     access = (interface.get("accessConfigs") or [{}])[0]
-    # Python 3.10 does not read the Z of ISO 8601.
-    created = datetime.fromisoformat(str(data["creationTimestamp"]).replace("Z", "+00:00"))
+    created = _moment(data["creationTimestamp"])
+    zone = str(data["zone"]).rpartition("/")[2]
+    machine_type = str(data.get("machineType", "")).rpartition("/")[2]
     return Machine(
         name=str(data["name"]),
-        zone=str(data["zone"]).rpartition("/")[2],
+        zone=zone,
         role=_role(data),
         status=str(data.get("status", "")),
-        machine_type=str(data.get("machineType", "")).rpartition("/")[2],
+        machine_type=machine_type,
         spot=is_spot(data),
-        created=created.astimezone(timezone.utc),
+        created=created,
         internal_ip=interface.get("networkIP") or None,
         external_ip=access.get("natIP") or None,
         network_project=_project(str(interface.get("network", ""))),
+        charge=_charge(data, zone, machine_type, address="natIP" in access),
+        started=_moment(data["lastStartTimestamp"]) if data.get("lastStartTimestamp") else None,
+        stopped=_moment(data["lastStopTimestamp"]) if data.get("lastStopTimestamp") else None,
+    )
+
+
+def _moment(text: Any) -> datetime:
+    # Python 3.10 does not read the Z of ISO 8601.
+    moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    return moment.astimezone(timezone.utc)
+
+
+def _charge(data: Mapping[str, Any], zone: str, machine_type: str, *, address: bool) -> Charge:
+    size = billed_size(machine_type)
+    # Those that a machine type comes with are told too.
+    shown = data.get("guestAccelerators") or () if size is None or not size.gpus else ()
+    gpus = [(str(e["acceleratorType"]).rpartition("/")[2], e["acceleratorCount"]) for e in shown]
+    disks = data.get("disks") or ()
+    return Charge(
+        machine_type,
+        zone,
+        spot=is_spot(data),
+        gpu_type=gpus[0][0] if gpus else "",
+        gpus=int(gpus[0][1]) if gpus else 0,
+        local_ssds=sum(each.get("type") == "SCRATCH" for each in disks),
+        # Of what type a disk is, its machine does not tell.
+        disk_size=sum(int(e.get("diskSizeGb", 0)) for e in disks if e.get("type") != "SCRATCH"),
+        address=address,
     )
 
 

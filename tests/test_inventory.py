@@ -80,7 +80,7 @@ async def test_no_metadata_is_asked_for(cloud, compute):
     (instance,) = asked.response["items"][f"zones/{ZONE}"]["instances"]
     assert "labels" in instance
     assert "metadata" not in instance
-    assert "disks" not in instance
+    assert "canIpForward" not in instance
 
 
 async def test_clusters_of_equal_name_are_two(cloud, compute):

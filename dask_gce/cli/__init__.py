@@ -27,6 +27,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "create": "create.create",
     "list": "listing.list_all",
     "show": "listing.show",
+    "cost": "cost.cost",
     "scale": "scale.scale",
     "logs": "logs.logs",
     "dashboard": "dashboard.dashboard",

@@ -15,7 +15,17 @@ from dask_gce.families import family_of
 from dask_gce.instance import InstanceSpec
 from dask_gce.prices import TABLE, Tariff, billed_size
 
-__all__ = ["Charge", "Price", "PriceBook", "add_up", "charge_of", "default_disk", "render_dollars"]
+__all__ = [
+    "Charge",
+    "Price",
+    "PriceBook",
+    "Pricing",
+    "add_up",
+    "changed_by",
+    "charge_of",
+    "default_disk",
+    "render_dollars",
+]
 
 #: GB of one local SSD: https://docs.cloud.google.com/compute/docs/disks/local-ssd
 _LOCAL_SSD: Final = 375
@@ -311,8 +321,24 @@ def charge_of(spec: InstanceSpec) -> Charge:
         disk_type=spec.boot_disk_type or default_disk(spec.machine_type),
         disk_size=spec.boot_disk_size,
         address=spec.external_ip,
-        changed=tuple(sorted(_CHANGING & spec.overrides.keys())),
+        changed=changed_by(spec.overrides),
     )
+
+
+def changed_by(overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return which fields of a request a user has typed that change what a machine costs.
+
+    Parameters
+    ----------
+    overrides : mapping
+        The setting ``instance_overrides``.
+
+    Returns
+    -------
+    tuple of str
+        The fields.
+    """
+    return tuple(sorted(_CHANGING & overrides.keys()))
 
 
 def _typed_spot(overrides: Mapping[str, Any]) -> bool:

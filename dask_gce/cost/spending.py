@@ -128,17 +128,19 @@ class Spending:
             # Another computer's clock may be ahead.
             self._entries[name] = _Entry(charge, now if since is None else min(since, now))
 
-    def end(self, name: str) -> None:
+    def end(self, name: str, at: float | None = None) -> None:
         """Take note that a machine runs no more.
 
         Parameters
         ----------
         name : str
             The machine; of one that was never seen running there is nothing to note.
+        at : float or None
+            Since when, in seconds since 1970; None for now.
         """
         entry = self._entries.get(name)
         if entry is not None and entry.ended is None:
-            entry.ended = self._clock()
+            entry.ended = self._clock() if at is None else at
 
     def end_all(self) -> None:
         """Take note that no machine runs any more."""
