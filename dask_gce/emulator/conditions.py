@@ -35,6 +35,9 @@ class Conditions:
         The zones that do not answer.
     reservations : set of str
         The names of the reservations that instances can be taken from.
+    lenient : set of str
+        The IDs of methods that allow what Google refuses: ``compute.instances.setScheduling`` then
+        changes the limit of an instance that runs.
     permissions : Permissions
         Who may do what.
     services : ServiceStates
@@ -49,6 +52,7 @@ class Conditions:
     rate_limits: RateLimits = field(default_factory=RateLimits)
     unreachable: Unreachable = field(default_factory=Unreachable)
     reservations: set[str] = field(default_factory=set)
+    lenient: set[str] = field(default_factory=set)
     permissions: Permissions = field(default_factory=Permissions)
     services: ServiceStates = field(default_factory=ServiceStates)
     tunnels: Tunnels = field(default_factory=Tunnels)

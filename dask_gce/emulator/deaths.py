@@ -39,6 +39,44 @@ async def _preempt(instance: Instance, operation: Operation) -> None:
     await instance.end(operation)
 
 
+def maintain(instance: Instance) -> Operation:
+    """Move an instance from a host that needs maintenance, or end it, as it was asked for.
+
+    Parameters
+    ----------
+    instance : Instance
+        The instance.
+
+    Returns
+    -------
+    Operation
+        The operation that does it.
+    """
+    if instance.resource["scheduling"]["onHostMaintenance"] == "MIGRATE":
+        kind, work = "migrateOnHostMaintenance", _migrate
+    else:
+        kind, work = "terminateOnHostMaintenance", _terminate
+    return instance.begin(f"compute.instances.{kind}", partial(work, instance))
+
+
+async def _migrate(instance: Instance, operation: Operation) -> None:
+    # What runs on it notices nothing but a pause.
+    instance.record.maintenance_event = "NONE"
+    instance.record.touch()
+
+
+async def _terminate(instance: Instance, operation: Operation) -> None:
+    if not instance.resource["scheduling"]["automaticRestart"]:
+        await instance.end(operation)
+        return
+    async with instance.transition:
+        if not instance.running:
+            return
+        await instance.shut_down()
+        instance.show("REPAIRING")
+        instance.begin("compute.instances.automaticRestart", partial(_restart, instance))
+
+
 def host_error(instance: Instance) -> Operation:
     """Break the host of an instance, which comes up again where ``automaticRestart`` says so.
 

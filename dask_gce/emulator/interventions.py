@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
-from dask_gce.emulator import deaths
+from dask_gce.emulator import deaths, notices
 from dask_gce.emulator.advice import Advice
 from dask_gce.emulator.capacity import Capacity
 from dask_gce.emulator.cloud import Cloud
@@ -75,6 +75,11 @@ class Interventions(ABC):
         return self._conditions.reservations
 
     @property
+    def lenient(self) -> set[str]:
+        """The IDs of methods that allow what Google refuses; add ``instances.setScheduling``'s."""
+        return self._conditions.lenient
+
+    @property
     def permissions(self) -> Permissions:
         """What the client and the machines' service accounts are denied or granted."""
         return self._conditions.permissions
@@ -108,23 +113,52 @@ class Interventions(ABC):
 
         self._ask(find_and_do)
 
-    def preempt(self, name: str) -> None:
+    def preempt(self, name: str, notice: float | None = None) -> None:
         """Take an instance away, as Compute Engine takes Spot instances.
 
-        The operation is ``compute.instances.preempted``, its user ``system``. What is left is up
-        to the instance's ``instanceTerminationAction``.
+        Its metadata server says so at once. After the notice comes the operation
+        ``compute.instances.preempted``, whose user is ``system``. What is left is up to the
+        instance's ``instanceTerminationAction``.
 
         Parameters
         ----------
         name : str
             The instance, in whichever project and zone.
+        notice : float or None
+            Seconds from the notice to the end; None for what the instance's
+            ``preemptionNoticeDuration`` says, times ``timings.run_duration_scale``. Without it
+            there are none.
 
         Raises
         ------
         LookupError
             There is no such instance.
         """
-        self._let(name, deaths.preempt)
+        self._let(name, lambda one: notices.preempt(one, notice))
+
+    def maintain(self, name: str, notice: float | None = None) -> None:
+        """Let the host of an instance need maintenance.
+
+        Its metadata server says so at once. After the notice the instance goes on on another host,
+        or ends, as its ``onHostMaintenance`` says: the operation is
+        ``compute.instances.migrateOnHostMaintenance`` or
+        ``compute.instances.terminateOnHostMaintenance``, its user ``system``. One that ends comes
+        up again with ``automaticRestart``. An instance that is not RUNNING stays as it is.
+
+        Parameters
+        ----------
+        name : str
+            The instance, in whichever project and zone.
+        notice : float or None
+            Seconds from the notice to the maintenance; None for Google's, an hour with GPUs and a
+            minute without, times ``timings.run_duration_scale``.
+
+        Raises
+        ------
+        LookupError
+            There is no such instance.
+        """
+        self._let(name, lambda one: notices.maintain(one, notice))
 
     def host_error(self, name: str) -> None:
         """Break the host under an instance; its guest learns nothing of it.

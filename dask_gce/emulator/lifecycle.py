@@ -10,7 +10,8 @@ happens without one is told by `deaths`; what a machine is made of is the kind's
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from dask_gce.emulator.blueprint import Blueprint
 from dask_gce.emulator.claims import Claim
 from dask_gce.emulator.errors import APIError, OperationFailed
 from dask_gce.emulator.interfaces import make_machine
-from dask_gce.emulator.links import fingerprint, last_segment, new_id, now
+from dask_gce.emulator.links import fingerprint, last_segment, moment_of, new_id, now
 from dask_gce.emulator.machine import Contents
 from dask_gce.emulator.operations import Operation, Work
 from dask_gce.emulator.power import Power
@@ -114,6 +115,7 @@ class Instance:
         self._nap: asyncio.Future[None] | None = None
         self._gone = asyncio.Event()
         self._limit = RunLimit(lambda: deaths.time_is_up(self))
+        self._warning: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         project.instances.setdefault(zone, {})[name] = self
         cloud.kind.network.changed(cloud)
@@ -232,10 +234,29 @@ class Instance:
         await self.power.on()
         self.resource["lastStartTimestamp"] = now()
         self.record.preempted = False
-        end = self._limit.set(self.resource["scheduling"], self.cloud.timings.run_duration_scale)
-        if end is not None:
-            self.resource["resourceStatus"] = {"scheduling": {"terminationTimestamp": end}}
+        self.record.maintenance_event = "NONE"
+        self._arm(0.0)
         self.show("RUNNING")
+
+    def _arm(self, ran: float) -> None:
+        """Set the timer of its longest run time, of which some has passed."""
+        scale = self.cloud.timings.run_duration_scale
+        end = self._limit.set(self.resource["scheduling"], scale, ran)
+        shown = {} if end is None else {"terminationTimestamp": end}
+        self.resource["resourceStatus"] = {"scheduling": shown}
+
+    def reschedule(self, scheduling: Resource) -> None:
+        """Take other scheduling options.
+
+        Parameters
+        ----------
+        scheduling : dict
+            The options, checked.
+        """
+        self.resource["scheduling"] = scheduling
+        if self.running:
+            started = moment_of(self.resource["lastStartTimestamp"])
+            self._arm((datetime.now(timezone.utc) - started).total_seconds())
 
     async def come_up(self) -> None:
         """Boot an instance that was off, state by state."""
@@ -363,8 +384,27 @@ class Instance:
             lambda: self.cloud.operations.spawn(deaths.follow_guest(self, how, boots))
         )
 
+    def warn(self, seconds: float, then: Callable[[], object]) -> None:
+        """Let time pass between a notice and what it is of, unless the instance ends before.
+
+        Parameters
+        ----------
+        seconds : float
+            How long it is.
+        then : callable
+            What is done after; it replaces what was to be done after an earlier notice.
+        """
+        self._forget_warning()
+        self._warning = self._loop.call_later(seconds, then)
+
+    def _forget_warning(self) -> None:
+        if self._warning is not None:
+            self._warning.cancel()
+            self._warning = None
+
     def disarm(self) -> None:
-        """Stop the timer of its longest run time."""
+        """Stop the timers of its longest run time and of a notice."""
+        self._forget_warning()
         self._limit.cancel()
         self.resource["resourceStatus"] = {"scheduling": {}}
 

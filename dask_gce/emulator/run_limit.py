@@ -26,7 +26,7 @@ class RunLimit:
         self._ended = ended
         self._timer: asyncio.TimerHandle | None = None
 
-    def set(self, scheduling: dict[str, Any], scale: float) -> str | None:
+    def set(self, scheduling: dict[str, Any], scale: float, ran: float = 0.0) -> str | None:
         """Set the timer, if there is a limit.
 
         Parameters
@@ -35,6 +35,8 @@ class RunLimit:
             The instance's ``scheduling``.
         scale : float
             Seconds that pass per second of ``maxRunDuration``.
+        ran : float
+            Seconds that the instance has run already.
 
         Returns
         -------
@@ -43,7 +45,7 @@ class RunLimit:
         """
         self.cancel()
         if "maxRunDuration" in scheduling:
-            seconds = int(scheduling["maxRunDuration"]["seconds"]) * scale
+            seconds = max(0.0, int(scheduling["maxRunDuration"]["seconds"]) * scale - ran)
             end = now(seconds)
         elif "terminationTime" in scheduling:
             end = str(scheduling["terminationTime"])

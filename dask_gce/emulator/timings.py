@@ -37,7 +37,8 @@ class Timings:
     resuming : float
         Seconds for which a tunnel whose websocket broke off can be taken up again.
     run_duration_scale : float
-        Seconds that pass per second of ``scheduling.maxRunDuration``.
+        Seconds that pass per second of ``scheduling.maxRunDuration``, and of the notice before a
+        preemption or maintenance.
     minute : float
         Seconds that a minute of the rate quotas lasts.
     latencies : mapping

@@ -243,9 +243,82 @@ def test_a_start_that_fails_leaves_the_instance_off(rest):
     assert status(rest, "a") == "TERMINATED"
 
 
+NOTICED = {
+    "provisioningModel": "SPOT",
+    "instanceTerminationAction": "DELETE",
+    "preemptionNoticeDuration": {"seconds": "120"},
+}
+
+
+def test_a_preemption_with_notice_is_told_before_it_is_done(discovery, kind):
+    timings = Timings(latency=0, deleting=0.02, run_duration_scale=1 / 1200)
+    with ComputeEmulator(kind, timings=timings) as emulator:
+        rest = Rest(emulator)
+        rest.insert(name="a", scheduling=NOTICED)
+        rest.insert(name="b", scheduling=NOTICED)
+        record = kind.machines["a"].record
+        emulator.preempt("b", notice=3600)
+        emulator.preempt("a")
+        assert record.preempted
+        until(lambda: rest.names() == ["b"])
+        assert ("a", "compute.instances.preempted", "system") in why(rest, "a")
+        # Until its time has come it runs, and nothing is done to it; told again, that counts.
+        assert status(rest, "b") == "RUNNING" and kind.machines["b"].deeds == ["boot"]
+        assert kind.machines["b"].record.preempted
+        assert [one[1] for one in why(rest, "b")] == ["insert"]
+        emulator.preempt("b", notice=0)
+        until(lambda: not rest.names())
+
+
+def test_an_end_of_its_own_comes_before_that_of_a_notice(rest, kind):
+    rest.insert(name="a", scheduling={**NOTICED, "instanceTerminationAction": "STOP"})
+    rest.emulator.preempt("a", notice=3600)
+    rest.emulator.power_off("a")
+    until(lambda: status(rest, "a") == "TERMINATED")
+    assert [one[1] for one in why(rest, "a")] == ["insert", "compute.instances.guestTerminate"]
+    # When it runs again, that is over.
+    rest.wait(rest.post(f"{INSTANCES}/a/start"))
+    assert not kind.machines["a"].record.preempted
+
+
+def test_maintenance_is_told_and_moves_or_ends_an_instance(rest, kind):
+    stays = {"onHostMaintenance": "TERMINATE", "automaticRestart": False}
+    rest.insert(name="moves")
+    rest.insert(name="ends", scheduling=stays)
+    rest.insert(name="returns", scheduling={**stays, "automaticRestart": True})
+    records = {name: kind.machines[name].record for name in ("moves", "ends", "returns")}
+    for name in records:
+        rest.emulator.maintain(name, notice=3600)
+    assert [records[name].maintenance_event for name in ("moves", "ends", "returns")] == [
+        "MIGRATE_ON_HOST_MAINTENANCE",
+        *["TERMINATE_ON_HOST_MAINTENANCE"] * 2,
+    ]
+    for name in records:
+        rest.emulator.maintain(name, notice=0)
+    until(lambda: records["moves"].maintenance_event == "NONE")
+    until(lambda: status(rest, "ends") == "TERMINATED")
+    until(lambda: kind.machines["returns"].deeds == ["boot", "stop 5", "boot"])
+    until(lambda: status(rest, "returns") == "RUNNING")
+    assert records["returns"].maintenance_event == "NONE"
+    assert status(rest, "moves") == "RUNNING" and kind.machines["moves"].deeds == ["boot"]
+    assert [one[1] for one in why(rest, "moves")][1:] == [
+        "compute.instances.migrateOnHostMaintenance"
+    ]
+    assert [one[1] for one in why(rest, "returns")][1:] == [
+        "compute.instances.terminateOnHostMaintenance",
+        "compute.instances.automaticRestart",
+    ]
+    # One that is off has no host.
+    rest.emulator.maintain("ends", notice=0)
+    assert [one[1] for one in why(rest, "ends")][1:] == [
+        "compute.instances.terminateOnHostMaintenance"
+    ]
+
+
 def test_no_death_without_an_instance():
     with ComputeEmulator("paper") as emulator:
-        for kill in (emulator.host_error, emulator.preempt, emulator.power_off):
+        deaths = emulator.host_error, emulator.preempt, emulator.maintain, emulator.power_off
+        for kill in deaths:
             with pytest.raises(LookupError, match="'a'"):
                 kill("a")
 

@@ -38,6 +38,7 @@ LINE_LIMIT = 2**20
 #: The metadata that the workers need.
 TOLD = (
     "dask-gce-linger",
+    "dask-gce-notice",
     "dask-gce-processes",
     "dask-gce-scheduler",
     "dask-gce-spec",
@@ -84,6 +85,7 @@ class LightMachine(Machine):
         self._asked = False
         self._discarded = False
         self._kept: str | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def powered(self) -> bool:
@@ -124,6 +126,20 @@ class LightMachine(Machine):
             return
         order = {"name": self.record.name, "address": self.address, "metadata": told}
         self.host.boot(key, self, order)
+        scheduling = self.record.resource.get("scheduling", {})
+        if scheduling.get("onHostMaintenance") == "TERMINATE":  # as all Spot instances have it
+            self._watching = asyncio.ensure_future(self._watch(key))
+
+    async def _watch(self, key: int) -> None:
+        """Show the workers what a metadata server would show them of an end that is to come."""
+        record, shown = self.record, (False, "NONE")
+        while True:
+            version = record.version
+            now = record.preempted, record.maintenance_event
+            if now != shown:
+                shown = now
+                self.host.show(key, *now)
+            await record.wait_for_change(version, None)
 
     def note_phase(self, key: int, text: str) -> None:
         """Publish how far the boot has come, as guests do.
@@ -155,6 +171,7 @@ class LightMachine(Machine):
             return
         self.record.serial.write(why.encode())
         self._key = None
+        self._end_watching()
         self._off.set()
         if not self._asked:
             self.on_exit("poweroff")
@@ -181,6 +198,12 @@ class LightMachine(Machine):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._off.wait(), (grace or 0) + PATIENCE)
         self._key = None
+        self._end_watching()
+
+    def _end_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
 
     async def discard(self) -> None:
         """End the workers and remove every trace. May be called twice."""

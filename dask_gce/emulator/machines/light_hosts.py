@@ -183,6 +183,21 @@ class LightHost:
         self._booted[key] = tenant
         self._send({"boot": key, **order})
 
+    def show(self, key: int, preempted: bool, maintenance: str) -> None:
+        """Show the workers of a machine what is about to happen to it.
+
+        Parameters
+        ----------
+        key : int
+            The boot.
+        preempted : bool
+            Whether Compute Engine is taking it away.
+        maintenance : str
+            What the host is about to do to it, in the metadata server's words.
+        """
+        if key in self._booted:
+            self._send({"show": key, "preempted": preempted, "maintenance": maintenance})
+
     def end(self, key: int, grace: float | None) -> bool:
         """Have the workers of a machine ended.
 

@@ -7,6 +7,7 @@ they boot and end, is told by the emulator (:mod:`light`) in lines of JSON::
     {"boot": KEY, "name": NAME, "address": ADDRESS, "metadata": {...}}
     {"stop": KEY, "grace": SECONDS}    let a worker end in order
     {"kill": KEY}                      cut its power
+    {"show": KEY, "preempted": BOOL, "maintenance": EVENT}   as the metadata server would
 
 and this answers, once a worker has ended for whatever reason, with ``{"off": KEY}``, and on the way
 there with ``{"phase": KEY, "text": TEXT}``. When the emulator hangs up, this process ends.
@@ -21,6 +22,7 @@ import json
 import logging
 import os
 import resource
+import time
 import urllib.request
 from typing import Any
 
@@ -51,6 +53,9 @@ AT_A_TIME = 32
 
 #: Seconds between two knocks at a scheduler's port, as guests make them.
 KNOCK = 0.25
+
+#: Seconds that are left to a machine that is preempted without a notice, and before maintenance.
+WITHOUT_NOTICE, MAINTENANCE = 25.0, 60.0
 
 #: What the ports of a worker are is decided here.
 OURS = frozenset({"host", "port", "name", "security", "dashboard", "dashboard_address"})
@@ -106,6 +111,27 @@ class Boot:
         self._living = asyncio.ensure_future(self._live())
         self._following = asyncio.ensure_future(self._follow())
         self._grace: float | None = None
+        self._telling: list[asyncio.Future[None]] = []
+
+    def show(self, preempted: bool, maintenance: str) -> None:
+        """Tell the scheduler if the machine will be taken away, as guests do."""
+        if preempted:
+            seconds, why = float(self._metadata.get("dask-gce-notice", WITHOUT_NOTICE)), "preempted"
+        elif maintenance.startswith("TERMINATE"):
+            seconds, why = MAINTENANCE, "maintenance"
+        else:
+            return
+        self._telling.append(asyncio.ensure_future(self._tell(seconds, why)))
+
+    async def _tell(self, seconds: float, why: str) -> None:
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            with contextlib.suppress(OSError):
+                if self._workers and await self._workers[0].scheduler.dask_gce_leave(
+                    machine=self._name, seconds=left, why=why
+                ):
+                    return
+            await asyncio.sleep(KNOCK)
 
     def end(self, grace: float | None) -> None:
         """End the workers: in order within some seconds, or at once."""
@@ -147,6 +173,8 @@ class Boot:
             await self._host.linger(self._key, float(self._metadata.get("dask-gce-linger", 120)))
         else:
             self._say("ended")
+        for telling in self._telling:
+            telling.cancel()
         self._host.forget(self._key)
 
     async def _end_workers(self) -> None:
@@ -188,6 +216,11 @@ class Host:
                 key = order.pop("boot")
                 self._ended[key] = asyncio.Event()
                 self._boots[key] = Boot(self, key, **order)
+                continue
+            if "show" in order:
+                boot = self._boots.get(order.pop("show"))
+                if boot is not None:
+                    boot.show(**order)
                 continue
             key = order.get("stop", order.get("kill"))
             if key in self._boots:  # it may have ended by itself a moment ago
