@@ -191,13 +191,15 @@ def build_insert(spec: InstanceSpec, *, now: float | None = None) -> dict[str, A
 
     body["name"] = spec.name
     body["labels"] = {**_mapping(body, "labels"), **spec.labels}
-    if ours := _cluster_tags(spec.labels):
+    if our_tags := _cluster_tags(spec.labels):
         tags = _mapping(body, "tags")
         items = _list(tags, "tags.items", "items")
-        body["tags"] = {**tags, "items": [*items, *(tag for tag in ours if tag not in items)]}
+        missing = [tag for tag in our_tags if tag not in items]
+        body["tags"] = {**tags, "items": [*items, *missing]}
     metadata = _mapping(body, "metadata")
     theirs = {_key(item): item for item in _list(metadata, "metadata.items", "items")}
-    our_items = {key: {"key": key, "value": value} for key, value in spec.metadata.items()}
+    ours = {**spec.metadata, **_notice(body)}
+    our_items = {key: {"key": key, "value": value} for key, value in ours.items()}
     defaults = {}
     if spec.service_account is not None:
         # Container-Optimized OS then sends the log to Cloud Logging, in that account's name:
@@ -238,6 +240,14 @@ def _scheduling(spec: InstanceSpec, now: float) -> dict[str, Any]:
     if spec.spot or not spec.hardware.migrates:
         scheduling["onHostMaintenance"] = "TERMINATE"
     return scheduling
+
+
+def _notice(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return the item that tells a machine how long before it will know: nothing else does."""
+    scheduling = body.get("scheduling")
+    notice = scheduling.get("preemptionNoticeDuration") if isinstance(scheduling, dict) else None
+    seconds = notice.get("seconds") if isinstance(notice, dict) else None
+    return {} if not seconds or str(seconds) == "0" else {"dask-gce-notice": str(seconds)}
 
 
 def _settle_limit(body: dict[str, Any], overrides: Mapping[str, Any]) -> None:

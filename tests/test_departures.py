@@ -96,7 +96,7 @@ async def leave(client: Client, machine: str, seconds: float = LONG, why: str = 
 async def test_results_move_and_the_worker_closes():
     async with (
         scheduler() as (on, client),
-        workers(on, "m-1", "m-2") as (going, staying),
+        workers(on, "m-1", "m-2") as (going, _),
     ):
         futures = [client.submit(quick, f"r{i}", workers=going.address) for i in range(50)]
         data = await client.scatter({"pure": [1, 2, 3]}, workers=[going.address])
@@ -136,7 +136,7 @@ async def test_what_runs_may_end_and_what_waits_goes_to_others():
 async def test_without_work_stealing_what_waits_goes_to_others_too():
     async with (
         scheduler(**{"distributed.scheduler.work-stealing": False}) as (on, client),
-        workers(on, "m-1") as (going,),
+        workers(on, "m-1"),
     ):
         running = client.submit(held, "running")
         waiting = [client.submit(quick, f"w{i}", pure=False) for i in range(5)]
@@ -157,9 +157,7 @@ async def test_results_wait_for_somebody_to_take_them():
         futures = client.map(quick, [f"r{i}" for i in range(20)])
         await client.gather(futures)
         # All that there are, so that nobody stays; told twice, and of a machine nobody knows.
-        await asyncio.gather(
-            *(leave(client, machine) for machine in ("m-1", "m-2", "m-1", "m-9"))
-        )
+        await asyncio.gather(*(leave(client, machine) for machine in ("m-1", "m-2", "m-1", "m-9")))
         await until(lambda: {one.status, two.status} == {Status.closing_gracefully})
         late = client.submit(quick, "late")
         async with workers(on, "m-3"):

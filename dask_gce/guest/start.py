@@ -223,6 +223,27 @@ def add_preloads(options: dict[str, Any], programs: list[str]) -> None:
         options["preload"] = [*chosen, *(str(HERE / program) for program in programs)]
 
 
+def plan_departure(name: str, contact: str, security: Any) -> dict[str, Any] | None:
+    """Return what preemption.py needs to know, None where nobody takes this machine away."""
+    if not (HERE / "preemption.py").exists():
+        return None
+    watched = []
+    if metadata("scheduling/preemptible", default="FALSE") == "TRUE":
+        watched.append("preempted")
+    if metadata("scheduling/on-host-maintenance", default="MIGRATE") == "TERMINATE":
+        watched.append("maintenance-event")
+    if not watched:
+        return None
+    return {
+        "machine": name,
+        "contact": contact,
+        "security": security,
+        "watched": watched,
+        "notice": float(metadata("attributes/dask-gce-notice", default="0")),
+        "gpus": int(metadata("attributes/dask-gce-gpus", default="0")),
+    }
+
+
 def prepare_packages() -> Any:
     """Install what the user's environment names, if it names something."""
     if not metadata("attributes/dask-gce-environment", default=""):
@@ -284,6 +305,8 @@ def main() -> None:
             programs.append("wheelhouse.py")
         if limits:
             programs.append("guard.py")
+        if (HERE / "departures.py").exists():
+            programs.append("departures.py")
         add_preloads(options, programs)
     else:
         name = options["name"] = metadata("name")
@@ -337,10 +360,21 @@ def main() -> None:
     if role == "worker":
         wait_for_scheduler(scheduler["host"], scheduler["port"], deadline, options["security"])
 
-    supervisor = runpy.run_path(str(HERE / "supervision.py"))["Supervisor"](
+    supervision = runpy.run_path(str(HERE / "supervision.py"))
+    messenger = None
+    plan = None
+    if role == "worker" and arguments:
+        plan = plan_departure(name, arguments[0], options["security"])
+    if plan is not None:
+        write_private(folder / "preemption.json", json.dumps(plan))
+        messenger = supervision["Messenger"]()
+        program = [str(HERE / "preemption.py"), str(folder), str(messenger.number)]
+        start = [*entrypoint, python, *program, *start[len(entrypoint) :]]
+    supervisor = supervision["Supervisor"](
         [*start, "spec", *arguments, "--spec-file", str(folder / "spec.json")],
         [*dask, *local] if local else [],
         environment,
+        messenger,
     )
     announcing = threading.Thread(
         target=supervisor.announce,
