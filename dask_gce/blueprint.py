@@ -16,6 +16,7 @@ from dask_gce.boot.environment import Environment
 from dask_gce.boot.versions import expectation
 from dask_gce.hardware_fields import Hardware
 from dask_gce.instance import InstanceSpec
+from dask_gce.leavings import render_leavings
 from dask_gce.placement import Location, MachineShape
 from dask_gce.secret_names import version_name
 from dask_gce.settings import Settings
@@ -63,6 +64,18 @@ class Blueprint:
     _workers: dict[tuple[Location, str], InstanceSpec] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    def extend(self, expires: int) -> None:
+        """Let the machines that are made from now on live for longer.
+
+        Parameters
+        ----------
+        expires : int
+            The cluster's new end, in seconds since 1970 UTC.
+        """
+        # The one thing of a cluster that changes while it runs, for all who hold its blueprint.
+        object.__setattr__(self, "expires", expires)
+        self._workers.clear()
 
     @property
     def protocol(self) -> str:
@@ -295,6 +308,7 @@ class Blueprint:
             death_timeout=settings.death_timeout,
             # Whoever waits for it gives up earlier, and deletes it.
             boot_timeout=2 * patience,
+            leavings=render_leavings(settings, self.project, self.cluster, self.identity),
         )
 
     def _secrets(self) -> dict[str, Any]:

@@ -24,7 +24,9 @@ __all__ = [
     "instance_key",
     "list_call",
     "merge_scopes",
+    "set_labels_call",
     "set_metadata_call",
+    "set_scheduling_call",
 ]
 
 #: What lists ask of each instance. Without a mask they carry all metadata and startup scripts.
@@ -220,6 +222,95 @@ def set_metadata_call(
         fields={**change, "instance": name},
         body=metadata,
         body_field="metadata_resource",
+        group="write",
+    )
+
+
+def set_labels_call(
+    project: str,
+    zone: str,
+    name: str,
+    labels: Mapping[str, str],
+    fingerprint: str,
+    request_id: str | None,
+) -> Call:
+    """Return the call that begins to replace an instance's labels.
+
+    Parameters
+    ----------
+    project : str
+        Project ID.
+    zone : str
+        Zone name.
+    name : str
+        The instance.
+    labels : mapping of str to str
+        All labels.
+    fingerprint : str
+        That of the labels that they replace.
+    request_id : str or None
+        A UUID by which Compute Engine knows a repeated request; None for a new one.
+
+    Returns
+    -------
+    Call
+        The call.
+    """
+    call = instance_call(
+        project,
+        zone,
+        name,
+        verb="set_labels_unary",
+        request="SetLabelsInstanceRequest",
+        action="set the labels of",
+    )
+    change = _change(project, zone, request_id)
+    return replace(
+        call,
+        fields={**change, "instance": name},
+        body={"labels": dict(labels), "labelFingerprint": fingerprint},
+        body_field="instances_set_labels_request_resource",
+        group="write",
+    )
+
+
+def set_scheduling_call(
+    project: str, zone: str, name: str, scheduling: Mapping[str, Any], request_id: str | None
+) -> Call:
+    """Return the call that begins to change how an instance is scheduled.
+
+    Parameters
+    ----------
+    project : str
+        Project ID.
+    zone : str
+        Zone name.
+    name : str
+        The instance.
+    scheduling : mapping
+        A ``Scheduling`` as API JSON.
+    request_id : str or None
+        A UUID by which Compute Engine knows a repeated request; None for a new one.
+
+    Returns
+    -------
+    Call
+        The call.
+    """
+    call = instance_call(
+        project,
+        zone,
+        name,
+        verb="set_scheduling_unary",
+        request="SetSchedulingInstanceRequest",
+        action="set the scheduling of",
+    )
+    change = _change(project, zone, request_id)
+    return replace(
+        call,
+        fields={**change, "instance": name},
+        body=scheduling,
+        body_field="scheduling_resource",
         group="write",
     )
 

@@ -20,7 +20,9 @@ from dask_gce.instance_calls import (
     instance_key,
     list_call,
     merge_scopes,
+    set_labels_call,
     set_metadata_call,
+    set_scheduling_call,
 )
 from dask_gce.operation import Operation, parse_operation
 from dask_gce.verbs import Verbs
@@ -231,6 +233,71 @@ class InstanceVerbs(Verbs):
             With status 412: the metadata has another fingerprint by now.
         """
         call = set_metadata_call(self.project, zone, name, metadata, request_id)
+        return parse_operation(await self._caller.answer(call))
+
+    async def set_instance_labels(
+        self,
+        zone: str,
+        name: str,
+        labels: Mapping[str, str],
+        fingerprint: str,
+        request_id: str | None = None,
+    ) -> Operation:
+        """Begin to replace an instance's labels.
+
+        Parameters
+        ----------
+        zone : str
+            Zone name.
+        name : str
+            The instance.
+        labels : mapping of str to str
+            All labels.
+        fingerprint : str
+            That of the labels that they replace.
+        request_id : str or None
+            A UUID by which Compute Engine knows a repeated request; None for a new one.
+
+        Returns
+        -------
+        Operation
+            The operation that was started; it can still fail.
+
+        Raises
+        ------
+        APIError
+            With status 412: the labels have another fingerprint by now.
+        """
+        call = set_labels_call(self.project, zone, name, labels, fingerprint, request_id)
+        return parse_operation(await self._caller.answer(call))
+
+    async def set_scheduling(
+        self, zone: str, name: str, scheduling: Mapping[str, Any], request_id: str | None = None
+    ) -> Operation:
+        """Begin to change how an instance is scheduled, of which much is fixed while it runs.
+
+        Parameters
+        ----------
+        zone : str
+            Zone name.
+        name : str
+            The instance.
+        scheduling : mapping
+            A ``Scheduling`` as API JSON.
+        request_id : str or None
+            A UUID by which Compute Engine knows a repeated request; None for a new one.
+
+        Returns
+        -------
+        Operation
+            The operation that was started; it can still fail.
+
+        Raises
+        ------
+        APIError
+            If the instance runs, and what is changed is fixed meanwhile.
+        """
+        call = set_scheduling_call(self.project, zone, name, scheduling, request_id)
         return parse_operation(await self._caller.answer(call))
 
     async def get_serial_port_output(self, zone: str, name: str, start: int = 0) -> tuple[str, int]:

@@ -118,6 +118,7 @@ REQUEST_SCHEMAS = [
     "Metadata",
     "Network",
     "Router",
+    "Scheduling",
     "Subnetwork",
     "cloudresourcemanager.v1.GetIamPolicyRequest",
     "cloudresourcemanager.v1.SetIamPolicyRequest",

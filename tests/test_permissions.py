@@ -47,7 +47,7 @@ ROLES = {
         "dask-gce user",
         "Makes, uses and deletes Dask clusters, with firewall rules of their own.",
         (
-            *("clusters", "external-ip", "subnetwork", "cpu-platform", "own-images"),
+            *("clusters", "more-time", "external-ip", "subnetwork", "cpu-platform", "own-images"),
             *("service-account", "firewall", "iap", "advice", "quota", "check"),
         ),
     ),
@@ -214,6 +214,17 @@ async def life_of_machines(compute, endpoint):
     await compute.wait_operation(gone, 60)
 
 
+async def life_with_more_time(compute, endpoint):
+    """Lengthen the life of a machine, which the local Compute Engine is told to allow."""
+    shown = await compute.get_instance(ZONE, FULL.name)
+    labels = {**shown["labels"], "dask-gce-expires": "2000000000"}
+    fingerprint = shown["labelFingerprint"]
+    begun = await compute.set_instance_labels(ZONE, FULL.name, labels, fingerprint)
+    await compute.wait_operation(begun, 60)
+    begun = await compute.set_scheduling(ZONE, FULL.name, shown["scheduling"])
+    await compute.wait_operation(begun, 60)
+
+
 RULE = {
     "name": "grid-1f3a-clients",
     "network": "global/networks/default",
@@ -289,6 +300,12 @@ async def make_image(compute):
     await compute.wait_operation(await compute.insert_image(body), 60)
 
 
+async def make_machine(compute):
+    """Make a machine."""
+    begun = await compute.insert_instance(ZONE, build_insert(FULL))
+    await compute.wait_operation(begun, 60)
+
+
 async def make_disk(compute):
     """Make a disk to make an image of, by way of a machine that goes and leaves it."""
     disk = {"initializeParams": {"sourceImage": FULL.source_image}, "boot": True}
@@ -309,6 +326,7 @@ async def life_of_own_images(compute, endpoint):
 #: What makes everything ready, what a feature does, and what else that takes.
 LIVES = {
     **dict.fromkeys(OF_MACHINES, (nothing_before, life_of_machines, OF_MACHINES)),
+    "more-time": (make_machine, life_with_more_time, (*OF_MACHINES, "more-time")),
     "own-images": (make_image, life_of_own_images, (*OF_MACHINES, "own-images")),
     "subnetwork": (nothing_before, look_at_subnetwork, ("subnetwork",)),
     "firewall": (nothing_before, life_of_rules, ("firewall",)),

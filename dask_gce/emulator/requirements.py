@@ -72,6 +72,7 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "compute.instances.reset": ("compute.instances.reset",),
     "compute.instances.setLabels": ("compute.instances.setLabels",),
     "compute.instances.setMetadata": ("compute.instances.setMetadata",),
+    "compute.instances.setScheduling": ("compute.instances.setScheduling",),
     "compute.instances.start": ("compute.instances.start",),
     "compute.instances.stop": ("compute.instances.stop",),
     "compute.machineTypes.aggregatedList": ("compute.machineTypes.list",),
