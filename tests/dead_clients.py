@@ -251,13 +251,14 @@ def write_script(seed: int, mode: Mode = "kill") -> Script:
     if draw.random() < 0.8:
         steps.append(("close", ()))
     point = draw.choice((None, None, "asked", "sent", "answered"))
-    step = draw.choice((0, 0, *range(len(steps)), len(steps) - 1))
+    last = len(steps) - 1
+    step = draw.choice((0, last, *2 * [*range(1, last + 1)]))
     moment = Moment(
         step,
         point,
         # A start takes some twenty requests, what follows fewer.
-        draw.randint(1, 20 if step == 0 else 6),
-        round(draw.uniform(0, 5 if step == 0 else 2.5), 2)
+        draw.randint(1, 30 if step == 0 else 6),
+        round(draw.uniform(0, 8 if step == 0 else 2.5), 2)
         if point is None
         else draw.choice((0.0, 0.0, round(draw.random(), 2))),
     )
