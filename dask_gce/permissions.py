@@ -410,6 +410,21 @@ _FEATURES: Final = (
         ),
     ),
     Feature(
+        "prices",
+        "Google's price list",
+        "live_prices=True, the default, and dask gce cost",
+        "roles/serviceusage.serviceUsageConsumer",
+        (
+            Need(
+                "serviceusage.services.use",
+                ("cloudbilling.services.skus.list",),
+                "Prices are those of the table that comes with the package, so of Spot unknown.",
+                optional=True,
+            ),
+        ),
+        service="cloudbilling.googleapis.com",
+    ),
+    Feature(
         "check",
         "What only dask gce check looks at",
         "dask gce check; what it may not see it calls unknown",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import shlex
@@ -27,6 +28,7 @@ from dask_gce.hardware_fields import Hardware
 from dask_gce.instance import build_insert
 from dask_gce.permissions import FEATURES, advice, feature_of, permissions_of, render_role
 from dask_gce.policy import Failure
+from dask_gce.price_list import read_tariff
 from dask_gce.reach import own_address
 from dask_gce.services import Services
 from dask_gce.settings import Settings
@@ -48,7 +50,7 @@ ROLES = {
         "Makes, uses and deletes Dask clusters, with firewall rules of their own.",
         (
             *("clusters", "more-time", "external-ip", "subnetwork", "cpu-platform", "own-images"),
-            *("service-account", "firewall", "iap", "advice", "quota", "check"),
+            *("service-account", "firewall", "iap", "advice", "quota", "prices", "check"),
         ),
     ),
     "dask-gce-secrets.yaml": (
@@ -289,6 +291,15 @@ async def life_of_secrets(compute, endpoint):
             await services.call("secretmanager", "DELETE", path)
 
 
+async def read_prices(compute, endpoint):
+    """Read Google's price list."""
+    services = Services(compute.project, credentials=AnonymousCredentials(), endpoint=endpoint)
+    try:
+        await asyncio.to_thread(read_tariff, services)
+    finally:
+        services.close_now()
+
+
 async def nothing_before(compute):
     """Leave the project as it is."""
 
@@ -332,6 +343,7 @@ LIVES = {
     "firewall": (nothing_before, life_of_rules, ("firewall",)),
     "secret-manager": (nothing_before, life_of_secrets, ("secret-manager",)),
     "image-build": (make_disk, life_of_images, ("image-build",)),
+    "prices": (nothing_before, read_prices, ("prices",)),
 }
 
 

@@ -57,6 +57,7 @@ def features_of(settings: Settings, route: str) -> tuple[str, ...]:
         "iap": route == "iap",
         "advice": wants_advice(settings),
         "quota": True,
+        "prices": settings.live_prices,
         # Without certificates there is nothing to keep.
         "secret-manager": settings.secrets == "secret-manager" and settings.security is not False,
     }
@@ -112,7 +113,9 @@ async def check_apis(view: View, features: Sequence[str]) -> Finding:
     Finding
         What was found.
     """
-    services = list(dict.fromkeys(FEATURES[key].service for key in features))
+    # A cluster does without what is optional.
+    needed = [FEATURES[k] for k in features if not all(n.optional for n in FEATURES[k].needs)]
+    services = list(dict.fromkeys(feature.service for feature in needed))
     states: dict[str, str] = {}
     reason: GCEError | None = None
     try:

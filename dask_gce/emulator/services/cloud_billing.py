@@ -1,4 +1,4 @@
-"""Methods of Cloud Billing v1 that need no permission: what services there are, and what they cost.
+"""Methods of Cloud Billing v1 that are for everybody: what services there are, and their prices.
 
 Nothing here costs anything. The list is like Google's in form and in words. Its figures are of the
 order of Google's, so that what is made of them looks right, and are no source for them; it has but
@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from dask_gce.emulator.errors import APIError, bad_request
+from dask_gce.emulator.errors import APIError, bad_request, error_info
 from dask_gce.emulator.links import number_of
 from dask_gce.emulator.routing import Call, Route
 from dask_gce.emulator.services.access import page
@@ -21,6 +21,9 @@ from dask_gce.emulator.services.access import page
 _NAME = "cloudbilling.googleapis.com"
 _COMPUTE = "6F81-5844-456A"
 _LARGEST_PAGE = 5000
+
+#: What it takes to have a project answer for a request.
+_PERMISSION = "serviceusage.services.use"
 
 #: The project that pays for requests in nobody's name, as far as the API must be enabled in it.
 _CONSUMER = "local-project"
@@ -164,9 +167,23 @@ SKUS: list[dict[str, Any]] = list(_skus())
 
 
 def _admit(call: Call) -> None:
-    """Refuse what only a project may ask in which this API is enabled."""
-    project = call.identity.project if call.identity is not None else _CONSUMER
-    call.cloud.conditions.services.check(_NAME, project, number_of(project))
+    """Refuse what only a project may ask in which this API is enabled, and who may not use it."""
+    consumer = _CONSUMER if call.identity is None else call.identity.project
+    call.cloud.conditions.services.check(_NAME, consumer, number_of(consumer))
+    try:
+        project = call.cloud.project(consumer)
+    except APIError:
+        return  # where there is no such project, whoever asks brings one of their own
+    if not call.cloud.permits(_PERMISSION, project, call.identity):
+        raise APIError(
+            403,
+            "forbidden",
+            f"Required '{_PERMISSION}' permission for 'projects/{consumer}': grant the caller the"
+            " roles/serviceusage.serviceUsageConsumer role, or a custom role with the permission.",
+            details=[
+                error_info("USER_PROJECT_DENIED", service=_NAME, consumer=f"projects/{consumer}")
+            ],
+        )
 
 
 def _list_services(call: Call) -> dict[str, Any]:
