@@ -1,7 +1,9 @@
-"""Who is let in to a cluster's machines, from before the first one to after the last.
+"""Who is let in to a cluster's machines, as long as there are any.
 
-Owns when the firewall's rules are made and when they go: before any machine is asked for, and
-together with them. What rules there are is in `reach`; how machines come is in `assembly`.
+Owns when the firewall's rules are made and when they go: once the scheduler's machine is certain to
+come to be, and before it is deleted. Compute Engine ends machines after some time, but never rules,
+so that whoever dies at any moment leaves none without the machine that removes it at its own end.
+What rules there are is in `reach`; how machines come is in `assembly`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 from dask_gce.errors import GCEError
 from dask_gce.preparation import Preparation
+from dask_gce.removal import remove_in_order
 from dask_gce.scaling import ScalingCluster
 from dask_gce.settings import Settings
 
@@ -47,14 +50,17 @@ class GuardedCluster(ScalingCluster):
             self._scheduler.failure = error
 
     async def _remove_machines_and_rules(self) -> None:
-        """Delete all machines and all rules, of which neither waits for the other."""
-        works: list[Awaitable[None]] = []
-        if self._fleet is not None:
-            works.append(self._fleet.delete_all())
+        """Delete all rules, then all machines, however the one and the other goes."""
+        await remove_in_order(self._remove_rules, self._remove_machines)
+
+    async def _remove_rules(self) -> None:
         if self._prepared is not None:
             # Only where others can join they may have made rules too.
-            works.append(self._prepared.firewall.remove(everybodys=self._shared))
-        await _all_of(works)
+            await self._prepared.firewall.remove(everybodys=self._shared)
+
+    async def _remove_machines(self) -> None:
+        if self._fleet is not None:
+            await self._fleet.delete_all()
 
     async def _leave_machines_and_rules(self) -> None:
         """Leave both to others, but for what was made for this process alone."""

@@ -6,10 +6,10 @@ needs any more is judged in `sweeping`; how to connect to one is up to `cluster`
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from dask_gce import names
@@ -17,7 +17,7 @@ from dask_gce.cluster_records import RECORD_FIELDS, ClusterRecord, read_records
 from dask_gce.compute import Compute
 from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
 from dask_gce.reach.own_rules import remove_rules
-from dask_gce.removal import Removal
+from dask_gce.removal import Removal, remove_in_order
 
 __all__ = ["Inventory", "delete_cluster", "find_cluster", "list_clusters"]
 
@@ -143,7 +143,7 @@ def find_cluster(
 
 
 async def delete_cluster(compute: Compute, record: ClusterRecord) -> None:
-    """Delete all machines of a cluster and make sure that they go, and its firewall rules.
+    """Delete a cluster's firewall rules, then all its machines, and make sure that they go.
 
     Machines that were added since are deleted too; another cluster of its name is left alone, and
     so are machines that were given a cluster's label by hand.
@@ -166,19 +166,14 @@ async def delete_cluster(compute: Compute, record: ClusterRecord) -> None:
     label = names.label_filter({names.CLUSTER_LABEL: record.name, names.ID_LABEL: record.identity})
     # The empty name stands for all other zones: the cluster may have grown into them since.
     zones = (*record.zones, "")
-    outcomes = await asyncio.gather(
-        Removal(compute, record.name, label, lambda: zones).delete_all(()),
-        remove_rules(compute, record.name, record.identity, record.rule_projects),
-        return_exceptions=True,
+    await remove_in_order(
+        partial(_remove_rules, compute, record),
+        partial(Removal(compute, record.name, label, lambda: zones).delete_all, ()),
     )
-    errors: list[GCEError] = []
-    for outcome in outcomes:
-        if isinstance(outcome, GCEError):
-            errors.append(outcome)
-        elif isinstance(outcome, BaseException):
-            raise outcome
-        else:
-            errors.extend(outcome or ())
+
+
+async def _remove_rules(compute: Compute, record: ClusterRecord) -> None:
+    errors = await remove_rules(compute, record.name, record.identity, record.rule_projects)
     if len(errors) == 1:
         raise errors[0]
     if errors:

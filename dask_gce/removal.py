@@ -19,7 +19,7 @@ from dask_gce.errors import GCEError
 from dask_gce.instance import Instance, parse_instance
 from dask_gce.member import Member
 
-__all__ = ["Removal"]
+__all__ = ["Removal", "remove_in_order"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,9 @@ CERTAIN_WITHIN = 120.0
 
 #: Seconds between looks whether all of them go: at first, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0
+
+#: Seconds that machines wait for the deletion of firewall rules to be accepted.
+RULES_WITHIN = 10.0
 
 #: Seconds the interpreter's exit may take to delete what is left, and for each instance more.
 EXIT_TIMEOUT, EXIT_TIMEOUT_EACH = 60.0, 0.2
@@ -286,6 +289,47 @@ class Removal:
                 f"--zone {zone} --project {project}"
             )
         return GCEError("\n".join(lines))
+
+
+async def remove_in_order(
+    rules: Callable[[], Awaitable[None]], machines: Callable[[], Awaitable[None]]
+) -> None:
+    """Bring two works to an end, however each goes: firewall rules before the machines.
+
+    Machines end by themselves in the end, which rules do not: whoever dies in between is to leave
+    no rule without a machine. But machines cost money, and do not wait for long.
+
+    Parameters
+    ----------
+    rules : callable
+        Deletes rules.
+    machines : callable
+        Deletes machines.
+
+    Raises
+    ------
+    GCEError
+        What either raised, or both together.
+    """
+    removing = asyncio.ensure_future(_do(rules))
+    outcomes = await asyncio.gather(removing, _after(removing, machines), return_exceptions=True)
+    errors = [each for each in outcomes if isinstance(each, GCEError)]
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException) and not isinstance(outcome, GCEError):
+            raise outcome
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise GCEError("\n".join(map(str, errors))) from errors[0]
+
+
+async def _do(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
+
+
+async def _after(first: asyncio.Future[None], work: Callable[[], Awaitable[None]]) -> None:
+    await asyncio.wait({first}, timeout=RULES_WITHIN)
+    await work()
 
 
 async def _side_by_side(works: Iterable[Callable[[], Awaitable[None]]]) -> list[GCEError]:

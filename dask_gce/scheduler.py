@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from distributed.core import Status
 
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 #: Seconds between attempts to reach a booting scheduler: quick at first, since the local Compute
 #: Engine and warm images boot in a second, and never slower than this.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.3
+
+#: What instances show that have got the host they run on. Before, an insert may still fail.
+PLACED = frozenset({"STAGING", "RUNNING"})
 
 #: Seconds for an attempt under way when the time is over and none has ended before.
 LAST_KNOCK = 10.0
@@ -54,6 +57,9 @@ class GCEScheduler(GCEProcess):
         one that exists and therefore does not move.
     explain : callable
         Tells what the firewall may keep out; an empty text if nothing.
+    admit : callable or None
+        Has let in who is to reach it, once its machine is certain to come to be; None where that
+        has been done.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class GCEScheduler(GCEProcess):
         approach: Approach,
         moved: Callable[[str], None] | None,
         explain: Callable[[], str] = lambda: "",
+        admit: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         spec = blueprint.scheduler(name, location)
         super().__init__(fleet, spec, location, blueprint.settings.start_timeout)
@@ -78,6 +85,9 @@ class GCEScheduler(GCEProcess):
         self._placement = placement
         self._moved = moved
         self._explain_firewall = explain
+        self._admit = admit
+        # Why who is to reach it could not be let in; another place would not help.
+        self._shut_out: GCEError | None = None
         #: Set by the cluster: why the scheduler has failed, or why it is in the wrong place.
         self.failure: GCEError | None = None
 
@@ -102,7 +112,7 @@ class GCEScheduler(GCEProcess):
                 await self._wait_until_reachable()
                 break
             except GCEError as error:
-                if not self._move(error):
+                if error is self._shut_out or not self._move(error):
                     self.status = Status.failed
                     raise
         self.address = self.external_address = self._reached_at()
@@ -143,9 +153,16 @@ class GCEScheduler(GCEProcess):
         member = self.fleet.members[self.name]
         # Beside the rest: what keeps this process from reaching it must not hide that it failed.
         knocking: asyncio.Task[str] | None = None
+        admitting: asyncio.Task[None] | None = None
         try:
             while True:
                 instance = member.instance
+                if admitting is None and instance is not None and instance.status in PLACED:
+                    # Compute Engine ends machines after some time, but not firewall rules: whoever
+                    # dies at any moment leaves no rule without a machine that removes it.
+                    admitting = asyncio.ensure_future(self._let_in())
+                if admitting is not None and admitting.done():
+                    admitting.result()
                 if knocking is None and instance is not None and instance.status == "RUNNING":
                     knocking = asyncio.ensure_future(self._knock(instance))
                 if isinstance(self.failure, StartTimeout) and knocking and not self._obstacle:
@@ -158,15 +175,26 @@ class GCEScheduler(GCEProcess):
                     await asyncio.wait({knocking}, timeout=pause)
                 if knocking is not None and knocking.done():
                     self._obstacle, knocking = knocking.result(), None
-                    if not self._obstacle:
+                    if not self._obstacle and admitting is not None and admitting.done():
                         self.fleet.mark_ready(self.name)
                         return
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.2, LONGEST_PAUSE)
         finally:
-            if knocking is not None:
-                knocking.cancel()
-                await asyncio.gather(knocking, return_exceptions=True)
+            for task in (knocking, admitting):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+
+    async def _let_in(self) -> None:
+        if self._admit is None:
+            return
+        try:
+            await self._admit()
+        except GCEError as error:
+            self._shut_out = error
+            raise
+        self._admit = None
 
     async def _knock(self, instance: Instance) -> str:
         """Go to the machine and ask its scheduler; return what is in the way, if anything."""

@@ -34,7 +34,7 @@ __all__ = ["Firewall"]
 logger = logging.getLogger(__name__)
 
 #: Seconds the interpreter's exit may take to delete rules.
-EXIT_TIMEOUT = 30.0
+EXIT_TIMEOUT = 10.0
 
 
 class Firewall:
