@@ -281,6 +281,8 @@ class Blueprint:
                 nthreads=share.nthreads,
                 memory_limit=share.memory_limit,
                 options=settings.worker_options,
+                # Dask's own is about a worker's start, for which there is another patience too.
+                death_timeout=max(settings.death_timeout, settings.worker_start_timeout),
             ),
             processes=self.processes,
             env_vars=settings.env_vars,

@@ -201,13 +201,13 @@ def builder_spec(blueprint: Blueprint, location: Location) -> InstanceSpec:
         What to insert.
     """
     spec = blueprint.scheduler(blueprint.cluster, location)
-    runtime = blueprint.settings.runtime
-    parts = ("startup.sh", "seal.sh", f"{runtime}.sh")
     metadata = {
         **spec.metadata,
-        "startup-script": "".join(map(startup.guest_file, parts)),
+        "startup-script": startup.startup_script(blueprint.settings.runtime, seals=True),
         "dask-gce-role": "builder",
     }
+    # It takes as long as it takes; Compute Engine ends it.
+    metadata.pop("dask-gce-boot-timeout", None)
     labels = {**spec.labels, names.ROLE_LABEL: "builder"}
     return replace(spec, metadata=metadata, labels=labels)
 

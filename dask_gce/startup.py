@@ -111,6 +111,8 @@ class Limits:
         How long a worker's machine may be without its scheduler.
     boot_timeout : float
         How long a machine may take until Dask runs on it.
+    leavings : str
+        What the scheduler's machine deletes beside itself, as `leavings` renders it.
     """
 
     idle_timeout: float = math.inf
@@ -119,6 +121,7 @@ class Limits:
     expires: int | None = None
     death_timeout: float = math.inf
     boot_timeout: float = math.inf
+    leavings: str = ""
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,7 @@ def worker_spec(
     nthreads: int,
     memory_limit: int | str | float | None,
     options: Mapping[str, Any],
+    death_timeout: float = math.inf,
 ) -> dict[str, Any]:
     """Return the Dask specification of a worker.
 
@@ -251,7 +255,9 @@ def worker_spec(
     memory_limit : int, str, float or None
         Memory of the worker as Dask takes it.
     options : mapping
-        Keyword arguments of the class that the user chose; they win over the two above.
+        Keyword arguments of the class that the user chose; they win over all others.
+    death_timeout : float
+        Seconds in which it must have found its scheduler; infinity for as long as it takes.
 
     Returns
     -------
@@ -265,6 +271,8 @@ def worker_spec(
     ['tls://s:8786']
     """
     ours = {"nthreads": nthreads, "memory_limit": memory_limit, "dashboard_address": ":0"}
+    if death_timeout < math.inf:
+        ours["death_timeout"] = death_timeout
     args = {} if scheduler_address is None else {"args": [scheduler_address]}
     return {"cls": worker_class, **args, "opts": {**ours, **options}}
 
@@ -296,7 +304,7 @@ def build_metadata(payload: Payload) -> dict[str, str]:
     """
     runtime = "vm" if payload.container_image is None else "container"
     items = {
-        "startup-script": guest_file("startup.sh") + guest_file(f"{runtime}.sh"),
+        "startup-script": startup_script(runtime),
         "enable-guest-attributes": "TRUE",
         # Workers know the scheduler by its zonal name, which old projects do not give by default:
         # https://docs.cloud.google.com/compute/docs/networking/zonal-dns
@@ -389,6 +397,8 @@ def _limits(role: Role, limits: Limits) -> dict[str, str]:
     if role == "scheduler":
         said |= {"expires": limits.expires, "warnings": WARNINGS}
     items = {"dask-gce-limits": json.dumps(said)}
+    if role == "scheduler" and limits.leavings:
+        items["dask-gce-leavings"] = limits.leavings
     if limits.boot_timeout < math.inf:
         # Also for bash, which counts in whole numbers.
         items["dask-gce-boot-timeout"] = str(math.ceil(limits.boot_timeout))
@@ -424,8 +434,12 @@ def _programs(payload: Payload) -> dict[str, str]:
         programs.append("wheelhouse.py")
     if payload.local is not None:
         programs.append("keep_local.py")
-    if payload.role == "scheduler" and payload.limits is not None:
-        programs.append("guard.py")
+    if payload.role == "worker":
+        programs.append("preemption.py")
+        if payload.limits is not None and payload.limits.death_timeout < math.inf:
+            programs.append("lifeline.py")
+    elif payload.limits is not None:
+        programs += ["guard.py", "departures.py"]
     if payload.role == "scheduler" and (
         wheels or payload.local is not None or payload.limits is not None
     ):
@@ -470,6 +484,25 @@ def _check_size(items: Mapping[str, str]) -> None:
             "into the container image and pass its name.",
             key=setting,
         )
+
+
+def startup_script(runtime: str, *, seals: bool = False) -> str:
+    """Return the text that Google's guest agent runs at each boot.
+
+    Parameters
+    ----------
+    runtime : {"container", "vm"}
+        What Dask runs in.
+    seals : bool
+        Whether it stops before Dask, for the machine to become a disk image.
+
+    Returns
+    -------
+    str
+        The text, the same for every instance.
+    """
+    parts = ("startup", "ending", "begin", *(["seal"] if seals else ()), runtime)
+    return "".join(guest_file(f"{part}.sh") for part in parts)
 
 
 @lru_cache

@@ -16,7 +16,7 @@ from typing import Any
 
 from dask_gce.emulator.machines.metadata import MetadataServer
 from dask_gce.emulator.record import InstanceRecord
-from dask_gce.startup import Payload, build_metadata, guest_file
+from dask_gce.startup import Payload, build_metadata, startup_script
 
 #: A command that writes down how it was called, and ends as it was told to.
 COMMAND = """#!{python} -IS
@@ -215,7 +215,7 @@ class ScriptedMachine:
         script = items["startup-script"]
         if builder:
             items["dask-gce-role"] = "builder"
-            script = "".join(map(guest_file, ("startup.sh", "seal.sh", "container.sh")))
+            script = startup_script("container", seals=True)
             # This system is not the machine's.
             before, cleaning, after = script.partition("  if owns_system; then clean; fi\n")
             assert cleaning

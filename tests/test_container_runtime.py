@@ -25,7 +25,7 @@ from dask_gce.boot.docker_options import (
     render_docker_options,
 )
 from dask_gce.errors import GCEError, SettingsError
-from dask_gce.startup import Payload, guest_file, scheduler_spec
+from dask_gce.startup import Payload, guest_file, scheduler_spec, startup_script
 
 IMAGE = "ghcr.io/dask/dask:latest"
 GIB = 2**30
@@ -530,12 +530,12 @@ def _reset(emulator, name):
 # -- the scripts themselves -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("runtime", ["container.sh", "vm.sh"])
+@pytest.mark.parametrize("runtime", ["container", "vm"])
 def test_the_scripts_hold_no_known_mistake(runtime):
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("no shellcheck on this machine")
-    text = guest_file("startup.sh") + guest_file(runtime)
+    text = startup_script(runtime)
     done = subprocess.run(
         [shellcheck, "--severity=warning", "-"],
         input=text,

@@ -143,7 +143,9 @@ def test_the_builder_is_a_clusters_machine_but_for_its_role():
     assert spec.metadata["dask-gce-role"] == "builder"
     assert spec.metadata["dask-gce-image"] == IMAGE
     script = spec.metadata["startup-script"]
-    assert script == "".join(map(guest_file, ("startup.sh", "seal.sh", "container.sh")))
+    parts = ("startup.sh", "ending.sh", "begin.sh", "seal.sh", "container.sh")
+    assert script == "".join(map(guest_file, parts))
+    assert "dask-gce-boot-timeout" not in spec.metadata  # it takes as long as it takes
     assert spec.labels[names.CLUSTER_LABEL] == "dask-image-1"
     assert spec.expires == 2_000_000_000
     assert not [key for key in spec.metadata if "tls" in key]

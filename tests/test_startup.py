@@ -19,6 +19,7 @@ from dask_gce.startup import (
     build_metadata,
     guest_file,
     scheduler_spec,
+    startup_script,
     worker_spec,
 )
 
@@ -131,7 +132,7 @@ def test_the_script_is_valid_bash():
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("no bash on this machine")
-    subprocess.run([bash, "-n"], input=guest_file("startup.sh"), text=True, check=True)
+    subprocess.run([bash, "-n"], input=startup_script("vm", seals=True), text=True, check=True)
 
 
 @pytest.mark.parametrize("name", ["start.py", "supervision.py"])

@@ -31,6 +31,7 @@ seal() {
   sync
   phase sealed
   settle # or the end of the system could be quicker
+  tell_watch over
   poweroff
   exit 0
 }

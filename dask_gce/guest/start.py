@@ -244,6 +244,47 @@ def plan_departure(name: str, contact: str, security: Any) -> dict[str, Any] | N
     }
 
 
+class Deadline:
+    """Ends this program, and all of the container, unless Dask runs in time."""
+
+    def __init__(self) -> None:
+        limit = float(metadata("attributes/dask-gce-boot-timeout", default="0"))
+        self._timer = threading.Timer(limit, self._give_up, (limit,))
+        self._timer.daemon = True
+        if limit:
+            self._timer.start()
+
+    def _give_up(self, limit: float) -> None:
+        phase(f"failed: Dask did not start within {limit:g} s")
+        os._exit(PHASE_IS_TOLD)
+
+    def tell(self, text: str) -> None:
+        """Publish a phase, of which one is what was waited for."""
+        if text == "running":
+            self._timer.cancel()
+        phase(text)
+
+
+def hold_lifeline(scheduler: dict[str, Any], keywords: Any, supervisor: Any) -> threading.Event:
+    """Have Dask ended when there is no scheduler any more; return what tells that it was."""
+    cut = threading.Event()
+    patience = json.loads(metadata("attributes/dask-gce-limits", default="{}")).get("death_timeout")
+    if patience is None:
+        return cut
+
+    def end() -> None:
+        cut.set()
+        phase(f"ending: death_timeout: no scheduler answered for {patience:g} s")
+        supervisor.cut()
+
+    host, port = scheduler["host"], scheduler["port"]
+    lifeline = runpy.run_path(str(HERE / "lifeline.py"))["Lifeline"](
+        host, port, patience, lambda: reachable(host, port, keywords)
+    )
+    threading.Thread(target=lifeline.watch, args=(end,), daemon=True).start()
+    return cut
+
+
 def prepare_packages() -> Any:
     """Install what the user's environment names, if it names something."""
     if not metadata("attributes/dask-gce-environment", default=""):
@@ -282,6 +323,7 @@ def prepare_local(
 def main() -> None:
     """Prepare what Dask needs, run it, and pass on its exit status."""
     become_init()
+    deadline_of_boot = Deadline()
     secrets = receive_secrets()
     role = metadata("attributes/dask-gce-role")
     packages = prepare_packages()
@@ -379,7 +421,7 @@ def main() -> None:
     announcing = threading.Thread(
         target=supervisor.announce,
         args=(
-            phase,
+            deadline_of_boot.tell,
             lambda: role != "scheduler" or reachable(address, port, options["security"]),
             verdict,
             packages,
@@ -387,7 +429,12 @@ def main() -> None:
         daemon=True,
     )
     announcing.start()
+    cut = threading.Event()
+    if role == "worker":
+        cut = hold_lifeline(scheduler, options["security"], supervisor)
     status: int = supervisor.run()
+    if cut.is_set():
+        sys.exit(0)
     if verdict is not None and verdict.exists():
         refuse(verdict.read_text())
     sys.exit(status)

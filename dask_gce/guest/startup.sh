@@ -1,13 +1,14 @@
 #!/bin/bash
-# Runs as root at each boot of a dask_gce instance. This first part is what both runtimes share; after
-# it comes the text of container.sh or vm.sh, which starts Dask and ends the machine when Dask ends.
+# Runs as root at each boot of a dask_gce instance. This first part is what both runtimes share, as are
+# ending.sh and begin.sh, which follow; after them comes the text of container.sh or vm.sh, which starts
+# Dask and ends the machine when Dask ends.
 #
 # The text is the same for every instance. What differs, and everything a user typed, is metadata
 # and read as data: nothing of it is ever part of this script.
 set -u
 
 metadata() { # PATH [OPTION...]: print a metadata value
-  curl --silent --fail --retry 5 --retry-connrefused --header 'Metadata-Flavor: Google' "${@:2}" \
+  curl --silent --fail --max-time 60 --retry 5 --retry-connrefused --header 'Metadata-Flavor: Google' "${@:2}" \
     "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/$1"
 }
 
@@ -61,29 +62,9 @@ bearer() { # print what has curl act as the service account: nothing that a proc
     sed --quiet 's/.*"access_token" *: *"\([^"]*\)".*/header = "Authorization: Bearer \1"/p'
 }
 
-delete_self() { # ask Compute Engine to delete this instance; fails if the service account may not
-  local zone
-  metadata service-accounts/default/email >/dev/null || return 1
-  zone=$(metadata zone) # projects/NUMBER/zones/ZONE
-  bearer |
-    curl --silent --fail --output /dev/null --max-time 60 --config - --request DELETE \
-      "$(metadata attributes/dask-gce-api)/compute/v1/projects/$(metadata attributes/dask-gce-project)/zones/${zone##*/}/instances/$(metadata name)"
-}
-
 settle() { # wait until all phases are published, of which there are no more
   (printf '\0' >&9)
   [ -z "$reporting" ] || wait "$reporting"
-}
-
-finish() { # STATUS: a machine without Dask is of no use to anybody
-  settle
-  if [ "$1" -ne 0 ]; then
-    # Time for the client to see the phase and read the serial console before both are gone.
-    sleep "$(metadata attributes/dask-gce-linger || echo 120)"
-  fi
-  echo "dask-gce: this machine ends now"
-  delete_self || poweroff
-  exit "$1"
 }
 
 fail() { # REASON
@@ -238,13 +219,3 @@ install_gpu_driver() { # see to the driver of this machine's GPUs; containers ge
   found=$(LD_LIBRARY_PATH=/var/lib/nvidia/lib64 nvidia-smi --list-gpus | grep --count '^GPU ')
   [ "$found" -ge "$count" ] || fail "the driver finds $found of this machine's $count GPUs"
 }
-
-# The boot does not wait for it.
-exec 9> >(report)
-reporting=${!:-} # which an old bash does not tell
-phase booted
-folder=$(mktemp -d)
-gather role programs gpus image ports memory shm-size docker-options \
-  environment environment-summary python requirements requirements-file install-options secrets secrets-api
-role=$(attribute role)
-keep_secrets

@@ -123,6 +123,14 @@ class Supervisor:
         if packages is None or packages.has_come():
             self._happened.put(("answers", 0))
 
+    def cut(self) -> None:
+        """End Dask, which has nobody to work for; for another thread, which waits for that."""
+        self._dask.terminate()
+        try:
+            self._dask.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._dask.kill()
+
     def run(self) -> int:
         """Wait for the end of Dask and return its exit status."""
         while True:

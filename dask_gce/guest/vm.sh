@@ -103,6 +103,7 @@ run_dask() {
   [ -z "$scratch" ] || printf '%s' "$scratch" >"$folder/guest/scratch"
   cd "$home/work" || fail "no folder to work in"
   hand_over
+  tell_watch started # which has an end of its own
   hand_secrets |
     PATH=$environment/bin:$PATH "${user[@]}" "$environment/bin/python" "$folder/guest/start.py"
   status=$?
