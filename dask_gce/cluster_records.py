@@ -7,7 +7,7 @@ chooses among the clusters, is `inventory`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal
 
@@ -39,6 +39,9 @@ RECORD_FIELDS: Final = (
 # https://docs.cloud.google.com/compute/docs/instances/instance-lifecycle
 _GOING: Final = frozenset({"PENDING_STOP", "STOPPING", "SUSPENDING", "DEPROVISIONING"})
 _OFF: Final = frozenset({"STOPPED", "SUSPENDED", "TERMINATED"})
+
+#: The limit that labels tell of.
+LIFETIME: Final = "max_lifetime"
 
 #: Seconds since 1970 up to the year 9999: what `datetime` can hold.
 _LAST_SECOND: Final = 253_402_300_799
@@ -144,6 +147,9 @@ class ClusterRecord:
         When it is past its use, in UTC; None if it does not say.
     machines : tuple of Machine
         Its machines, the scheduler first; never empty.
+    ends : mapping of str to datetime.datetime
+        When its limits end it, as things are, by their settings' names. Labels tell the lifetime
+        only; `ends` asks for the others.
     """
 
     name: str
@@ -153,6 +159,15 @@ class ClusterRecord:
     client: str
     expires: datetime | None
     machines: tuple[Machine, ...]
+    ends: Mapping[str, datetime] = field(default_factory=dict)
+
+    @property
+    def next_end(self) -> tuple[str, datetime] | None:
+        """Which of its limits ends it first, and when; None if none does, as far as is known."""
+        ends = dict(self.ends)
+        if self.expires is not None:
+            ends.setdefault(LIFETIME, self.expires)
+        return min(ends.items(), key=lambda each: each[1], default=None)
 
     @property
     def scheduler(self) -> Machine | None:
@@ -243,6 +258,7 @@ class ClusterRecord:
             "state": self.state,
             "created": _iso(self.created),
             "expires": None if self.expires is None else _iso(self.expires),
+            "ends": {limit: _iso(end) for limit, end in sorted(self.ends.items())},
             "zones": list(self.zones),
             "machine_types": list(self.machine_types),
             "hourly_price": _rounded(self.hourly_price),

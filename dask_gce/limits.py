@@ -214,8 +214,8 @@ class LimitedCluster(AttendedCluster):
         reason, _ = _WORDS[limit]
         error = ClusterEnded(
             f"Cluster {self.name} has ended ({limit}): "
-            f"{reason.format(limit=spell(self._seconds_of(limit)))}. Its machines are deleted. Make a "
-            f"new one; to keep one for longer set {limit}.",
+            f"{reason.format(limit=spell(self._seconds_of(limit)))}. Its machines are deleted. "
+            f"Make a new one; to keep one for longer set {limit}.",
             cluster=self.name,
             limit=limit,
         )

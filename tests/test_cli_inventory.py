@@ -19,6 +19,7 @@ from dask_gce.connections import connection_path, list_connections, save_connect
 from dask_gce.emulator import Fault
 from dask_gce.settings import Settings
 
+ATTRIBUTES = "compute.instances.getGuestAttributes"
 ME = naming.label_value(getpass.getuser())
 
 
@@ -49,7 +50,7 @@ def remember(identity: str = "a" * 32, name: str = "grid") -> None:
 # -- list and show --------------------------------------------------------------------------------
 
 
-def test_list_costs_one_call_whatever_there_is(emulator):
+def test_list_costs_one_call_and_one_for_each_cluster(emulator):
     machines = {}
     for number in range(6):
         zone = {"zone": OTHER_ZONE} if number % 2 else {}
@@ -58,7 +59,7 @@ def test_list_costs_one_call_whatever_there_is(emulator):
     make(emulator, **machines)
     before = emulator.requests.copy()
     output, errors = run_process(emulator.endpoint, "list")
-    assert emulator.requests - before == {LISTING: 1}
+    assert emulator.requests - before == {LISTING: 1, ATTRIBUTES: 6}
     assert not errors
     lines = output.splitlines()
     assert lines[0].split() == [
@@ -67,7 +68,7 @@ def test_list_costs_one_call_whatever_there_is(emulator):
         "AGE",
         "VMS",
         "STATE",
-        "EXPIRES",
+        "ENDS",
         "PER",
         "HOUR",
         "ZONE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from dask_gce.cli.output import (
     print_json,
     print_table,
     render_age,
-    render_expiry,
+    render_end,
     render_price,
 )
 
@@ -34,9 +35,10 @@ __all__ = ["list_all", "show"]
 def list_all(project: str | None, as_json: bool) -> None:
     """List the clusters of a project.
 
-    Shows everybody's clusters, in all zones, for which it asks Google once. VMS counts the
-    scheduler's machine and those of workers. PER HOUR is the list price in US dollars of the
-    machines that are on, without disks and discounts.
+    Shows everybody's clusters, in all zones, for which it asks Google once, and once for each
+    cluster that runs. VMS counts the scheduler's machine and those of workers. ENDS is the nearest
+    end as things are, with the limit that it comes of unless that is max_lifetime. PER HOUR is the
+    list price in US dollars of the machines that are on, without disks and discounts.
 
     \b
     STATE is one of
@@ -57,7 +59,7 @@ def list_all(project: str | None, as_json: bool) -> None:
     elif inventory.clusters:
         now = datetime.now(timezone.utc)
         print_table(
-            ["NAME", "OWNER", "AGE", "VMS", "STATE", "EXPIRES", "PER HOUR", "ZONE"],
+            ["NAME", "OWNER", "AGE", "VMS", "STATE", "ENDS", "PER HOUR", "ZONE"],
             [
                 [
                     record.name,
@@ -65,7 +67,7 @@ def list_all(project: str | None, as_json: bool) -> None:
                     render_age(record.age(now)),
                     str(len(record.machines)),
                     record.state,
-                    render_expiry(record.expires, now),
+                    render_end(record.next_end, now),
                     render_price(record.hourly_price),
                     ", ".join(record.zones),
                 ]
@@ -77,8 +79,11 @@ def list_all(project: str | None, as_json: bool) -> None:
 
 
 async def _survey(project: str | None) -> Inventory:
+    from dask_gce.ends import read_ends
+
     async with open_compute(project) as compute:
-        return await survey(compute)
+        inventory = await survey(compute)
+        return replace(inventory, clusters=await read_ends(compute, inventory.clusters))
 
 
 @click.command()
@@ -106,11 +111,12 @@ async def _find(
     name: str, identity: str | None, project: str | None
 ) -> tuple[ClusterRecord, list[OwnRule] | None]:
     """Return a cluster and its firewall rules; None if the caller may not see those."""
+    from dask_gce.ends import read_ends
     from dask_gce.errors import PermissionDenied
     from dask_gce.reach.own_rules import list_own_rules
 
     async with open_compute(project) as compute:
-        record = await find(compute, name, identity)
+        (record,) = await read_ends(compute, [await find(compute, name, identity)])
         if not record.identity:
             return record, []
         try:
@@ -164,7 +170,7 @@ def _print_record(record: ClusterRecord, known: bool) -> None:
         "Owner": record.owner or "-",
         "State": record.state,
         "Age": render_age(record.age(now)),
-        "Expires": render_expiry(record.expires, now),
+        "Ends": render_end(record.next_end, now),
         "An hour": render_price(record.hourly_price),
         "Connect": f'GCECluster.from_name("{record.name}")'
         if known

@@ -21,7 +21,7 @@ __all__ = [
     "print_json",
     "print_table",
     "render_age",
-    "render_expiry",
+    "render_end",
     "render_price",
     "render_size",
     "render_table",
@@ -122,26 +122,28 @@ def render_age(age: timedelta) -> str:
     return f"{seconds}s"
 
 
-def render_expiry(expires: datetime | None, now: datetime) -> str:
-    """Say when a cluster is past its use, as seen from now.
+def render_end(end: tuple[str, datetime] | None, now: datetime) -> str:
+    """Say when a cluster ends, as seen from now.
 
     Parameters
     ----------
-    expires : datetime.datetime or None
-        When; None for never.
+    end : tuple of str and datetime.datetime, or None
+        The limit that it comes of, and when; None for never.
     now : datetime.datetime
         The time.
 
     Returns
     -------
     str
-        For example ``"in 2h"``, ``"5m ago"`` or ``"never"``.
+        For example ``"in 4m: idle_timeout"``, ``"in 2h"``, ``"5m ago"`` or ``"never"``.
     """
-    if expires is None:
+    if end is None:
         return "never"
-    return (
-        f"in {render_age(expires - now)}" if expires > now else f"{render_age(now - expires)} ago"
-    )
+    limit, moment = end
+    why = "" if limit == "max_lifetime" else f": {limit}"
+    if moment > now:
+        return f"in {render_age(moment - now)}{why}"
+    return f"{render_age(now - moment)} ago{why}"
 
 
 def render_price(price: float | None) -> str:
