@@ -462,6 +462,64 @@ _FEATURES: Final = (
         holder="machines",
     ),
     Feature(
+        "delete-machines",
+        "Schedulers' machines that delete the other machines of their cluster",
+        "service_account is set and the account has this; workers also end by themselves",
+        "roles/compute.instanceAdmin.v1",
+        (
+            Need(
+                "compute.instances.list",
+                ("compute.instances.aggregatedList",),
+                "A worker's machine that hangs stays until its own limits end it.",
+                optional=True,
+            ),
+        ),
+        holder="machines",
+    ),
+    Feature(
+        "delete-rules",
+        "Schedulers' machines that delete the firewall rules of their cluster",
+        "service_account is set and the account has this",
+        "roles/compute.securityAdmin",
+        (
+            Need(
+                "compute.firewalls.list",
+                ("compute.firewalls.list",),
+                "With no client there, rules stay until they are swept.",
+                optional=True,
+            ),
+            Need(
+                "compute.firewalls.delete",
+                ("compute.firewalls.delete",),
+                "With no client there, rules stay until they are swept.",
+                optional=True,
+            ),
+            Need(
+                "compute.networks.updatePolicy",
+                ("compute.firewalls.delete",),
+                "As without compute.firewalls.delete.",
+                optional=True,
+            ),
+        ),
+        holder="machines",
+    ),
+    Feature(
+        "delete-secrets",
+        "Schedulers' machines that delete the secrets of their cluster",
+        'secrets="secret-manager", service_account is set and the account has this',
+        "roles/secretmanager.admin",
+        (
+            Need(
+                "secretmanager.secrets.delete",
+                ("secretmanager.projects.secrets.delete",),
+                "With no client there, secrets stay until they expire or are swept.",
+                optional=True,
+            ),
+        ),
+        service="secretmanager.googleapis.com",
+        holder="machines",
+    ),
+    Feature(
         "read-secret",
         "Machines that read their keys",
         'secrets="secret-manager"; the cluster grants this on its own secret, and on no other',

@@ -68,6 +68,11 @@ ROLES = {
         "For the machines of Dask clusters, which delete themselves.",
         ("delete-self", "artifact-registry", "cloud-logging"),
     ),
+    "dask-gce-last-machine.yaml": (
+        "dask-gce last machine",
+        "For the machines of Dask clusters, which delete what their cluster leaves.",
+        ("delete-machines", "delete-rules", "delete-secrets"),
+    ),
 }
 
 
