@@ -40,6 +40,7 @@ from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location
 from dask_gce.preparation import Preparation, open_compute, prepare
 from dask_gce.private_files import hold_folder
+from dask_gce.quota import QuotaView
 from dask_gce.reach.approach import Approach
 from dask_gce.reunion import Reunion, as_instance, check_endpoint, rejoin
 from dask_gce.scheduler import GCEScheduler
@@ -266,6 +267,13 @@ class AssembledCluster(GuardedCluster):
             zones=settings.zone if self._shared and settings.allow_cross_zone else (),
             scrubs=bool(blueprint.tls) and settings.secrets == "metadata",
             spending=self._spending,
+            quota=QuotaView(
+                prepared.compute,
+                {
+                    each.machine_type: each.shape
+                    for each in (*prepared.schedulers.locations, *prepared.workers.locations)
+                },
+            ),
         )
         if self._secrets is not None:
             self._secrets.hand_over()

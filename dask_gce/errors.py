@@ -160,7 +160,19 @@ class PermissionDenied(APIError):
 
 
 class QuotaExceeded(APIError):
-    """A quota of the project does not suffice (403, reason ``quotaExceeded``)."""
+    """A quota of the project does not suffice (403, reason ``quotaExceeded``).
+
+    Its attributes tell as much as is known.
+    """
+
+    #: The quota's name, for example ``"CPUS"``; empty if Compute Engine did not tell.
+    metric: str = ""
+    #: The region that it counts in, ``"global"`` for all together; empty if that is not told.
+    region: str = ""
+    #: How much the project may use, how much it uses, and how much more was asked for.
+    limit: float | None = None
+    usage: float | None = None
+    wanted: float | None = None
 
 
 class RateLimited(APIError):

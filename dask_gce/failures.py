@@ -30,8 +30,9 @@ from dask_gce.errors import (
 )
 from dask_gce.permissions import advice
 from dask_gce.policy import CAPACITY_CODES, QUOTA_CODES, RATE_CODES, Failure
+from dask_gce.shortages import Shortage
 
-__all__ = ["Cause", "Place", "cause_of", "failure_error", "operation_error"]
+__all__ = ["Cause", "Place", "cause_of", "failure_error", "operation_error", "shortage_error"]
 
 EXISTS_CODES = frozenset({"RESOURCE_ALREADY_EXISTS", "alreadyExists", "ALREADY_EXISTS"})
 ABSENT_CODES = frozenset({"RESOURCE_NOT_FOUND", "notFound"})
@@ -115,7 +116,13 @@ def _error_class(failure: Failure) -> type[APIError]:
 
 
 def _next_step(
-    cause: Cause, place: Place, *, status: int = 0, reason: str = "", said: str = ""
+    cause: Cause,
+    place: Place,
+    *,
+    status: int = 0,
+    reason: str = "",
+    said: str = "",
+    shortage: Shortage | None = None,
 ) -> str:
     project = shlex.quote(place.project)
     if reason in API_DISABLED_REASONS:
@@ -126,10 +133,7 @@ def _next_step(
     if cause is Cause.CAPACITY:
         return "Try another zone or machine type, or try again later."
     if cause is Cause.QUOTA:
-        return (
-            "Use another region or machine type, or ask for more at "
-            f"https://console.cloud.google.com/iam-admin/quotas?project={place.project}"
-        )
+        return (shortage or Shortage("")).next_step(place.project)
     if cause is Cause.RATE:
         return (
             "Wait a minute, run fewer clusters at once in this project, or ask for more at "
@@ -215,20 +219,66 @@ def failure_error(failure: Failure, place: Place) -> GCEError:
         step = _next_step(Cause.CAPACITY, place)
         return OutOfCapacity(f"{text} {step}", code=failure.reason)
     kind = _error_class(failure)
+    shortage = Shortage.of_sentence(failure.message) if kind is QuotaExceeded else None
     step = _next_step(
         _CLASS_CAUSES[kind],
         place,
         status=failure.status,
         reason=failure.reason,
         said=failure.message,
+        shortage=shortage,
     )
-    return kind(
+    error = kind(
         f"{text} {step}".rstrip(),
         status=failure.status,
         reason=failure.reason,
         method=failure.method,
         url=failure.url,
     )
+    return _with_shortage(error, shortage) if isinstance(error, QuotaExceeded) else error
+
+
+def shortage_error(place: Place, shortage: Shortage, *, fits: int, wanted: int) -> QuotaExceeded:
+    """Return the exception for machines that a quota leaves no room for.
+
+    Parameters
+    ----------
+    place : Place
+        What was to be done.
+    shortage : Shortage
+        What there is not enough of.
+    fits : int
+        How many machines there is room for.
+    wanted : int
+        How many there were to be.
+
+    Returns
+    -------
+    QuotaExceeded
+        The same as if Compute Engine had refused.
+
+    Examples
+    --------
+    >>> place = Place("insert 100 instances", "mine", "us-central1-a")
+    >>> shortage = Shortage("CPUS", "us-central1", limit=100.0, usage=0.0, wanted=400.0)
+    >>> print(shortage_error(place, shortage, fits=25, wanted=100))  # doctest: +ELLIPSIS
+    Could not insert 100 instances in zone us-central1-a of project mine: there is room for 25 ...
+    """
+    named = str(shortage).replace(f"quota {shortage.metric}", f"Quota '{shortage.metric}'", 1)
+    error = QuotaExceeded(
+        f"Could not {place}: there is room for {fits} of {wanted}, by {named}. (quotaExceeded) "
+        + _next_step(Cause.QUOTA, place, shortage=shortage),
+        status=403,
+        reason="quotaExceeded",
+    )
+    return _with_shortage(error, shortage)
+
+
+def _with_shortage(error: QuotaExceeded, shortage: Shortage | None) -> QuotaExceeded:
+    if shortage is not None:
+        error.metric, error.region = shortage.metric, shortage.region
+        error.limit, error.usage, error.wanted = shortage.limit, shortage.usage, shortage.wanted
+    return error
 
 
 _CLASS_CAUSES: Mapping[type[APIError], Cause] = {
@@ -333,11 +383,14 @@ def operation_error(
     code = str(chosen.get("code", ""))
     cause = _code_cause(code)
     said = _sentence(str(chosen.get("message", "")) or message or "no reason was given")
+    shortage = Shortage.of_errors(errors) if cause is Cause.QUOTA else None
+    if shortage is not None and shortage.metric not in said:
+        said = f"{said} It is {shortage}."
     shown = ", ".join(part for part in (code, f"HTTP {status}" if status else "") if part)
     text = f"Compute Engine could not {place}: {said}" + (f" ({shown})" if shown else "")
     kind = OutOfCapacity if cause is Cause.CAPACITY else OperationError
     return kind(
-        f"{text} {_next_step(cause, place, reason=code, said=said)}".rstrip(),
+        f"{text} {_next_step(cause, place, reason=code, said=said, shortage=shortage)}".rstrip(),
         operation=operation,
         code=code,
         errors=[dict(error) for error in errors],

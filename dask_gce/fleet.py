@@ -35,6 +35,7 @@ from dask_gce.insertion import Insertion
 from dask_gce.instance import Instance, InstanceSpec, parse_instance
 from dask_gce.member import Member
 from dask_gce.operation import PREEMPTED, explain_end
+from dask_gce.quota import QuotaView
 from dask_gce.removal import OFF, Removal
 from dask_gce.scrubbing import Scrubbing
 
@@ -92,6 +93,9 @@ class Fleet:
         ready.
     spending : Spending, optional
         The account of how long machines run.
+    quota : QuotaView or None
+        Which quotas there are, to be looked at before many machines are asked for; None if nobody
+        is to look.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Fleet:
         zones: Collection[str] = (),
         scrubs: bool = False,
         spending: Spending | None = None,
+        quota: QuotaView | None = None,
     ) -> None:
         self.compute = compute
         self.cluster = cluster
@@ -126,7 +131,13 @@ class Fleet:
         self._zones: set[str] = set(zones)
         self._unreachable: frozenset[str] = frozenset()
         self._held: list[Member] = []
-        self._insertion = Insertion(compute, changed, unnoticed=self._note_unnoticed)
+        self._insertion = Insertion(
+            compute,
+            changed,
+            unnoticed=self._note_unnoticed,
+            quota=quota,
+            partly=lambda what: self.events.note(cluster, "partly made", what),
+        )
         self._removal = Removal(compute, cluster, self._label, lambda: self._zones)
         self._scrubbing = Scrubbing(compute, cluster, self.events) if scrubs else None
         self._ended = False

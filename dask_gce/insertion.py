@@ -1,8 +1,8 @@
 """How instances come into being: the inserts of one turn of the loop become a few calls.
 
-Owns the queue of what is to be inserted, the repeats of a request that did not get through, and
-the reading of the operations, which tell for each instance why there is none. Whether an instance
-then boots is watched by `fleet`.
+Owns the queue of what is to be inserted, the repeats of a request that did not get through or was
+too large for a quota, and the reading of the operations, which tell for each instance why there is
+none. Whether an instance then boots is watched by `fleet`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import asyncio
 import logging
 import re
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 from dask_gce.batch import Batch
 from dask_gce.bulk import batches, build_bulk_insert
@@ -23,14 +25,17 @@ from dask_gce.errors import (
     APIError,
     GCEError,
     OperationError,
+    QuotaExceeded,
     RateLimited,
     ServerFault,
     TransportError,
 )
-from dask_gce.failures import Place, operation_error
+from dask_gce.failures import Place, operation_error, shortage_error
 from dask_gce.instance import build_insert
 from dask_gce.member import Member
 from dask_gce.operation import Operation
+from dask_gce.quota import LARGE, QuotaView, Room
+from dask_gce.shortages import Shortage
 
 __all__ = ["Insertion", "refuses_notice"]
 
@@ -43,6 +48,11 @@ BULKS = 10
 #: Operations of single inserts that are waited for, each of which holds a connection. Of the others
 #: the list of instances tells, a little later.
 SINGLES = 4
+
+#: By how much a request that was refused for a quota is made smaller, each time that it is refused
+#: again; then by half. What is used is told late, so that what seems to fit is mostly right but for
+#: a few machines.
+SMALLER: Final = (1 / 16, 1 / 8, 1 / 4)
 
 #: Seconds until a request that did not get through is made again: at first, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
@@ -59,6 +69,10 @@ class Insertion:
         Called when an operation has ended: a look at the instances is worth while.
     unnoticed : callable
         Told, once, why Spot machines are made without a notice of their end.
+    quota : QuotaView or None
+        Which quotas there are; None if nobody is to look.
+    partly : callable
+        Told which part of many instances that were asked for together can be had, and why.
     """
 
     def __init__(
@@ -67,10 +81,14 @@ class Insertion:
         changed: Callable[[], None],
         *,
         unnoticed: Callable[[str], None] = lambda why: None,
+        quota: QuotaView | None = None,
+        partly: Callable[[str], None] = lambda what: None,
     ) -> None:
         self._compute = compute
         self._changed = changed
         self._unnoticed = unnoticed
+        self._quota = quota
+        self._partly = partly
         # Whether Compute Engine has refused to give notice before it takes Spot machines away.
         self._forgoes_notice = False
         self._queue: list[Member] = []
@@ -196,24 +214,105 @@ class Insertion:
             await self._insert_one(batch, members[0])
             return
         try:
-            body = build_bulk_insert([each.spec for each in members])
+            can_be_many = build_bulk_insert([each.spec for each in members]) is not None
         except GCEError as error:
             _refuse(members, error)
             return
-        if body is None:
+        if not can_be_many:
             # Settings of the user's that a bulk insert does not know.
             for member in members:
                 self._begin([member])
             return
         async with self._bulks:
-            await self._ask(
-                batch,
-                members,
-                lambda: self._compute.bulk_insert_instances(
-                    batch.zone, body, request_id=batch.request_id
-                ),
-            )
+            members = await self._ask_for_many(batch, members)
             await self._follow(batch, members)
+
+    async def _ask_for_many(self, batch: Batch, members: Sequence[Member]) -> Sequence[Member]:
+        """Ask for as many instances as quotas allow, refuse the others; return what was asked."""
+        asked, shortage, refusal = list(members), None, None
+        if len(members) >= LARGE and (room := await self._room(members)) is not None:
+            asked, shortage = asked[: room.machines], room.shortage
+        shares = iter(SMALLER)
+        # Without those that nobody wants any more: they are gone, for nothing had been sent.
+        while asked := self._wanted(batch, asked):
+            found = await self._ask(batch, asked, self._bulk(batch, asked), may_shrink=True)
+            if found is None:
+                break
+            room = await self._room(asked, refused=True) if refusal is None else None
+            if refusal is None and room is None:
+                shares = iter(())  # nothing is known, so that any number is as good
+            refusal = found
+            most = len(asked) - 1
+            if room is not None and room.machines <= most:
+                asked, shortage = asked[: room.machines], room.shortage
+            else:
+                asked = asked[: min(most, int(len(asked) * (1 - next(shares, 1 / 2))))]
+            # It is another request now, and nothing has come of the one before.
+            batch.request_id = str(uuid.uuid4())
+        names = {each.name for each in asked}
+        if rest := [each for each in members if each.name not in names]:
+            rest = self._leave_out(batch, rest)
+            if shortage is not None or refusal is not None:
+                error = self._explain(members, len(asked), shortage, refusal)
+                if asked:
+                    self._tell_part(len(asked), members, error)
+                _refuse(rest, error)
+        return asked
+
+    def _wanted(self, batch: Batch, members: Sequence[Member]) -> list[Member]:
+        _, wanted = self._under_way[batch]
+        return [each for each in members if each.name in wanted]
+
+    def _leave_out(self, batch: Batch, members: Sequence[Member]) -> list[Member]:
+        """Take note that a request is not made for these; return those that are still wanted."""
+        _, wanted = self._under_way[batch]
+        left = [each for each in members if each.name in wanted]
+        # It is certain that none of them is there.
+        alone = Batch(batch.zone)
+        alone.answered.set()
+        for member in members:
+            if member.name not in wanted:
+                member.withdraw()
+            wanted.discard(member.name)
+            member.batch = alone
+        return left
+
+    async def _room(self, members: Sequence[Member], *, refused: bool = False) -> Room | None:
+        if self._quota is None:
+            return None
+        return await self._quota.take([each.spec for each in members], refused=refused)
+
+    def _explain(
+        self,
+        members: Sequence[Member],
+        fits: int,
+        shortage: Shortage | None,
+        refusal: QuotaExceeded | None,
+    ) -> QuotaExceeded:
+        """Return why not all can be had, with all that is known of the quota."""
+        spec, count = members[0].spec, len(members)
+        if refusal is not None and refusal.metric:
+            said = Shortage(refusal.metric, refusal.region, refusal.limit)
+            shortage = said if self._quota is None else self._quota.complete(said, spec, count)
+        if shortage is None and refusal is not None:
+            return refusal
+        place = Place(f"insert {count} instances", spec.project, spec.zone)
+        error = shortage_error(place, shortage or Shortage(""), fits=fits, wanted=count)
+        error.__cause__ = refusal
+        return error
+
+    def _tell_part(self, there: int, members: Sequence[Member], error: GCEError) -> None:
+        spec = members[0].spec
+        what = f"{'Spot ' if spec.spot else ''}{spec.machine_type} in {spec.zone}"
+        why = error.message.partition("\n")[0]
+        self._partly(f"{there} of {len(members)} {what}: {why}")
+
+    def _bulk(self, batch: Batch, members: Sequence[Member]) -> Callable[[], Awaitable[Operation]]:
+        # Built once: a repeated request needs the body of the first attempt.
+        body = build_bulk_insert([each.spec for each in members]) or {}
+        return lambda: self._compute.bulk_insert_instances(
+            batch.zone, body, request_id=batch.request_id
+        )
 
     async def _insert_one(self, batch: Batch, member: Member) -> None:
         try:
@@ -238,8 +337,13 @@ class Insertion:
         batch: Batch,
         members: Sequence[Member],
         call: Callable[[], Awaitable[Operation]],
-    ) -> None:
-        """Make a request until it is known what became of it."""
+        *,
+        may_shrink: bool = False,
+    ) -> QuotaExceeded | None:
+        """Make a request until it is known what became of it.
+
+        Returned is only what a smaller request may do about, if that may be made.
+        """
         deadline = members[0].inserted + members[0].timeout
         pause = FIRST_PAUSE
         doubtful = False
@@ -252,7 +356,7 @@ class Insertion:
                 doubtful = True
                 if time.monotonic() + pause > deadline:
                     _refuse(members, error)
-                    return
+                    return None
                 logger.info("Asking again in %g s: %s", pause, error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -260,20 +364,23 @@ class Insertion:
                 # A refusal undoes no attempt before it whose answer was lost. But what has the name
                 # already may be somebody else's: if it is ours, its labels tell.
                 batch.sent = doubtful and not isinstance(error, AlreadyExists)
+                if may_shrink and isinstance(error, QuotaExceeded) and not doubtful:
+                    return error
                 if members[0].spec.preemption_notice and refuses_notice(error):
                     self._forgo_notice(error)
                     # Those that somebody still wants; the request is another one.
                     _, wanted = self._under_way[batch]
                     self._begin([each for each in members if each.name in wanted])
-                    return
+                    return None
                 _refuse(members, error)
-                return
+                return None
         batch.answered.set()
         batch.accepted_at = time.monotonic()
         for member in members:
             if member.accepted is not None and not member.accepted.done():
                 member.accepted.set_result(None)
             member.accepted = None
+        return None
 
     def _forgo_notice(self, error: GCEError) -> None:
         if not self._forgoes_notice:
@@ -326,6 +433,9 @@ class Insertion:
                 )
             if member.failure is not None and refuses_notice(member.failure):
                 self._forgo_notice(member.failure)
+        lacking = [each.failure for each in members if each.failure is not None]
+        if lacking and len(lacking) < len(members):
+            self._tell_part(len(members) - len(lacking), members, lacking[0])
 
 
 def refuses_notice(error: GCEError) -> bool:

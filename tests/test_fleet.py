@@ -446,7 +446,7 @@ async def test_what_is_on_its_way_counts(cloud, capped):
 
 
 async def test_what_was_refused_takes_no_room(cloud, capped):
-    cloud.faults.add(Fault("compute.instances.bulkInsert", status=403, reason="quotaExceeded"))
+    cloud.faults.add(Fault("compute.instances.bulkInsert", status=403, reason="forbidden"))
     asked = [capped.request(spec, 60) for spec in workers(*numbered(3))]
     await look_until(capped, asked[2].done)
     assert [each.exception() is None for each in asked] == [False, False, True]

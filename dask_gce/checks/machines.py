@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final
 
 from dask_gce.checks.finding import Finding, failed, ok, unknown
 from dask_gce.checks.view import View, last_part, project_of
 from dask_gce.errors import APIError, NotFound, SettingsError
-from dask_gce.families import family_of
 from dask_gce.fit import check_fit
 from dask_gce.gpus import check_gpus, complete_for_gpus
 from dask_gce.hardware import check_hardware, check_image
 from dask_gce.images import for_architecture
 from dask_gce.placement import Location, MachineShape
+from dask_gce.quota import machine_demand, parse_quotas
 from dask_gce.settings import Settings
+from dask_gce.shortages import raise_command
 
 __all__ = ["check_boot_image", "check_machine_types", "check_quota", "check_reservation", "demand"]
-
-#: Series whose vCPUs are counted together. The others have a metric of their own, or none that
-#: Compute Engine shows: https://cloud.google.com/compute/resource-usage#cpu_quota
-_SHARED_CPUS: Final = frozenset({"e2", "f1", "g1", "n1"})
-#: Series that boot from pd-standard when nobody chooses a disk, as the API's reference says.
-_STANDARD_DISK: Final = frozenset({"e2", "f1", "g1", "n1", "n2", "n2d", "t2a", "t2d", "m1"})
-_DISK_METRICS: Final = {
-    "pd-standard": "DISKS_TOTAL_GB",
-    "pd-balanced": "SSD_TOTAL_GB",
-    "pd-ssd": "SSD_TOTAL_GB",
-}
-#: Of all regions together; shown with the project.
-_EVERYWHERE: Final = frozenset({"CPUS_ALL_REGIONS", "GPUS_ALL_REGIONS"})
 
 
 async def check_boot_image(view: View) -> Finding:
@@ -141,44 +129,25 @@ def demand(settings: Settings, machines: int, shapes: Mapping[str, MachineShape]
     dict of str to int
         Amounts by metric.
     """
-    counts = {"scheduler": 1, "worker": machines - 1}
-    amounts: dict[str, int] = {"INSTANCES": machines}
-    if settings.external_ip:
-        amounts["IN_USE_ADDRESSES"] = machines
-
-    def add(metric: str, amount: int) -> None:
-        if amount:
-            amounts[metric] = amounts.get(metric, 0) + amount
-
     spot = (settings.instance_overrides.get("scheduling") or {}).get("provisioningModel") == "SPOT"
-    for role, count in counts.items():
-        shape = shapes[role]
-        family = family_of(shape.name)
-        shared = family in _SHARED_CPUS
-        metric = "CPUS" if shared else f"{family.upper()}_CPUS"
-        add("PREEMPTIBLE_CPUS" if spot else metric, shape.cpus * count)
-        add("CPUS_ALL_REGIONS", shape.cpus * count)
-        disk = settings.boot_disk_type or ("pd-standard" if family in _STANDARD_DISK else "")
-        if disk in _DISK_METRICS:
-            add(_DISK_METRICS[disk], settings.boot_disk_size * count)
-        for model, number in _gpus(settings, role, shape).items():
-            gpus = f"NVIDIA_{model}_GPUS"
-            add(f"PREEMPTIBLE_{gpus}" if spot else gpus, number * count)
-            add("GPUS_ALL_REGIONS", number * count)
-    return amounts
-
-
-def _gpus(settings: Settings, role: str, shape: MachineShape) -> dict[str, int]:
-    gpus = {shape.gpu_type: shape.gpus}
-    if settings.worker_accelerator_type and (role == "worker" or settings.single_node):
-        gpus[settings.worker_accelerator_type] = settings.worker_accelerator_count
-    models = {}
-    for name, count in gpus.items():
-        if count and name.startswith("nvidia-"):
-            model = name.removeprefix("nvidia-").removeprefix("tesla-")
-            model = "h100" if model == "h100-80gb" else model
-            models[model.upper().replace("-", "_")] = count
-    return models
+    amounts: Counter[str] = Counter()
+    for role, count in (("scheduler", 1), ("worker", machines - 1)):
+        added = settings.worker_accelerator_type
+        if role == "scheduler" and not settings.single_node:
+            added = None
+        one = machine_demand(
+            shapes[role],
+            # As dear as it may get: some workers are on demand, and in projects without quotas for
+            # Spot machines these count like the others.
+            spot=spot,
+            external_ip=settings.external_ip,
+            gpus={added: settings.worker_accelerator_count} if added else None,
+            boot_disk_type=settings.boot_disk_type,
+            boot_disk_size=settings.boot_disk_size,
+        )
+        for metric, amount in one.amounts.items():
+            amounts[metric] += amount * count
+    return {metric: amount for metric, amount in amounts.items() if amount}
 
 
 async def check_quota(view: View) -> Finding:
@@ -203,10 +172,9 @@ async def check_quota(view: View) -> Finding:
         view.machines,
         {"scheduler": schedulers[0].shape, "worker": workers[0].shape},
     )
-    quotas = _quotas(await view.get_region(region))
-    quotas.update(
-        {key: value for key, value in _quotas(await view.get_project()).items() if key in needed}
-    )
+    quotas = parse_quotas(await view.get_region(region))
+    everywhere = parse_quotas(await view.get_project())
+    quotas.update({key: value for key, value in everywhere.items() if key in needed})
     if not quotas:
         return unknown(
             "quota",
@@ -220,7 +188,7 @@ async def check_quota(view: View) -> Finding:
         limit, usage = quotas.get(metric, (float("inf"), 0.0))
         if usage + amount > limit:
             lacking.append(f"{metric} leaves {max(0.0, limit - usage):g}, and {amount} are needed")
-            repair.append(_raise_command(view.project, region, metric, int(usage + amount)))
+            repair.append(raise_command(view.project, region, metric, int(usage + amount)))
     where = f"in {region}, for {view.machines} machines"
     if lacking:
         return failed("quota", f"{'; '.join(lacking)} ({where}).", *repair)
@@ -229,28 +197,6 @@ async def check_quota(view: View) -> Finding:
         "quota",
         f"enough of {', '.join(sorted(set(needed) & set(quotas)))} {where}"
         + (f"; not shown by Compute Engine: {', '.join(unseen)}" if unseen else ""),
-    )
-
-
-def _quotas(resource: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    return {
-        str(each["metric"]): (float(each.get("limit", 0)), float(each.get("usage", 0)))
-        for each in resource.get("quotas") or ()
-    }
-
-
-def _raise_command(project: str, region: str, metric: str, wanted: int) -> str:
-    name = metric.replace("_", "-")
-    everywhere = metric in _EVERYWHERE
-    return shlex.join(
-        [
-            *("gcloud", "beta", "quotas", "preferences", "create"),
-            "--service=compute.googleapis.com",
-            f"--quota-id={name}-per-project" + ("" if everywhere else "-region"),
-            f"--preferred-value={wanted}",
-            *(() if everywhere else (f"--dimensions=region={region}",)),
-            f"--project={project}",
-        ]
     )
 
 
