@@ -36,6 +36,10 @@ CLOSING_ERRORS: Final = (GCEError, OSError, RuntimeError, asyncio.TimeoutError)
 ANSWERS_WITHIN: Final = 10.0
 
 
+#: Seconds by which a kept cluster's own limits are held off for longer than it is kept.
+LEEWAY: Final = 60.0
+
+
 class Kept:
     """A cluster that is kept, and what there is to know of it.
 
@@ -55,6 +59,8 @@ class Kept:
         self.starting: asyncio.Task[SpecCluster]
         self.closing: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+        #: Has the cluster's own limits wait for as long.
+        self.holding: asyncio.Task[None] | None = None
 
     @property
     def started(self) -> SpecCluster | None:
@@ -213,6 +219,25 @@ class Keeper:
             self._end(kept)
         else:
             kept.timer = loop.call_at(kept.until, self._end, kept)
+            self._hold_off(kept, kept.until - loop.time())
+
+    def _hold_off(self, kept: Kept, seconds: float) -> None:
+        """Have a cluster that idles while it is kept not end for that."""
+        # A cluster on this computer has no limits.
+        keep_alive = getattr(kept.started, "keep_alive", None)
+        if keep_alive is None or seconds <= 0:
+            return
+        before = kept.holding
+
+        async def hold() -> None:
+            if before is not None:
+                await asyncio.wait({before})
+            try:
+                await keep_alive(seconds + LEEWAY)
+            except (*CLOSING_ERRORS, *UNREACHABLE) as error:
+                logger.info("Cluster %s may end before its time: %s", kept.started, error)
+
+        kept.holding = asyncio.ensure_future(hold())
 
     async def _find(self, need: Need) -> Kept:
         """Return a kept cluster that answers a need, one that is there or a new one."""
@@ -287,6 +312,8 @@ class Keeper:
         return kept.closing
 
     async def _close(self, kept: Kept) -> None:
+        if kept.holding is not None:
+            await asyncio.wait({kept.holding})
         if kept.started is not None:
             await aclose(kept.started)
         self._clusters.remove(kept)

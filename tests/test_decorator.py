@@ -163,6 +163,29 @@ async def test_a_coroutine_cancelled_before_it_began_leaves_nothing(paper_worker
     await until(lambda: is_empty(paper_workers))
 
 
+def test_a_kept_cluster_does_not_end_for_idling(light, monkeypatch, caplog):
+    held = []
+    keep_alive = GCECluster.keep_alive
+
+    def noting(self, duration=None):
+        held.append(duration)
+        return keep_alive(self, duration)
+
+    monkeypatch.setattr(GCECluster, "keep_alive", noting)
+
+    @requires_cluster(**on(light, keep_alive=2))
+    def work(client=None):
+        return add(client, 1, 2)
+
+    with caplog.at_level("INFO", "dask_gce.keeping"):
+        assert work() == 3
+        wait_until(lambda: is_empty(light))
+    # Longer than it is kept, so that it is there until the very end of that.
+    (seconds,) = held
+    assert seconds > 2
+    assert "may end before its time" not in caplog.text
+
+
 @pytest.mark.parametrize("keep_alive", [None, 60], ids=["own", "kept"])
 def test_workers_that_cannot_start_do_not_hang_the_function(light, keep_alive):
     refuse(light, times=9)
