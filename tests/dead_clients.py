@@ -257,8 +257,8 @@ def write_script(seed: int, mode: Mode = "kill") -> Script:
         step,
         point,
         # A start takes some twenty requests, what follows fewer.
-        draw.randint(1, 30 if step == 0 else 6),
-        round(draw.uniform(0, 8 if step == 0 else 2.5), 2)
+        draw.randint(1, 30 if step == 0 else 4 if step == last else 6),
+        round(draw.uniform(0, 8 if step == 0 else 1.2 if step == last else 2.5), 2)
         if point is None
         else draw.choice((0.0, 0.0, round(draw.random(), 2))),
     )
