@@ -581,6 +581,50 @@ def test_the_longest_run_time_ends_an_instance(action, discovery):
             until(lambda: rest.instance("a")["status"] == "TERMINATED")
 
 
+def test_a_limit_is_changed_while_an_instance_is_off_only(rest):
+    path = f"zones/{ZONE}/instances/a"
+    rest.insert(scheduling=limited(maxRunDuration={"seconds": "3600"}))
+    held = rest.instance("a")["scheduling"]
+    # The rest can be changed while it runs.
+    calm = {**held, "onHostMaintenance": "TERMINATE"}
+    assert "error" not in rest.wait(rest.post(f"{path}/setScheduling", calm))
+    assert rest.instance("a")["scheduling"] == calm
+    longer = {**calm, "maxRunDuration": {"seconds": "7200"}}
+    never = {"automaticRestart": False}
+    soon = {"provisioningModel": "SPOT", "maxRunDuration": {"seconds": "3600"}}
+    for changed in (longer, never, soon):
+        with pytest.raises(Refused, match="cannot be changed while the instance is running"):
+            rest.post(f"{path}/setScheduling", changed)
+    with pytest.raises(Refused, match="Must be between"):
+        rest.post(f"{path}/setScheduling", {**calm, "maxRunDuration": {"seconds": "1"}})
+    assert rest.instance("a")["scheduling"] == calm
+    rest.wait(rest.post(f"{path}/stop"))
+    assert "error" not in rest.wait(rest.post(f"{path}/setScheduling", longer))
+    assert rest.instance("a")["scheduling"] == longer
+    assert rest.instance("a")["resourceStatus"]["scheduling"] == {}
+    rest.wait(rest.delete(path))
+
+
+def ends(rest) -> datetime:
+    text = rest.instance("a")["resourceStatus"]["scheduling"]["terminationTimestamp"]
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def test_where_it_is_told_to_it_changes_the_limit_of_an_instance_that_runs(rest):
+    path = f"zones/{ZONE}/instances/a"
+    rest.emulator.lenient.add("compute.instances.setScheduling")
+    rest.insert(scheduling=limited(maxRunDuration={"seconds": "3600"}))
+    before = ends(rest)
+    longer = limited(maxRunDuration={"seconds": "7200"})
+    assert "error" not in rest.wait(rest.post(f"{path}/setScheduling", longer))
+    # It counts from its start, not from the change.
+    assert (ends(rest) - before).total_seconds() == pytest.approx(3600, abs=1)
+    shorter = limited(maxRunDuration={"seconds": "3600"})
+    rest.wait(rest.post(f"{path}/setScheduling", {**shorter, "instanceTerminationAction": "STOP"}))
+    assert (ends(rest) - before).total_seconds() == pytest.approx(0, abs=1)
+    rest.wait(rest.delete(path))
+
+
 class Later(datetime):
     """An hour later."""
 
