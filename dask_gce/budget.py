@@ -216,6 +216,7 @@ class BudgetedCluster(CostedCluster):
         on_demand = sum(name in self._on_demand for name in asked)
         room = self._room(new, used, asked=len(asked), on_demand=on_demand)
         if room == new:
+            self._said_of_budget = ""
             return machines
         fits = len(asked) + room
         if adapting:
@@ -262,8 +263,6 @@ class BudgetedCluster(CostedCluster):
                 self._tell_of_limit(asked + room)
                 self._make_room_later()
                 self._target = max(len(self.worker_spec), asked + room)
-            else:
-                self._said_of_budget = ""
         try:
             super()._fill()
         finally:

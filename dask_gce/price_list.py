@@ -29,6 +29,7 @@ from dask_gce.cost.skus import (
     select_skus,
 )
 from dask_gce.errors import CredentialsError, GCEError, TransportError
+from dask_gce.policy import Failure, RetryPolicy
 from dask_gce.prices import Tariff
 from dask_gce.private_files import read_private, write_private
 from dask_gce.services import Services, load_services
@@ -50,6 +51,13 @@ READ_WITHIN: Final = 120.0
 
 #: The most that a kept list may have, in bytes.
 _LIMIT: Final = 8 * 2**20
+
+
+class _Briefly(RetryPolicy):
+    """Repeats a call but once: there is a table without it, and threads are to come to an end."""
+
+    def delay(self, failure: Failure, attempt: int, *, now: float) -> float | None:
+        return None if attempt else super().delay(failure, attempt, now=now)
 
 
 def price_list_path() -> Path:
@@ -105,7 +113,7 @@ def _learn(settings: Settings, project: str) -> Tariff | None:
     if (kept := kept_tariff(settings)) is not None:
         return kept
     try:
-        services = load_services(settings, project)
+        services = load_services(settings, project, policy=_Briefly())
         try:
             tariff = read_tariff(services)
         finally:

@@ -308,7 +308,9 @@ class Services:
             running.exception()  # whoever was cancelled does not ask how it ended
 
 
-def load_services(settings: Settings, project: str | None = None) -> Services:
+def load_services(
+    settings: Settings, project: str | None = None, *, policy: RetryPolicy | None = None
+) -> Services:
     """Make the client of Google's other APIs that a cluster's settings ask for; blocks a little.
 
     It reads the credentials' files, so it is to be called in a thread.
@@ -319,6 +321,8 @@ def load_services(settings: Settings, project: str | None = None) -> Services:
         The cluster's settings.
     project : str or None
         Project ID; None to find it as for the Compute API.
+    policy : RetryPolicy or None
+        When to repeat; None for the usual.
 
     Returns
     -------
@@ -335,4 +339,5 @@ def load_services(settings: Settings, project: str | None = None) -> Services:
         credentials=load_credentials(settings),
         endpoint=settings.api_endpoint,
         call_timeout=min(180.0, settings.start_timeout),
+        policy=policy,
     )
