@@ -90,7 +90,30 @@ def status(on: Scheduler) -> dict[str, Any]:
 
 async def leave(client: Client, machine: str, seconds: float = LONG, why: str = "preempted") -> Any:
     assert client.scheduler is not None
-    return await client.scheduler.dask_gce_leave(machine=machine, seconds=seconds, why=why)
+    answer = await client.scheduler.dask_gce_leave(machine=machine, seconds=seconds, why=why)
+    # As a client does that attends to it.
+    await client.run_on_scheduler(
+        lambda dask_scheduler: dask_scheduler.extensions["dask-gce-departures"].status()
+    )
+    return answer
+
+
+async def test_a_worker_waits_for_a_client_to_hear_why_it_goes():
+    async with scheduler() as (on, client), workers(on, "m-1", "m-2"):
+        assert client.scheduler is not None
+        tell = client.scheduler.dask_gce_leave
+        await tell(machine="m-1", seconds=LONG, why="preempted")
+        departure = on.extensions["dask-gce-departures"]._machines["m-1"]
+        now = departure.ends - LONG
+        assert not departure.may_close(now, True) and departure.may_close(now + 60, True)
+        assert not departure.may_close(now + 60, False)
+        assert departure.may_close(departure.ends, False)
+        status(on)
+        assert departure.may_close(now, True)
+        await until(lambda: names(on) == {"m-2"})
+        # There is no time for that.
+        await tell(machine="m-2", seconds=8, why="shutdown")
+        await until(lambda: not names(on))
 
 
 async def test_results_move_and_the_worker_closes():
@@ -297,11 +320,11 @@ async def test_a_scheduler_that_closes_ends_what_is_attended_to():
 
 async def test_many_results_leave_in_looks_that_let_others_have_their_turn():
     async with scheduler() as (on, client), workers(on, "m-1", "m-2", nthreads=2) as (going, _):
-        futures = client.map(int, range(12_000), workers=[going.address])
+        futures = client.map(int, range(6_000), workers=[going.address])
         await client.gather(futures[-1:])
-        await until(lambda: len(on.workers[going.address].has_what) == 12_000)
+        await until(lambda: len(on.workers[going.address].has_what) == 6_000)
         await leave(client, "m-1")
         await until_at_work(client, 1)
         await until(lambda: names(on) == {"m-2"})
-        assert sum(await client.gather(futures)) == sum(range(12_000))
+        assert sum(await client.gather(futures)) == sum(range(6_000))
         assert status(on)["recomputed"] == 0

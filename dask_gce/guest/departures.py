@@ -19,7 +19,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Generator
 from typing import Any
 
 from distributed.active_memory_manager import (
@@ -41,6 +41,10 @@ LISTED = 60.0
 #: Workers are closed this share of the notice before its end, and this many seconds at least and
 #: at most: a worker that is gone before its machine is not taken for one that died of its tasks.
 SHARE, SOONEST, LATEST = 0.1, 0.5, 5.0
+#: A worker that has nothing left is closed when a client has heard that its machine leaves, which
+#: then knows why it goes, or after this share of the notice, and so many seconds at most; at once
+#: where that is less than the last of these.
+UNHEARD, UNHEARD_AT_MOST, HASTE = 1 / 6, 20.0, 2.0
 #: Results that are sent on their way in one look.
 AT_A_TIME = 5_000
 #: Seconds after which a result that has not arrived is asked for again: so many, and one more for
@@ -62,13 +66,21 @@ class Departure:
     def __init__(self, machine: str, seconds: float, why: str) -> None:
         self.machine = machine
         self.why = why
-        self.ends = self.closes = 0.0
+        self.ends = self.closes = self.opens = 0.0
+        self.heard = False
         self.set(seconds)
 
     def set(self, seconds: float) -> None:
         """Set how many seconds are left."""
-        self.ends = time.monotonic() + seconds
+        now = time.monotonic()
+        patience = min(UNHEARD * seconds, UNHEARD_AT_MOST)
+        self.opens = now + (patience if patience > HASTE else 0.0)
+        self.ends = now + seconds
         self.closes = self.ends - min(max(SHARE * seconds, SOONEST), LATEST)
+
+    def may_close(self, now: float, is_done: bool) -> bool:
+        """Tell whether a worker may be closed that has something left or has not."""
+        return now >= self.closes or (is_done and (self.heard or now >= self.opens))
 
     def concerns(self, worker: WorkerState) -> bool:
         """Tell whether a worker is one of this machine's, by its name."""
@@ -79,30 +91,37 @@ class Departure:
         )
 
 
-class Evacuation(ActiveMemoryManagerPolicy):  # type: ignore[misc]
+class Evacuation(ActiveMemoryManagerPolicy):
     """Copies what only leaving workers hold to others."""
 
     def __init__(self, departures: Departures) -> None:
         self._departures = departures
-        #: Until when a result is believed to be on its way.
-        self._until: dict[Any, float] = {}
+        #: By key of a result that is on its way: to whom, and until when that is believed.
+        self._sent: dict[Any, tuple[WorkerState, float]] = {}
 
-    def run(self) -> Iterator[Any]:
+    def run(self) -> Generator[Any, WorkerState | None, None]:
         """Suggest what to copy."""
-        now, begun, size = time.monotonic(), [], 0
-        self._until = {key: until for key, until in self._until.items() if until > now}
-        for worker in self._departures.leaving():
+        now = time.monotonic()
+        leaving = self._departures.leaving
+        self._sent = {
+            key: (recipient, until)
+            for key, (recipient, until) in self._sent.items()
+            if until > now and recipient not in leaving
+        }
+        begun: dict[Any, WorkerState] = {}
+        size = 0
+        for worker in leaving:
             for task in worker.has_what:
                 if len(begun) == AT_A_TIME:
                     break
-                if task.key in self._until or self._departures.is_safe(task):
+                if task.key in self._sent or task.key in begun or self._departures.is_safe(task):
                     continue
                 recipient = yield "replicate", task, None
                 if recipient is not None:
-                    begun.append(task.key)
+                    begun[task.key] = recipient
                     size += max(task.nbytes, 0)
         until = time.monotonic() + AGAIN + size / BYTES_A_SECOND
-        self._until.update(dict.fromkeys(begun, until))
+        self._sent.update({key: (recipient, until) for key, recipient in begun.items()})
 
 
 class Departures(SchedulerPlugin):
@@ -114,6 +133,8 @@ class Departures(SchedulerPlugin):
         self._scheduler = scheduler
         self._expected = _expected()
         self._machines: dict[str, Departure] = {}
+        #: The workers that are leaving, as of the last look.
+        self.leaving: Collection[WorkerState] = ()
         self._manager = ActiveMemoryManagerExtension(
             scheduler, policies={Evacuation(self)}, register=False, start=False
         )
@@ -150,8 +171,10 @@ class Departures(SchedulerPlugin):
         return {"workers": count, "staying": len(self._scheduler.running)}
 
     def status(self) -> dict[str, Any]:
-        """Return which machines are leaving, and how many results were computed again."""
+        """Tell a client which machines are leaving, and how many results were computed again."""
         now = time.monotonic()
+        for each in self._machines.values():
+            each.heard = True
         leaving = {
             each.machine: {"in": max(each.ends - now, 0.0), "why": each.why}
             for each in self._machines.values()
@@ -170,16 +193,9 @@ class Departures(SchedulerPlugin):
         found = self._machines.get(name) or self._machines.get(name.rpartition("-")[0])
         return found if found is not None and found.concerns(worker) else None
 
-    def leaving(self) -> list[WorkerState]:
-        """Return the workers that are leaving."""
-        workers = self._scheduler.workers.values()
-        return [each for each in workers if self._departure(each) is not None]
-
     def is_safe(self, task: TaskState) -> bool:
         """Tell whether a result need not be copied: somebody who stays has it, or it cannot be."""
-        return bool(task.actor) or any(
-            self._departure(holder) is None for holder in task.who_has or ()
-        )
+        return bool(task.actor) or any(holder not in self.leaving for holder in task.who_has or ())
 
     def _is_done(self, worker: WorkerState) -> bool:
         """Tell whether a worker has nothing left that is its own alone."""
@@ -202,19 +218,21 @@ class Departures(SchedulerPlugin):
         now = time.monotonic()
         for each in [one for one in self._machines.values() if now > one.ends + LISTED]:
             del self._machines[each.machine]
-        workers = self.leaving()
-        if not workers:
+        found = ((each, self._departure(each)) for each in self._scheduler.workers.values())
+        leaving = {worker: departure for worker, departure in found if departure is not None}
+        self.leaving = leaving.keys()
+        if not leaving:
             self._running.clear()
             return
-        for worker in workers:
+        for worker in leaving:
             self._hold(worker)
-        if any(not self._is_done(worker) for worker in workers):
+        done = {worker for worker in leaving if self._is_done(worker)}
+        if len(done) < len(leaving):
             self._manager.run_once()
-            for worker in workers:
+            for worker in leaving:
                 self._take_back(worker, now)
-        for worker in workers:
-            departure = self._departure(worker)
-            if departure is not None and (now >= departure.closes or self._is_done(worker)):
+        for worker, departure in leaving.items():
+            if departure.may_close(now, worker in done):
                 self._close(worker)
 
     def _hold(self, worker: WorkerState) -> None:
@@ -283,7 +301,8 @@ class Departures(SchedulerPlugin):
         lost = msg.get("lost-computed-tasks") or ()
         if not lost:
             return
-        name = self._names.get(msg.get("worker"), str(msg.get("worker")))
+        address = str(msg.get("worker"))
+        name = self._names.get(address, address)
         tasks = self._scheduler.tasks
         stack = [tasks[key] for key in lost if key in tasks]
         while stack:
