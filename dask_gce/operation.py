@@ -221,6 +221,10 @@ def explain_end(operations: Iterable[Operation], name: str) -> str:
         key=lambda one: _moment(one.started),
         reverse=True,
     )
+    taken = [one for one in ends if one.type == "compute.instances.preempted"]
+    if taken and all(_consequence(one) or _by_itself(one) for one in ends[: ends.index(taken[0])]):
+        # What machines do that know of their end is to end by themselves.
+        return PREEMPTED
     chosen = next((one for one in ends if not _consequence(one)), next(iter(ends), None))
     return _words(chosen) if chosen is not None else ""
 
@@ -235,6 +239,12 @@ def _ends(operation: Operation) -> bool:
 
 def _consequence(operation: Operation) -> bool:
     return operation.type in ASKED_ENDS and operation.user in SYSTEM_USERS
+
+
+def _by_itself(operation: Operation) -> bool:
+    return operation.type == "compute.instances.guestTerminate" or (
+        operation.type in ASKED_ENDS and operation.user.endswith("gserviceaccount.com")
+    )
 
 
 def _words(operation: Operation) -> str:

@@ -70,6 +70,8 @@ class ReplacingCluster(SharedCluster):
         self._told = -math.inf
         # Machines whose preemption has been counted.
         self._preempted: set[str] = set()
+        # Where Spot machines were that are lost for another reason, as far as is known.
+        self._lost_from: dict[str, Location] = {}
         # Whether the scheduler knows no worker.
         self._deserted = asyncio.Event()
         self._deserted.set()
@@ -144,8 +146,14 @@ class ReplacingCluster(SharedCluster):
         taken = isinstance(failure, InstanceLost) and failure.preempted
         if isinstance(failure, InstanceLost):
             self._gone.add(name)
+        worker = self.workers.get(name)
         if taken:
             self._note_preemption(name)
+        elif worker is not None and isinstance(failure, InstanceLost):
+            # It may yet be told that it was taken away.
+            self._lost_from[name] = worker.location
+            if len(self._lost_from) > KEPT_FAILURES:
+                del self._lost_from[next(iter(self._lost_from))]
         self._keep(failure)
         self.events.note(name, "lost" if started else "failed", _first_line(failure))
         if started:
@@ -185,15 +193,16 @@ class ReplacingCluster(SharedCluster):
     def _note_preemption(self, name: str) -> None:
         """Count a Spot machine that is taken away, and leave places alone that take too many."""
         worker = self.workers.get(name)
-        if worker is None or not worker.location.spot or name in self._preempted:
+        location = self._lost_from.pop(name, None) if worker is None else worker.location
+        if location is None or not location.spot or name in self._preempted:
             return
         self._preempted.add(name)
         there = sum(
-            each.location == worker.location
+            each.location == location
             for other, each in self.workers.items()
             if other in self.worker_spec and other != name
         )
-        blocked = self._ready.workers.note_preemption(worker.location, there=there)
+        blocked = self._ready.workers.note_preemption(location, there=there)
         if blocked:
             self.events.note(self.name, "blocked", blocked)
 

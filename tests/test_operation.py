@@ -127,6 +127,10 @@ def test_a_delete_that_follows_from_a_preemption_does_not_hide_it() -> None:
     preempted = done("compute.instances.preempted", "system", "2026-01-01T10:00:00Z")
     follows = done("delete", "system", "2026-01-01T10:00:30Z")
     assert explain_end([follows, preempted], "i") == "preempted by Compute Engine"
+    # Nor does what the machine does by itself, which knows of it.
+    off = done("compute.instances.guestTerminate", "system", "2026-01-01T10:00:20Z")
+    itself = done("delete", "1-compute@developer.gserviceaccount.com", "2026-01-01T10:00:25Z")
+    assert explain_end([follows, itself, off, preempted], "i") == "preempted by Compute Engine"
     # Somebody's own delete is another matter.
     asked = done("delete", "alice@example.com", "2026-01-01T10:00:30Z")
     assert explain_end([asked, preempted], "i") == "deleted by alice@example.com"

@@ -172,7 +172,7 @@ class Advice:
 
     def _likely(self, place: str, machine_type: str, size: int) -> float:
         zones = REGIONS.get(place, (place,))
-        rooms = [self._capacity.left(zone, machine_type) for zone in zones]
+        rooms = [self._capacity.left(zone, machine_type, spot=True) for zone in zones]
         if None in rooms:
             return LIKELY
         left = sum(room or 0 for room in rooms)

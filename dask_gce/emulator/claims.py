@@ -38,6 +38,7 @@ class Claim:
         self._project = project
         self._zone = zone
         self._machine_type = blueprint.machine_type.name
+        self._spot = bool(blueprint.shared["scheduling"]["preemptible"])
         self._demand = blueprint.demand
         self._charged = True
         self._placed = False
@@ -80,7 +81,7 @@ class Claim:
         """
         if self._placed:
             return
-        if not self._capacity.take(self._zone, self._machine_type):
+        if not self._capacity.take(self._zone, self._machine_type, spot=self._spot):
             raise OperationFailed(
                 [
                     {
@@ -96,7 +97,7 @@ class Claim:
     def rest(self) -> None:
         """Count it as an instance that is off."""
         if self._placed:
-            self._capacity.give_back(self._zone, self._machine_type)
+            self._capacity.give_back(self._zone, self._machine_type, spot=self._spot)
             self._placed = False
         if self._charged:
             self._quota.release(self._project.id, ZONES[self._zone], self._demand.running)
