@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dask_gce.decorator import requires_cluster
     from dask_gce.estimation import Estimate, estimate_cost
     from dask_gce.scheduler import GCEScheduler
+    from dask_gce.sweeper import sweep
     from dask_gce.worker import GCEWorker
 
 __all__ = [
@@ -37,6 +38,7 @@ _HOMES = {
     "GCEWorker": "dask_gce.worker",
     "estimate_cost": "dask_gce.estimation",
     "requires_cluster": "dask_gce.decorator",
+    "sweep": "dask_gce.sweeper",
 }
 
 

@@ -46,6 +46,7 @@ from dask_gce.reunion import Reunion, as_instance, check_endpoint, rejoin
 from dask_gce.scheduler import GCEScheduler
 from dask_gce.services import load_services
 from dask_gce.settings import Settings
+from dask_gce.sweeper import sweep_at_start
 from dask_gce.trust import end_of
 from dask_gce.worker import GCEWorker
 
@@ -158,6 +159,17 @@ class AssembledCluster(GuardedCluster):
         else:
             await self._keep_secrets(prepared)
             self._begin(prepared)
+            if self.settings.sweep_on_start:
+                self._spawn(self._sweep(prepared))
+
+    async def _sweep(self, prepared: Preparation) -> None:
+        """Delete what earlier clusters of this user have left, beside the start."""
+
+        def tell(what: str) -> None:
+            self.events.note(self.name, "swept", what)
+            self._log(f"Swept: {what}")
+
+        await sweep_at_start(prepared.compute, self.settings, prepared.blueprint.identity, tell)
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:

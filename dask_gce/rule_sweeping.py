@@ -1,30 +1,28 @@
 """Firewall rules that nobody needs any more: which they are, and their deletion.
 
-Owns the judgement. A cluster removes its own rules (`reach.firewall`), and whoever deletes a
-cluster deletes them with it. What is left is of processes that were killed: rules of clusters that
-have no machines, and those that let in somebody who was connected from elsewhere. Rules cost
-nothing, but let somebody in, and the quota of a project is small.
+Owns what is particular to rules; the judgement is in `orphanhood`. A cluster removes its own rules
+(`reach.firewall`), its scheduler's machine those of a client that is gone, and whoever deletes a
+cluster deletes them with it. What is left is of machines that could not, and of processes that had
+connected from elsewhere. Rules cost nothing, but let somebody in, and the quota of a project is
+small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from typing import Any, Final
+from datetime import datetime, timezone
+from typing import Any
 
-from dask_gce import names, tags
-from dask_gce.client import ClientState, client_state, current_user
+from dask_gce import tags
+from dask_gce.client import ClientState, client_state
 from dask_gce.compute import Compute
 from dask_gce.errors import GCEError, PermissionDenied
 from dask_gce.inventory import Inventory
+from dask_gce.orphanhood import Origin, explain_leftover, is_judged, moment
 from dask_gce.reach.own_rules import OwnRule, delete_rules, list_own_rules
 
 __all__ = ["OrphanedRule", "delete_orphaned_rules", "find_orphaned_rules", "list_rules"]
-
-#: How long a rule may be without a machine. They are made first, and a cluster that waits for
-#: capacity may be long without any.
-GRACE: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class OrphanedRule:
 async def list_rules(compute: Compute) -> list[OwnRule]:
     """Return the rules of clusters in a project.
 
-    To be asked before the machines are: a cluster makes its rules first.
+    To be asked before the machines are, so that those of a rule that is found are found too.
 
     Parameters
     ----------
@@ -97,8 +95,9 @@ def find_orphaned_rules(
 ) -> list[OrphanedRule]:
     """Find the rules that nobody needs any more.
 
-    That is a rule past its end, one whose cluster has no machines, and one of a process of this
-    computer that had connected to a cluster and has ended. It is never a rule whose process lives.
+    That is a rule whose cluster has no machines, and one of a process of this computer that had
+    connected to a cluster and has ended. It is never a rule whose process lives, unless its cluster
+    should have ended long ago.
 
     Parameters
     ----------
@@ -124,34 +123,26 @@ def find_orphaned_rules(
     if inventory.unreachable:
         return []
     now = now or datetime.now(timezone.utc)
-    whose = names.label_value(current_user() if owner is None else owner)
     alive = {record.identity for record in inventory.clusters}
     found = []
     for each in rules:
-        if everybody or (whose and each.mark.owner == whose):
-            state = client_state(each.mark.client)
-            reason = _reason(each, each.mark.identity in alive, state, now)
-            if reason:
-                found.append(OrphanedRule(each, reason))
+        origin = _origin(each)
+        if not is_judged(origin, owner, everybody):
+            continue
+        if each.mark.identity not in alive:
+            reason = explain_leftover(origin, now, client_state)
+        elif _is_of_one_who_joined(each) and client_state(origin.client) == "gone":
+            reason = "let in a process of this computer that has ended"
+        else:
+            reason = ""  # the cluster's own rules are deleted with it
+        if reason:
+            found.append(OrphanedRule(each, reason))
     return found
 
 
-def _reason(own: OwnRule, has_machines: bool, state: ClientState, now: datetime) -> str:
-    if state == "alive":
-        return ""
-    if has_machines:
-        # The cluster's own rules are deleted with it.
-        if state == "gone" and _is_of_one_who_joined(own):
-            return "let in a process of this computer that has ended"
-        return ""
-    if state == "gone":
-        return "was made by a process of this computer that has ended"
-    expires = own.mark.expires
-    if expires is not None and expires <= now.timestamp():
-        return "is of a cluster that was to end"
-    if own.rule.created is not None and now - own.rule.created > GRACE:
-        return f"is of cluster {own.mark.cluster}, which has no machines"
-    return ""
+def _origin(own: OwnRule) -> Origin:
+    mark = own.mark
+    return Origin(mark.cluster, mark.owner, mark.client, own.rule.created, moment(mark.expires))
 
 
 def _is_of_one_who_joined(own: OwnRule) -> bool:

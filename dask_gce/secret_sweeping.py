@@ -1,8 +1,9 @@
 """Secrets in Secret Manager that nobody needs any more: which they are, and their deletion.
 
-Owns the judgement. A cluster removes its own secrets (`cluster_secrets`), and those that nobody
-removes have an end, at which Google deletes them. In between they are no use to anybody, but they
-open nothing either: their cluster has no machines.
+Owns what is particular to secrets; the judgement is in `orphanhood`. A cluster removes its own
+secrets (`cluster_secrets`), and those that nobody removes have an end, at which Google deletes
+them. In between they are no use to anybody, but they open nothing either: their cluster has no
+machines.
 """
 
 from __future__ import annotations
@@ -10,19 +11,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from typing import Any, Final
+from datetime import datetime, timezone
+from typing import Any
 
 from dask_gce import names
-from dask_gce.client import ClientState, client_state, current_user
+from dask_gce.client import ClientState, client_state
 from dask_gce.errors import NotFound, PermissionDenied
 from dask_gce.inventory import Inventory
+from dask_gce.orphanhood import Origin, explain_leftover, is_judged, moment
 from dask_gce.services import Services
 
 __all__ = ["SecretRecord", "delete_secrets", "find_orphaned_secrets", "list_secrets"]
-
-#: How long secrets may be without a machine: they are made first.
-GRACE: Final = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class SecretRecord:
         Which process made it.
     created : datetime.datetime
         When the secret was made, with its zone.
+    expires : datetime.datetime or None
+        When the cluster is past its use, with its zone; None if the labels do not say.
     """
 
     name: str
@@ -51,6 +52,22 @@ class SecretRecord:
     owner: str
     client: str
     created: datetime
+    expires: datetime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it in the types of JSON.
+
+        Returns
+        -------
+        dict
+            ``name``, ``cluster``, ``id`` and ``owner``.
+        """
+        return {
+            "name": self.name,
+            "cluster": self.cluster,
+            "id": self.identity,
+            "owner": self.owner,
+        }
 
 
 async def list_secrets(services: Services, identity: str = "") -> list[SecretRecord]:
@@ -98,14 +115,16 @@ async def list_secrets(services: Services, identity: str = "") -> list[SecretRec
 def _parse(secret: Mapping[str, Any]) -> SecretRecord:
     labels = secret.get("labels", {})
     # Their fractions have up to nine digits, of which Python 3.10 reads three or six.
-    moment = str(secret["createTime"]).partition(".")[0].rstrip("Z")
+    created = str(secret["createTime"]).partition(".")[0].rstrip("Z")
+    expires = str(labels.get(names.EXPIRES_LABEL, ""))
     return SecretRecord(
         name=str(secret["name"]).rpartition("/")[2],
         cluster=str(labels.get(names.CLUSTER_LABEL, "")),
         identity=str(labels.get(names.ID_LABEL, "")),
         owner=str(labels.get(names.OWNER_LABEL, "")),
         client=str(labels.get(names.CLIENT_LABEL, "")),
-        created=datetime.fromisoformat(moment).replace(tzinfo=timezone.utc),
+        created=datetime.fromisoformat(created).replace(tzinfo=timezone.utc),
+        expires=moment(int(expires)) if expires.isascii() and expires.isdecimal() else None,
     )
 
 
@@ -144,16 +163,18 @@ def find_orphaned_secrets(
     if inventory.unreachable:
         return []
     now = now or datetime.now(timezone.utc)
-    whose = names.label_value(current_user() if owner is None else owner)
     needed = {record.identity for record in inventory.clusters}
-    found = []
-    for secret in secrets:
-        if secret.identity in needed or not (everybody or (whose and secret.owner == whose)):
-            continue
-        state = client_state(secret.client)
-        if state != "alive" and (state == "gone" or now - secret.created > GRACE):
-            found.append(secret)
-    return found
+    return [
+        secret
+        for secret in secrets
+        if secret.identity not in needed
+        and is_judged(_origin(secret), owner, everybody)
+        and explain_leftover(_origin(secret), now, client_state)
+    ]
+
+
+def _origin(secret: SecretRecord) -> Origin:
+    return Origin(secret.cluster, secret.owner, secret.client, secret.created, secret.expires)
 
 
 async def delete_secrets(services: Services, secrets: Iterable[SecretRecord]) -> None:

@@ -1,7 +1,8 @@
 """What nobody needs any more: which clusters are orphans, and their deletion.
 
 Owns the judgement, from what `inventory` lists and `client` tells, and that it is made anew at the
-last moment before a cluster is deleted. The deletion itself is that of `inventory`.
+last moment before a cluster is deleted. The deletion itself is that of `inventory`; the sweep of a
+whole project is in `sweeper`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from dask_gce.client import ClientState, client_state, current_user
 from dask_gce.cluster_records import ClusterRecord
 from dask_gce.compute import Compute
 from dask_gce.connections import load_connection
-from dask_gce.errors import CredentialsError, GCEError, SettingsError
+from dask_gce.errors import CredentialsError, SettingsError
 from dask_gce.inventory import Inventory, delete_cluster, list_clusters
+from dask_gce.orphanhood import is_over
 
-__all__ = ["Orphan", "delete_orphan", "find_orphans", "sweep"]
+__all__ = ["Orphan", "delete_orphan", "find_orphans"]
 
-#: How long machines may be without a scheduler, or off, before nobody is believed to need them: a
+#: How long machines may be without a scheduler before nobody is believed to need them: a
 #: scheduler's machine is asked for together with the first workers' and is there within minutes.
 GRACE: Final = timedelta(minutes=15)
 
@@ -64,10 +66,10 @@ def find_orphans(
     """Find the clusters that nobody needs any more.
 
     That is a cluster past its end, one whose process has ended on this computer, one without a
-    scheduler for 15 minutes, and one whose machines are all off. It is never a cluster whose
-    process lives, one that others can connect to and that has no end, or machines that were given
-    a cluster's label by hand. While a zone does not answer, a scheduler that is not seen may be
-    there.
+    scheduler for 15 minutes, and one whose machines are all off, its scheduler's too. It is never a
+    cluster whose process lives, unless Compute Engine should have ended it a quarter of an hour
+    ago; one that others can connect to and that has no end; or machines that were given a cluster's
+    label by hand. While a zone does not answer, a scheduler that is not seen may be there.
 
     Parameters
     ----------
@@ -136,69 +138,6 @@ async def delete_orphan(
     return False
 
 
-async def sweep(
-    compute: Compute,
-    *,
-    owner: str | None = None,
-    everybody: bool = False,
-    dry_run: bool = True,
-    client_state: Callable[[str], ClientState] = client_state,
-) -> list[Orphan]:
-    """Delete the clusters that nobody needs any more; see `find_orphans` for which they are.
-
-    One call finds them, whatever their number; one more looks at each again before it is deleted.
-
-    Parameters
-    ----------
-    compute : Compute
-        The Compute API of the project.
-    owner : str or None
-        Whose clusters to sweep, in any spelling; None for those of who runs this process.
-    everybody : bool
-        Sweep everybody's clusters.
-    dry_run : bool
-        Delete nothing.
-    client_state : callable
-        Tells of the process in a cluster's label what `client.client_state` does.
-
-    Returns
-    -------
-    list of Orphan
-        What was deleted, or with `dry_run` what would be.
-
-    Raises
-    ------
-    SettingsError
-        If it is not known who runs this process, and neither `owner` nor `everybody` is given.
-    GCEError
-        If it is not certain that all of them are deleted. One that cannot be deleted does not keep
-        the others.
-    """
-    if not everybody and not (current_user() if owner is None else owner):
-        raise SettingsError(
-            "owner: the user of this process has no name, so none of the clusters is known to be "
-            "theirs. Say whose to sweep, or everybody's.",
-            key="owner",
-        )
-    inventory = await list_clusters(compute)
-    orphans = await asyncio.to_thread(
-        find_orphans, inventory, owner=owner, everybody=everybody, client_state=client_state
-    )
-    if dry_run:
-        return orphans
-    deleted = []
-    errors: list[GCEError] = []
-    for orphan in orphans:
-        try:
-            if await delete_orphan(compute, orphan, client_state=client_state):
-                deleted.append(orphan)
-        except GCEError as error:
-            errors.append(error)
-    if errors:
-        raise GCEError("\n".join(map(str, errors))) from errors[0]
-    return deleted
-
-
 def _can_be_joined(record: ClusterRecord) -> bool:
     """Tell whether this computer has what it takes to connect to a cluster."""
     try:
@@ -214,19 +153,21 @@ def _reason(
     client_state: Callable[[str], ClientState],
 ) -> str:
     """Return why nobody needs a cluster; empty if somebody may."""
-    # Without an identity it is not ours, or cannot be told from another of its name. What ends
-    # already needs no sweeping.
-    if not record.identity or record.state == "stopping" or unreachable & set(record.zones):
+    # Without an identity it is not ours, or cannot be told from another of its name.
+    if not record.identity or unreachable & set(record.zones):
         return ""
     client = client_state(record.client)
     if client == "gone" and _can_be_joined(record):
         client = "detached"  # it was left on purpose, after it was made
+    if record.expires is not None and is_over(record.expires, client, now):
+        return f"was to end at {record.expires:%Y-%m-%d %H:%M} UTC"
     if client == "alive":
         return ""
-    if record.expires is not None and record.expires <= now:
-        return f"was to end at {record.expires:%Y-%m-%d %H:%M} UTC"
     if client == "gone":
         return "was made by a process of this computer that has ended"
+    if record.state == "stopped" and record.scheduler is not None and not unreachable:
+        # Nothing switches a scheduler on again. It could not delete itself, as its limits say.
+        return "has ended, but its machines are only off, whose disks still cost money"
     # What is not seen in one zone may be in another that does not answer.
     youngest = max(each.created for each in record.machines)
     if unreachable or now - youngest <= GRACE:

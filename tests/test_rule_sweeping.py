@@ -49,18 +49,18 @@ def reasons(*rules, clusters=(), unreachable=(), everybody=True, **more):
 def test_a_rule_whose_cluster_has_no_machines_is_left_over_after_a_while():
     assert reasons(own()) == ["is of cluster grid, which has no machines"]
     # Rules come first, and machines may take their time.
-    assert not reasons(own(age=HOUR))
+    assert not reasons(own(age=HOUR / 4))
     assert not reasons(OwnRule(Rule("r"), Mark("grid", IDENTITY), "p"))
 
 
 @pytest.mark.parametrize("client", ["unknown", "detached"])
 def test_whose_process_is_not_known_to_have_ended_is_given_time(client):
-    assert not reasons(own(client=client, age=HOUR / 2))
+    assert not reasons(own(client=client, age=HOUR / 5))
     assert reasons(own(client=client))
-    assert reasons(own(client=client, age=HOUR / 2, expires=int(NOON.timestamp()))) == [
+    assert reasons(own(client=client, age=HOUR / 5, expires=int(NOON.timestamp()))) == [
         "is of a cluster that was to end"
     ]
-    assert not reasons(own(client=client, age=HOUR / 2, expires=int(NOON.timestamp()) + 1))
+    assert not reasons(own(client=client, age=HOUR / 5, expires=int(NOON.timestamp()) + 1))
 
 
 def test_what_a_dead_process_made_is_left_over_at_once():

@@ -15,7 +15,7 @@ from google.auth.credentials import AnonymousCredentials
 from test_cluster_secrets import PLAN, PROJECT
 
 from dask_gce import names as naming
-from dask_gce import secret_sweeping
+from dask_gce import orphanhood
 from dask_gce.cluster_secrets import ClusterSecrets
 from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.inventory import Inventory
@@ -146,7 +146,7 @@ def test_delete_takes_the_secrets_of_a_cluster_too(emulator: ComputeEmulator) ->
 def test_sweep_finds_what_is_left_and_deletes_it_when_told(
     emulator: ComputeEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secret_sweeping, "GRACE", timedelta(0))
+    monkeypatch.setattr(orphanhood, "GRACE", timedelta(0))
     command_line.make(
         emulator, machine={"role": "scheduler", "cluster": "runs", "identity": "a" * 32}
     )

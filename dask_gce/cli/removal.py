@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from dask_gce.cli.output import note, print_json, print_table, render_age
 
 if TYPE_CHECKING:
     from dask_gce.cluster_records import ClusterRecord
-    from dask_gce.compute import Compute
     from dask_gce.errors import GCEError
     from dask_gce.rule_sweeping import OrphanedRule
     from dask_gce.secret_sweeping import SecretRecord
@@ -55,8 +53,9 @@ async def _delete(
 ) -> None:
     from dask_gce.errors import GCEError
     from dask_gce.inventory import find_cluster
+    from dask_gce.sweeper import delete_all_of
 
-    async with open_compute(project) as compute:
+    async with open_compute(project) as compute, open_services(compute.project) as services:
         if len(names) == 1:
             records = [await find(compute, names[0], identity)]
         else:
@@ -67,8 +66,9 @@ async def _delete(
             _ask(records)
         errors: list[GCEError] = []
         for record in records:
+            note(f"Deleting {record.name} ...")
             try:
-                await _delete_one(compute, record)
+                await delete_all_of(compute, services, record)
             except GCEError as error:
                 errors.append(error)
             else:
@@ -127,41 +127,6 @@ def _is_asked() -> bool:
     return sys.stdin.isatty()
 
 
-async def _delete_one(compute: Compute, record: ClusterRecord) -> None:
-    """Delete a cluster, and this computer's file of it."""
-    from dask_gce.inventory import delete_cluster
-
-    note(f"Deleting {record.name} ...")
-    await delete_cluster(compute, record)
-    try:
-        await _delete_secrets(record)
-    finally:
-        # There is nothing left to connect to, whatever Secret Manager says.
-        await asyncio.to_thread(_forget, record)
-
-
-async def _delete_secrets(record: ClusterRecord) -> None:
-    """Delete what a cluster has in Secret Manager, if it has something there."""
-    from dask_gce.secret_sweeping import delete_secrets, list_secrets
-
-    async with open_services(record.project) as services:
-        await delete_secrets(services, await list_secrets(services, record.identity))
-
-
-def _forget(record: ClusterRecord) -> None:
-    """Delete the connection file, unless it is for another cluster of that name."""
-    from dask_gce.connections import delete_connection, load_connection
-    from dask_gce.errors import CredentialsError
-
-    try:
-        another = load_connection(record.name, record.project).identity != record.identity
-    except CredentialsError:
-        # There is none, or none that anybody could use.
-        another = False
-    if not another:
-        delete_connection(record.name, record.project)
-
-
 def _count(record: ClusterRecord) -> str:
     count = len(record.machines)
     return "1 machine" if count == 1 else f"{count} machines"
@@ -183,10 +148,10 @@ def _brief(record: ClusterRecord) -> dict[str, Any]:
 def sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) -> None:
     """List clusters that nobody needs any more, or delete them.
 
-    These are clusters past their expiry, those of processes that have ended on this computer, and
-    those that have had no scheduler, or no machine that is on, for a while. Never one that was
-    created to stay and has no expiry. What clusters that are gone have left behind, firewall rules
-    and secrets, is swept too.
+    These are clusters past their expiry, those of processes that have ended on this computer, those
+    that have had no scheduler for a while, and those that have ended but could not delete their
+    machines. Never one that was created to stay and has no expiry. What clusters that are gone have
+    left behind, firewall rules and secrets, is swept too.
 
     \b
       dask gce sweep
@@ -197,65 +162,41 @@ def sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) ->
 
 async def _sweep(really: bool, all_owners: bool, project: str | None, as_json: bool) -> None:
     from dask_gce.client import current_user
-    from dask_gce.errors import GCEError
-    from dask_gce.rule_sweeping import delete_orphaned_rules, find_orphaned_rules, list_rules
-    from dask_gce.secret_sweeping import delete_secrets, find_orphaned_secrets, list_secrets
-    from dask_gce.sweeping import delete_orphan, find_orphans
+    from dask_gce.sweeper import delete_found, find_all
 
     if not (all_owners or current_user()):
         raise click.UsageError("You have no user name, so no cluster is yours: add --all-owners.")
     async with open_compute(project) as compute, open_services(compute.project) as services:
-        # Before the machines, which come after them.
-        secrets, all_rules = await asyncio.gather(list_secrets(services), list_rules(compute))
-        inventory = await survey(compute)
-        orphans = await asyncio.to_thread(find_orphans, inventory, everybody=all_owners)
-        left = await asyncio.to_thread(
-            find_orphaned_secrets, secrets, inventory, everybody=all_owners
-        )
-        rules = await asyncio.to_thread(
-            find_orphaned_rules, all_rules, inventory, everybody=all_owners
-        )
+        found = await find_all(compute, services, everybody=all_owners)
+        if found.unreachable:
+            note(f"No answer from, so unknown: {', '.join(sorted(found.unreachable))}")
         if not as_json:
-            _print_orphans(orphans, compute.project)
-            _print_secrets(left)
-            _print_rules(rules)
-        deleted = []
+            _print_orphans(found.clusters, compute.project)
+            _print_secrets(found.secrets)
+            _print_rules(found.rules)
+        deleted: list[ClusterRecord] = []
         errors: list[GCEError] = []
-        for orphan in orphans if really else ():
-            note(f"Deleting {orphan.record.name} ...")
-            try:
-                if await delete_orphan(compute, orphan):
-                    await _delete_secrets(orphan.record)
-                    deleted.append(orphan.record)
-                    await asyncio.to_thread(_forget, orphan.record)
-                else:
-                    note(f"{orphan.record.name} is gone already, or needed after all.")
-            except GCEError as error:
-                errors.append(error)
         if really:
-            for work in (delete_secrets(services, left), delete_orphaned_rules(compute, rules)):
-                try:
-                    await work
-                except GCEError as error:
-                    errors.append(error)
+            swept, errors = await delete_found(compute, services, found, note)
+            deleted = [orphan.record for orphan in swept.clusters]
     _raise_all(errors)
     if as_json:
         print_json(
             {
                 "project": compute.project,
-                "orphans": [orphan.to_json() for orphan in orphans],
+                "orphans": [orphan.to_json() for orphan in found.clusters],
                 "deleted": [_brief(record) for record in deleted],
-                "secrets": [secret.name for secret in left],
-                "firewall_rules": [rule.to_json() for rule in rules],
+                "secrets": [secret.name for secret in found.secrets],
+                "firewall_rules": [rule.to_json() for rule in found.rules],
             }
         )
     elif really:
-        click.echo(f"Deleted {len(deleted)} of {len(orphans)} clusters.")
-        if left:
-            click.echo(f"Deleted {len(left)} secrets of clusters that are gone.")
-        if rules:
-            click.echo(f"Deleted {len(rules)} firewall rules.")
-    elif orphans or left or rules:
+        click.echo(f"Deleted {len(deleted)} of {len(found.clusters)} clusters.")
+        if found.secrets:
+            click.echo(f"Deleted {len(found.secrets)} secrets of clusters that are gone.")
+        if found.rules:
+            click.echo(f"Deleted {len(found.rules)} firewall rules.")
+    elif found:
         note("To delete them: dask gce sweep --delete" + (" --all-owners" if all_owners else ""))
 
 
