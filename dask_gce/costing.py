@@ -8,9 +8,10 @@ in `cost.spending`, and what must not cost too much in `budget`.
 from __future__ import annotations
 
 import asyncio
+import html
 from typing import Any
 
-from dask_gce.cost.charges import Charge, Price, PriceBook, add_up, charge_of
+from dask_gce.cost.charges import Charge, Price, PriceBook, add_up, charge_of, render_dollars
 from dask_gce.cost.spending import Cost, Spending
 from dask_gce.notices import NoticedCluster
 from dask_gce.placement import Location
@@ -113,6 +114,23 @@ class CostedCluster(NoticedCluster):
             return
         without = f", without {', '.join(price.missing)}" if price.missing else ""
         self._log(f"{str(price).capitalize()} {what} (list prices of {price.as_of}{without})")
+
+    def _render_cost(self) -> str:
+        """Return a row for the table that a notebook shows of the cluster, as HTML."""
+        cost = self.cost
+        if not cost.machines:
+            return ""
+        if cost.hourly.amount is None:
+            text = "unknown"
+        else:
+            text = f"{cost.hourly} an hour"
+            if cost.spent.amount is not None:
+                text += f", {render_dollars(cost.spent.amount)} so far"
+            text += f" (list prices of {cost.hourly.as_of})"
+        return (
+            '<tr><td style="text-align: left;" colspan="2"><strong>Cost:</strong> '
+            f"{html.escape(text)}</td></tr>"
+        )
 
     def _tell_cost(self, *, ended: bool) -> None:
         """Say what the cluster has cost, once."""

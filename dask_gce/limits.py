@@ -366,8 +366,8 @@ class LimitedCluster(AttendedCluster):
         return f"{text[:-1]}, {self.limits})" if text.endswith(")") else text
 
     def _repr_html_(self, cluster_status: Any = None) -> Any:
-        row = "" if self._lost is not None else self.limits.render_row()
-        return super()._repr_html_(f"{cluster_status or ''}{row}" or None)
+        rows = "" if self._lost is not None else self.limits.render_row() + self._render_cost()
+        return super()._repr_html_(f"{cluster_status or ''}{rows}" or None)
 
 
 def _parse(duration: float | str, method: str) -> float:

@@ -136,6 +136,7 @@ async def test_a_cluster_tells_what_it_costs(light):
         assert cluster.cost.machine_hours >= 3 / 60
         assert not notes(cluster, "cost")
         assert "about $0.0" in str(cluster.cost)
+        assert "<strong>Cost:</strong> about $0.0" in cluster._repr_html_()
     (said,) = notes(cluster, "cost")
     assert "machine minutes in" in said and "by list prices of" in said
     assert cluster.cost.machines == 0
