@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 __all__ = ["decider", "keep_kinds", "mark_decisions"]
@@ -64,18 +65,21 @@ def keep_kinds(
         Told names of workers, those that had better go first, and as many as are to go; returns
         those of the first that can go, no more than of the second.
     """
-    known = weakref.ref(adaptive)
+    adaptive.workers_to_close = partial(_name_workers, weakref.ref(adaptive), choose)
 
-    async def workers_to_close(target: int) -> list[str]:
-        one = known()
-        if one is None:
-            return []
-        named = list(map(str, await type(one).workers_to_close(one, target)))
-        chosen = choose(named, named)
-        if len(chosen) < len(named):
-            # Others in place of those that stay, though they may have more to do.
-            further = max(0, target - (len(named) - len(chosen)))
-            chosen = choose(list(map(str, await type(one).workers_to_close(one, further))), named)
-        return chosen
 
-    adaptive.workers_to_close = workers_to_close
+async def _name_workers(
+    known: weakref.ref[Any],
+    choose: Callable[[Collection[str], Collection[str]], list[str]],
+    target: int,
+) -> list[str]:
+    one = known()
+    if one is None:
+        return []
+    named = list(map(str, await type(one).workers_to_close(one, target)))
+    chosen = choose(named, named)
+    if len(chosen) < len(named):
+        # Others in place of those that stay, though they may have more to do.
+        further = max(0, target - (len(named) - len(chosen)))
+        chosen = choose(list(map(str, await type(one).workers_to_close(one, further))), named)
+    return chosen
