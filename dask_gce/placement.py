@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dask_gce.errors import GCEError, OperationError
+from dask_gce.errors import GCEError, OperationError, QuotaExceeded
 from dask_gce.failures import Cause, cause_of
 from dask_gce.preemptions import Preemptions
 
@@ -302,8 +302,12 @@ class Placement:
             what = "every machine type in every zone"
         elif cause is Cause.QUOTA:
             kinds = self._of_kinds(_kinds(location, error))
-            matched = [each for each in kinds if _share_quota(each, location)]
-            what = location.in_region
+            matched = [each for each in kinds if each.region == location.region]
+            what = f"every machine type in region {location.region}"
+            if not _counts_machines(error):
+                # Of others that count to the same, smaller ones may still fit.
+                matched = [each for each in matched if each.machine_type == location.machine_type]
+                what = location.in_region
         else:
             raise ValueError(f"{type(error).__name__} ({cause.value}) is no reason to move on")
         until = self._clock() + self._blocked_for
@@ -326,8 +330,10 @@ class Placement:
         return min((end - now for end in ends if end > now), default=None)
 
 
-def _share_quota(one: Location, other: Location) -> bool:
-    return (one.region, one.machine_type) == (other.region, other.machine_type)
+def _counts_machines(error: GCEError) -> bool:
+    """Tell whether a quota counts each machine the same, whatever its type is."""
+    named = _metrics(error)
+    return bool(named) and all(re.search("INSTANCES|IN_USE_ADDRESSES", each) for each in named)
 
 
 def _kinds(location: Location, error: GCEError) -> frozenset[bool]:
@@ -353,11 +359,13 @@ def _in_all_regions(error: GCEError) -> bool:
     An operation names it, for example ``"limitName": "CPUS-ALL-REGIONS-per-project"`` and
     ``"metricName": "compute.googleapis.com/cpus_all_regions"``.
     """
-    return isinstance(error, OperationError) and any("ALL_REGIONS" in e for e in _metrics(error))
+    return any("ALL_REGIONS" in each for each in _metrics(error))
 
 
 def _metrics(error: GCEError) -> list[str]:
     """Return how the quotas are called that an error names, in upper case with underscores."""
+    if isinstance(error, QuotaExceeded) and error.metric:
+        return [error.metric]
     if not isinstance(error, OperationError):
         # A request that is refused says "Quota 'CPUS' exceeded", and nothing else of it.
         return [each.upper() for each in re.findall(r"[Qq]uota '([\w-]+)'", error.message)]

@@ -101,6 +101,30 @@ def test_a_quota_of_one_region_is_not_one_of_all(placement):
     assert place(placement, F) == (F, "e2-standard-4")
 
 
+def refused(metric):
+    error = QuotaExceeded("x", status=403, reason="quotaExceeded")
+    error.metric = metric
+    return error
+
+
+def test_a_refused_request_names_its_quota_too(placement):
+    text = placement.block(LOCATIONS[0], refused("CPUS_ALL_REGIONS"))
+    assert text == "every machine type in every zone for 5 minutes"
+    assert place(placement) is None
+
+
+@pytest.mark.parametrize("metric", ["INSTANCES", "IN_USE_ADDRESSES"])
+def test_a_quota_of_machines_is_a_matter_of_a_region(placement, metric):
+    text = placement.block(LOCATIONS[0], refused(metric))
+    assert text == "every machine type in region us-central1 for 5 minutes"
+    assert place(placement) == (F, "e2-standard-4")
+
+
+def test_a_quota_of_processors_leaves_smaller_machines(placement):
+    placement.block(LOCATIONS[0], refused("CPUS"))
+    assert place(placement) == (A, "e2-small")
+
+
 def test_a_block_ends_and_can_be_prolonged(placement, time):
     assert placement.first_free_after() is None
     placement.block(LOCATIONS[0], STOCKOUT)

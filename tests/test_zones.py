@@ -182,7 +182,8 @@ async def test_a_quota_sends_workers_elsewhere(light):
     exceeded = {"status": 403, "reason": "quotaExceeded", "message": "Quota 'CPUS' exceeded."}
     options = roles(worker_machine_type=[SMALL, OTHER])
     async with cluster_on(light, zone=A, **options) as cluster:
-        light.faults.add(Fault("compute.instances.bulkInsert", **exceeded))
+        # Neither for two, nor for one of them.
+        light.faults.add(Fault("compute.instances.bulkInsert", **exceeded, times=2))
         cluster.scale(2)
         await cluster.wait_for_workers(2, timeout=PATIENCE)
         assert places(light, "worker") == [(A, OTHER)] * 2
