@@ -74,6 +74,9 @@ LINGER = 2.0
 #: Seconds for which a sign of life of a cluster's object counts. It gives one every 3 s.
 ATTENDED = 10.0
 
+#: Seconds that machines get to start.
+START = 60.0
+
 #: Seconds that a scheduler's machine takes over what would outlive the cluster.
 ENDING = 30.0
 
@@ -151,20 +154,27 @@ class Script:
         """Seconds within which everything must be gone, from the death on."""
         timeouts = [self.settings.get(key, 0.0) for key in ("idle_timeout", "no_client_timeout")]
         held = [each for each in timeouts if each not in (0.0, float("inf"))]
+        death = self.settings["death_timeout"]
         # A machine that boots while the client dies counts from its own beginning.
-        by_itself = max(held, default=self.lifetime) + self.settings["death_timeout"] + LINGER
-        by_itself += ATTENDED + ENDING
+        by_itself = max(held, default=self.lifetime) + (0.0 if death == float("inf") else death)
+        beside = ATTENDED + ENDING + LINGER + self.timings["stopping"] + SLACK
         if self.mode != "kill":
-            by_itself += SILENCE
-        if self.settings["death_timeout"] == float("inf"):
-            by_itself = self.lifetime
-        return max(by_itself, self.lifetime) + self.timings["stopping"] + SLACK
+            beside += SILENCE
+        if "secrets" in self.settings:
+            # Until there is a machine to delete them they are made to end by themselves.
+            beside += START * len(self.settings["zone"])
+        return max(by_itself, self.lifetime) + beside
 
     @property
     def may_delete(self) -> bool:
         """Whether the machines act as an account, which may delete them, and are on to do so."""
         is_off = self.mishap is not None and self.mishap[0] == "power_off"
         return self.settings.get("service_account") is not None and not is_off
+
+    @property
+    def may_tidy(self) -> bool:
+        """Whether the scheduler's machine is there at the end and may delete what is no machine."""
+        return not self.denied and (self.mishap is None or self.mishap[0] != "delete")
 
     @property
     def detached(self) -> bool:
@@ -200,8 +210,8 @@ def write_script(seed: int, mode: Mode = "kill") -> Script:
         "memory_limit": "500MiB",
         "n_workers": draw.choice((0, 1, 2)),
         "allow_cross_zone": draw.random() < 0.3,
-        "start_timeout": "60 s",
-        "worker_start_timeout": "60 s",
+        "start_timeout": START,
+        "worker_start_timeout": START,
         "idle_timeout": draw.choice((6.0, 10.0)),
         "no_client_timeout": draw.choice((3.0, 6.0)),
         "max_lifetime": 60.0,
@@ -596,7 +606,7 @@ class _Run:
                 and not each.startswith(("disk ", "firewall rule ", "secret "))
                 and "was not discarded" not in each
             ] + [each for each in left if "runs as process" in each]
-        if self.script.denied:
+        if not self.script.may_tidy:
             return [each for each in left if not each.startswith(("firewall rule ", "secret "))]
         return left
 
