@@ -32,9 +32,9 @@ class Event:
     what : str
         What happened, in a word or two: ``"requested"``, ``"running"``, ``"booting"``, ``"ready"``,
         ``"failed"``, ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``,
-        ``"moved"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or ``"reconnected"``; of Spot
-        machines ``"preempting"`` and ``"unnoticed"``, of others that will be taken away
-        ``"leaving"``; of the way to the scheduler ``"route"``, ``"firewall"``,
+        ``"partly made"``, ``"moved"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or
+        ``"reconnected"``; of Spot machines ``"ordered"``, ``"preempting"`` and ``"unnoticed"``, of
+        others that will be taken away ``"leaving"``; of the way to the scheduler ``"route"``, ``"firewall"``,
         ``"tunnel waiting"``, ``"tunnel failed"``, ``"tunnel cut"`` and ``"tunnel resumed"``; of the
         cluster's certificates ``"secured"``, ``"expiring"`` and ``"expired"``; of its limits
         ``"ending"``, ``"ended"``, ``"cleared"`` and ``"extended"``; of its cost ``"cost"`` and
