@@ -21,6 +21,9 @@ NAMES: Final = ("idle_timeout", "no_client_timeout", "max_lifetime")
 _NOTICE: Final = {"idle_timeout": 120.0, "no_client_timeout": 120.0, "max_lifetime": 600.0}
 _SHARE: Final = 0.2
 
+#: Seconds from which on a countdown shows whole minutes.
+_FEW: Final = 120.0
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -38,7 +41,7 @@ class Limits:
 
     Examples
     --------
-    >>> limits = Limits(idle_timeout=240, max_lifetime=86000)
+    >>> limits = Limits(idle_timeout=241.3, max_lifetime=86000)
     >>> print(limits)
     ends in 4 min: idle_timeout
     >>> print(Limits())
@@ -87,7 +90,9 @@ class Limits:
     def __str__(self) -> str:
         if (nearest := self.nearest) is None:
             return "no end in sight"
-        return f"ends in {spell(nearest[1])}: {nearest[0]}"
+        limit, left = nearest
+        # Seconds are of interest only when there are few.
+        return f"ends in {spell(left if left < _FEW else left - left % 60)}: {limit}"
 
     def render_row(self) -> str:
         """Return a row for the table that a notebook shows of a cluster.

@@ -47,6 +47,8 @@ def test_a_cluster_lives_from_process_to_process(process_emulator):
     assert output.startswith("Created grid in project local-project, with 1 of 1 workers.\n")
     assert 'GCECluster.from_name("grid")' in output
     assert "dask gce delete grid" in output
+    assert "Ends:       after 20 min without work (idle_timeout); 1 d after it was made" in output
+    assert "no_client_timeout" not in output  # which it has none of
     assert list_connections() == [("local-project", "grid")]
 
     found = subprocess.run(
@@ -115,6 +117,8 @@ def test_a_name_is_drawn_and_workers_need_not_be_waited_for(paper_workers):
     )
     made = json.loads(output)
     assert (made["workers"], made["workers_wanted"]) == (0, 2)
+    limits = {"idle_timeout": 1200, "no_client_timeout": None, "max_lifetime": 86400}
+    assert made["limits"] == limits
     assert made["name"].startswith("dask-")
     assert len(worker_machines(paper_workers)) == 2
     run_process(paper_workers.endpoint, "scale", made["name"], "3", "--no-wait")

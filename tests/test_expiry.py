@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
@@ -58,7 +59,8 @@ async def test_a_cluster_tells_of_its_certificates_and_ends_with_them(
     travel: Callable[[timedelta], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with cluster_on(process_emulator, security=True, n_workers=0) as cluster:
+    wanted = {"security": True, "n_workers": 0, "max_lifetime": math.inf}
+    async with cluster_on(process_emulator, **wanted) as cluster:
         await until(lambda: said(cluster) == ["secured"])
         assert warnings(caplog) == []
         travel(timedelta(days=6, hours=1))

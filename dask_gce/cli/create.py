@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,10 +24,10 @@ __all__ = ["create"]
 @json_option
 @setting_options(without=["name"])
 def create(name: str | None, no_wait: bool, as_json: bool, **typed: tuple[str, ...]) -> None:
-    """Create a cluster that stays until it is deleted.
+    """Create a cluster that stays until it is deleted, or ends by itself.
 
-    Waits for its scheduler and workers, and prints how to connect. If it fails or is interrupted,
-    nothing is left behind. Without NAME a name is drawn.
+    Waits for its scheduler and workers, and prints how to connect, and when it ends. If it fails or
+    is interrupted, nothing is left behind. Without NAME a name is drawn.
 
     Every setting of the configuration is an option. Values are read as YAML, as in a configuration
     file; an option may be given several times for a list. Others on this computer can see command
@@ -71,6 +72,8 @@ async def _create(
 
 
 def _facts(cluster: Any) -> dict[str, Any]:
+    from dask_gce.countdown import NAMES
+
     return {
         "name": cluster.name,
         "project": cluster.settings.project,
@@ -78,6 +81,11 @@ def _facts(cluster: Any) -> dict[str, Any]:
         "dashboard": cluster.dashboard_link,
         "workers": len(cluster.scheduler_info["workers"]),
         "workers_wanted": cluster.settings.n_workers,
+        "limits": {
+            # JSON has no word for infinity.
+            name: None if (limit := getattr(cluster.settings, name)) in (None, math.inf) else limit
+            for name in NAMES
+        },
     }
 
 
@@ -90,5 +98,21 @@ def _print_facts(facts: dict[str, Any]) -> None:
         f'Connect:    GCECluster.from_name("{name}")\n'
         f"Scale:      dask gce scale {name} N\n"
         f"Delete:     dask gce delete {name}\n"
-        "It costs money until it is deleted."
+        f"Ends:       {_render_limits(facts['limits'])}"
     )
+
+
+def _render_limits(limits: dict[str, float | None]) -> str:
+    from dask_gce.countdown import spell
+
+    words = {
+        "idle_timeout": "after {} without work",
+        "no_client_timeout": "after {} without a client",
+        "max_lifetime": "{} after it was made",
+    }
+    known = [
+        f"{words[name].format(spell(limit))} ({name})"
+        for name, limit in limits.items()
+        if limit is not None
+    ]
+    return "; ".join(known) or "never by itself; it costs money until it is deleted"
