@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from clusters import cluster_on, until
 from google.auth.credentials import AnonymousCredentials
 
 from dask_gce import obtainability
@@ -290,3 +291,27 @@ async def test_a_library_that_does_not_know_the_question_is_no_error(emulator, m
             monkeypatch.setattr(compute, "advise_capacity", ask)
             advice = await ask_for_advice(compute, settings, within=120.0)
             assert not advice.outlooks and "too old" in advice.lacking
+
+
+async def test_no_more_than_so_many_places_are_asked_about(look, asked, patient):
+    types = [f"n2-standard-{size}" for size in (2, 4, 8, 16, 32, 48, 64, 80, 96)]
+    await look(zone=[A, B, C], worker_machine_type=types)
+    questions = [each for each in asked if each.method_id == CAPACITY]
+    assert len(questions) == obtainability.MOST_PLACES < 27
+
+
+# -- a cluster ------------------------------------------------------------------------------------
+
+
+async def test_a_cluster_is_made_where_spot_machines_are_to_be_had(paper_workers, patient):
+    paper_workers.advice.set(A, obtainability=0.1)
+    async with cluster_on(paper_workers, n_workers=2, zone=[A, B], spot=True) as cluster:
+        await until(lambda: len(paper_workers.instances()) == 3)
+        assert {each["zone"].rpartition("/")[2] for each in paper_workers.instances()} == {B}
+        (ordered,) = [each for each in cluster.events if each.what == "ordered"]
+        assert ordered.why.startswith(f"by obtainability and price: e2-small in {B} (high 0.9")
+        # Nobody is asked again when there are to be more.
+        questions = paper_workers.requests[CAPACITY]
+        cluster.scale(4)
+        await until(lambda: len(paper_workers.instances()) == 5)
+        assert paper_workers.requests[CAPACITY] == questions == 2
