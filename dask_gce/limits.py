@@ -83,6 +83,8 @@ class LimitedCluster(AttendedCluster):
     @property
     def limits(self) -> Limits:
         """How long the cluster still has by each of its limits, in seconds from now."""
+        if self._lost is not None or self.status not in _LIVING:
+            return Limits()
         now = time.monotonic()
         told = Limits()
         if self._word is not None:
@@ -133,7 +135,7 @@ class LimitedCluster(AttendedCluster):
             self._is_guarded = False
             logger.info("The scheduler of cluster %s keeps no limits", self.name)
             return
-        self._word = time.monotonic(), status
+        self._word, self._heard_at = (time.monotonic(), status), time.time()
         self._follow_lifetime(status.limits.max_lifetime)
         self._note_departures(status.leaving)
         if status.recomputed > self._recomputed:
@@ -221,6 +223,7 @@ class LimitedCluster(AttendedCluster):
         )
         error.__cause__ = cause
         self._warn("ended", error.message)
+        self._spending.end_all(at=self._ended_at(limit))
         self._lose(error)
         self._spawn(self._scheduler.approach.close())
         self._spawn(self._clear_away())
@@ -238,7 +241,19 @@ class LimitedCluster(AttendedCluster):
                 await asyncio.sleep(CLEAR_AGAIN)
             else:
                 self.events.note(self.name, "cleared")
+                self._tell_cost(ended=True)
                 return
+
+    def _ended_at(self, limit: str) -> float:
+        """Return when a limit has ended the cluster, by this computer's clock."""
+        ends = [time.time()]
+        if self._expires is not None:
+            ends.append(self._expires)
+        left = None if self._word is None else getattr(self._word[1].limits, limit)
+        if left is not None:
+            # This computer may have slept since.
+            ends.append(self._heard_at + left)
+        return min(ends)
 
     # -- putting it off ---------------------------------------------------------------------------
 
@@ -361,9 +376,8 @@ class LimitedCluster(AttendedCluster):
 
     def __repr__(self) -> str:
         text = str(super().__repr__())
-        if self._lost is not None or self.limits.nearest is None:
-            return text
-        return f"{text[:-1]}, {self.limits})" if text.endswith(")") else text
+        limits = self.limits
+        return text if limits.nearest is None else f"{text[:-1]}, {limits})"
 
     def _repr_html_(self, cluster_status: Any = None) -> Any:
         rows = "" if self._lost is not None else self.limits.render_row() + self._render_cost()

@@ -338,6 +338,22 @@ def test_machines_that_were_there_before_count_from_then():
     assert spending.cost(PriceBook().price).machine_hours == 3 + 1
 
 
+def test_who_sees_late_that_all_is_over_counts_to_when_it_was():
+    clock = Clock()
+    spending = Spending(clock)
+    spending.begin("seen in time", Charge("e2-small", ZONE))
+    spending.begin("seen late", Charge("e2-small", ZONE))
+    spending.begin("not seen", Charge("e2-small", ZONE))
+    clock.now += 3600
+    over = clock.now + 3600
+    spending.end("seen in time")
+    clock.now += 50 * 3600
+    spending.end("seen late")
+    spending.end_all(at=over)
+    cost = spending.cost(PriceBook().price)
+    assert (cost.machines, cost.machine_hours, cost.seconds) == (0, 1 + 2 + 2, 7200)
+
+
 def test_what_spot_has_saved_is_the_difference():
     clock = Clock()
     spending = Spending(clock)

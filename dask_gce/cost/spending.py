@@ -142,10 +142,19 @@ class Spending:
         if entry is not None and entry.ended is None:
             entry.ended = self._clock() if at is None else at
 
-    def end_all(self) -> None:
-        """Take note that no machine runs any more."""
-        for name in self._entries:
+    def end_all(self, at: float | None = None) -> None:
+        """Take note that no machine runs any more.
+
+        Parameters
+        ----------
+        at : float or None
+            Since when, in seconds since 1970, whatever was noted before: whose computer has slept
+            sees late what was over long ago. None for now.
+        """
+        for name, entry in self._entries.items():
             self.end(name)
+            if at is not None and entry.ended is not None:
+                entry.ended = max(entry.began, min(entry.ended, at))
 
     def cost(self, pricing: Pricing) -> Cost:
         """Add it up.
