@@ -593,7 +593,8 @@ class _Run:
                     f"{self.script.bound:.0f} s, there is:\n" + "\n".join(self.emulator.leftovers())
                 )
             time.sleep(0.05)
-        self.report.seconds = round(quiet_since - died, 2)
+        if self.report.seconds is None:
+            self.report.seconds = round(quiet_since - died, 2)
 
     def _costs(self) -> list[str]:
         """Return what must go by itself."""
