@@ -272,6 +272,9 @@ def write_script(seed: int, mode: Mode = "kill") -> Script:
         if point is None
         else draw.choice((0.0, 0.0, round(draw.random(), 2))),
     )
+    if mode != "kill" and step < last:
+        # Whoever is let back is to learn what has happened meanwhile.
+        steps.insert(last if steps[last][0] == "close" else last + 1, ("learn", ()))
     mishap = None
     if draw.random() < 0.2:
         kind = draw.choice(("host_error", "power_off", "delete"))
@@ -624,6 +627,12 @@ class _Run:
         if self.client.status != 0:
             raise Leak(f"the client that was let back ended with status {self.client.status}")
         self._came_back = True
+        words = {word for word, *_ in self.client.said}
+        created = any(
+            word == "event" and "requested" in " ".join(m) for word, *m in self.client.said
+        )
+        if created and ("learn", ()) in self.script.steps and not words & {"learned", "error"}:
+            raise Leak("the client that was let back has not learned that its cluster has ended")
         # What it was about to ask for may have arrived with it.
         self._await_end(time.monotonic())
 

@@ -23,6 +23,9 @@ from dask_gce.errors import GCEError
 #: Seconds that a result is waited for.
 RESULTS = 30.0
 
+#: Seconds, from when it is looked at, until it is known that a cluster has ended.
+LEARNING = 240.0
+
 
 def tell(word: str, *more: object) -> None:
     """Say something to who watches."""
@@ -96,6 +99,14 @@ class Played:
     def rest(self, seconds: float) -> None:
         """Do nothing."""
         time.sleep(seconds)
+
+    def learn(self) -> None:
+        """Wait until the cluster is known to be no more."""
+        deadline = time.monotonic() + LEARNING
+        while self._gce._lost is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if self._gce._lost is not None:
+            tell("learned", type(self._gce._lost).__name__, self._gce._lost)
 
     def leave_client(self) -> None:
         """Close the client, and keep the cluster."""
