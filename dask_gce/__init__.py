@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "estimate_cost",
     "requires_cluster",
+    "sweep",
 ]
 
 _HOMES = {

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -34,11 +34,11 @@ from dask_gce.connections import (
 from dask_gce.credentials import discover_project
 from dask_gce.errors import GCEError, SettingsError, StartTimeout
 from dask_gce.fleet import Fleet
-from dask_gce.guarding import GuardedCluster
+from dask_gce.guarding import GuardedCluster, all_of
 from dask_gce.instance import build_insert
 from dask_gce.inventory import list_clusters
 from dask_gce.placement import Location
-from dask_gce.preparation import Preparation, open_compute, prepare
+from dask_gce.preparation import Preparation, open_compute, prepare, side_by_side
 from dask_gce.private_files import hold_folder
 from dask_gce.quota import QuotaView
 from dask_gce.reach.approach import Approach
@@ -247,8 +247,23 @@ class AssembledCluster(GuardedCluster):
                 regions=sorted({names.region_of(zone) for zone in self.settings.zone}),
                 labels=blueprint.labels("scheduler"),
                 end=latest_end(blueprint.expires, end_of(*blueprint.tls.values())),
+                # It may be tried in one place after the other.
+                patience=self.settings.start_timeout * len(prepared.schedulers.locations),
             )
         )
+
+    async def _settle_down(self, prepared: Preparation) -> None:
+        """Make what outlives a client, now that there is a machine that removes it at its end."""
+        if self._secrets is None:
+            await self._open_firewall(prepared)
+        else:
+            await side_by_side(self._open_firewall(prepared), self._secrets.prolong())
+
+    async def _remove_the_rest(self) -> None:
+        works: list[Awaitable[None]] = [super()._remove_the_rest()]
+        if self._secrets is not None:
+            works.append(self._secrets.delete())
+        await all_of(works)
 
     async def _open_secrets(self, blueprint: Blueprint) -> ClusterSecrets:
         services = await asyncio.to_thread(load_services, self.settings, blueprint.project)
@@ -304,7 +319,7 @@ class AssembledCluster(GuardedCluster):
             ),
             moved=moved,
             explain=prepared.firewall.explain_missing,
-            admit=None if self._joined else partial(self._open_firewall, prepared),
+            admit=None if self._joined else partial(self._settle_down, prepared),
         )
         self._scheduler.failure = self._closed_off
         self.scheduler_spec = {"cls": GCEScheduler, "options": {}}

@@ -417,8 +417,6 @@ class GCECluster(LimitedCluster):
         self._left = not ends
         self._tell_cost(ended=ends)
         if ends:
-            if self._secrets is not None:
-                await self._secrets.delete()
             await self._forget_connection()
         await self._release()
 

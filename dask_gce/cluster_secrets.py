@@ -2,9 +2,10 @@
 
 Owns the secrets of one cluster, one for each role: who may read them, and that they go away. Each
 is on record before the request that makes it, and has an end of its own, at which Google deletes
-it, whatever happened to those who should have.
+it, whatever happened to those who should have. That is soon, until there is a machine that deletes
+them when the cluster ends with nobody there to do it; then it is the cluster's.
 
-How many requests it takes does not depend on the number of machines: three for each role to make
+How many requests it takes does not depend on the number of machines: four for each role to make
 them, one to delete them.
 """
 
@@ -37,6 +38,10 @@ ACCESSOR = "roles/secretmanager.secretAccessor"
 #: How much longer than the cluster its secrets may be there, so that no clock ends them too early.
 SPARE = timedelta(hours=1)
 
+#: How much longer than a start they may be there before it has come to a machine; Secret Manager
+#: takes no end that is less than a minute away.
+MARGIN = timedelta(minutes=2)
+
 #: Seconds that a request may take when the interpreter ends.
 EXIT_TIMEOUT = 15.0
 
@@ -57,6 +62,8 @@ class SecretPlan:
         Their labels.
     end : datetime.datetime
         When the cluster ends at the latest, with its zone.
+    patience : float
+        Seconds until there is a machine that deletes them at its end, at the latest.
     """
 
     bundles: Mapping[Role, Tls] = field(repr=False)
@@ -64,6 +71,17 @@ class SecretPlan:
     regions: Sequence[str]
     labels: Mapping[str, str]
     end: datetime
+    patience: float
+
+    @property
+    def first_end(self) -> datetime:
+        """When they end if no machine comes to be."""
+        return min(self.last_end, _now() + timedelta(seconds=self.patience) + MARGIN)
+
+    @property
+    def last_end(self) -> datetime:
+        """When they end if nobody deletes them."""
+        return self.end + SPARE
 
 
 class ClusterSecrets:
@@ -88,6 +106,8 @@ class ClusterSecrets:
         self._cluster = cluster
         self._identity = identity
         self._recorded = exist
+        #: The roles whose secrets are to last, and until when.
+        self._to_last: tuple[tuple[Role, ...], datetime] | None = None
 
     async def create(self, plan: SecretPlan) -> None:
         """Make them.
@@ -104,6 +124,7 @@ class ClusterSecrets:
         """
         self._recorded = True
         at_exit(self, self.delete_now)
+        self._to_last = tuple(plan.bundles), plan.last_end
         making = [asyncio.ensure_future(self._create(role, plan)) for role in plan.bundles]
         try:
             await asyncio.gather(*making)
@@ -119,9 +140,7 @@ class ClusterSecrets:
                 "userManaged": {"replicas": [{"location": region} for region in plan.regions]}
             },
             "labels": dict(plan.labels),
-            "expireTime": (plan.end + SPARE)
-            .astimezone(timezone.utc)
-            .strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "expireTime": _render(plan.first_end),
         }
         with contextlib.suppress(AlreadyExists):  # a repeat whose first answer was lost
             await self._services.call(
@@ -150,6 +169,32 @@ class ClusterSecrets:
                 action=f"let {plan.account} read secret {name}",
             ),
         )
+
+    async def prolong(self) -> None:
+        """Let them be there as long as the cluster, which has a machine by now that deletes them.
+
+        Raises
+        ------
+        GCEError
+            If Secret Manager does not answer or refuses: machines that come later would find none.
+        """
+        if self._to_last is None:
+            return
+        roles, end = self._to_last
+        await asyncio.gather(
+            *(
+                self._services.call(
+                    "secretmanager",
+                    "PATCH",
+                    self._path(role),
+                    params={"updateMask": "expireTime"},
+                    body={"expireTime": _render(end)},
+                    action=f"prolong secret {secret_id(self._cluster, self._identity, role)}",
+                )
+                for role in roles
+            )
+        )
+        self._to_last = None
 
     def _path(self, role: Role) -> str:
         name = secret_id(self._cluster, self._identity, role)
@@ -222,6 +267,14 @@ class ClusterSecrets:
         """Have nothing more to do with them; they stay as they are."""
         not_at_exit(self)
         await self._services.close()
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _render(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def latest_end(expires: int | None, certificates: datetime | None) -> datetime:

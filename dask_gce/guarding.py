@@ -50,10 +50,10 @@ class GuardedCluster(ScalingCluster):
             self._scheduler.failure = error
 
     async def _remove_machines_and_rules(self) -> None:
-        """Delete all rules, then all machines, however the one and the other goes."""
-        await remove_in_order(self._remove_rules, self._remove_machines)
+        """Delete what no machine is, then all machines, however the one and the other goes."""
+        await remove_in_order(self._remove_the_rest, self._remove_machines)
 
-    async def _remove_rules(self) -> None:
+    async def _remove_the_rest(self) -> None:
         if self._prepared is not None:
             # Only where others can join they may have made rules too.
             await self._prepared.firewall.remove(everybodys=self._shared)
@@ -69,10 +69,10 @@ class GuardedCluster(ScalingCluster):
             works.append(self._fleet.leave())
         if self._prepared is not None:
             works.append(self._prepared.firewall.leave())
-        await _all_of(works)
+        await all_of(works)
 
 
-async def _all_of(works: list[Awaitable[None]]) -> None:
+async def all_of(works: list[Awaitable[None]]) -> None:
     """Bring all to an end, however the others go."""
     outcomes = await asyncio.gather(*works, return_exceptions=True)
     errors = []

@@ -327,6 +327,11 @@ _FEATURES: Final = (
                 _NO_MACHINES,
             ),
             Need(
+                "secretmanager.secrets.update",
+                ("secretmanager.projects.secrets.patch",),
+                _NO_MACHINES,
+            ),
+            Need(
                 "secretmanager.secrets.delete",
                 ("secretmanager.projects.secrets.delete",),
                 "A secret stays until it expires.",

@@ -281,10 +281,12 @@ async def life_of_secrets(compute, endpoint):
             ["us-central1"],
             {"dask-gce-id": "1f3a"},
             datetime.now(timezone.utc) + timedelta(days=1),
+            patience=600,
         )
         keys = ClusterSecrets(services, "grid", "1f3a" * 8)
         try:
             await keys.create(plan)
+            await keys.prolong()
         finally:
             await keys.close()
     async with Services(

@@ -209,6 +209,32 @@ def test_a_secret_expires_by_itself(discovery):
         rest.call("POST", f"/v1/{PARENT}/secrets", AUTOMATIC, query=query)
 
 
+def test_a_secret_can_be_given_another_end(api):
+    made = create(api, ttl="3600s", labels={"a": "b"})
+    later = "2040-01-01T00:00:00Z"
+
+    def change(mask, **fields):
+        return api.patch(name=BUNDLE, updateMask=mask, body=fields)
+
+    changed = change("expireTime", expireTime=later, labels={"a": "c"}).execute()
+    assert changed["expireTime"] == "2040-01-01T00:00:00.000000Z"
+    assert changed["labels"] == {"a": "b"}
+    assert changed["etag"] != made["etag"]
+    assert change("labels", labels={}).execute().get("labels") is None
+    assert api.get(name=BUNDLE).execute()["expireTime"] == changed["expireTime"]
+    assert "expireTime" not in change("ttl").execute()
+    for wrong in (
+        change("", expireTime=later),
+        change("replication", replication={"automatic": {}}),
+        change("expireTime", expireTime="2020-01-01T00:00:00Z"),
+        change("labels", labels={}, etag='"older"'),
+    ):
+        assert refused(wrong)[0] == 400
+    assert (
+        refused(api.patch(name=f"{PARENT}/secrets/other", updateMask="labels", body={}))[0] == 404
+    )
+
+
 def test_a_secret_can_expire_at_a_time(api):
     moment = (datetime.now(timezone.utc) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     made = create(api, expireTime=moment)

@@ -35,6 +35,8 @@ _VERSION_ID = re.compile(r"[1-9][0-9]{0,9}|latest")
 _FIELDS = frozenset({"annotations", "expireTime", "labels", "replication", "ttl"})
 #: Those that a client may send back as it got them.
 _OUTPUT = frozenset({"createTime", "etag", "name"})
+#: Those that can be changed.
+_CHANGING = frozenset({"annotations", "expireTime", "labels", "ttl"})
 
 
 def _secrets(project: Project) -> dict[str, Secret]:
@@ -122,6 +124,24 @@ def _list(call: Call) -> dict[str, Any]:
     return ({"secrets": found, "totalSize": len(passing)} if passing else {}) | following
 
 
+def _patch(call: Call) -> dict[str, Any]:
+    secret = _find(call, "secretmanager.secrets.update")
+    check_etag(call.body.get("etag", ""), secret.etag)
+    # JSON writes a mask in camel case, and Google reads the words of protobuf too.
+    mask = call.query.get("updateMask", "").replace("expire_time", "expireTime")
+    fields = {each.strip() for each in mask.split(",")} - {""}
+    if not fields:
+        raise bad_request("The update mask must name the fields to change.")
+    if fields - _CHANGING:
+        raise bad_request(
+            f"The local Secret Manager does not change Secret.{min(fields - _CHANGING)}."
+        )
+    if "labels" in fields:
+        check_labels(call.body.get("labels", {}), "secret.labels")
+    secret.change(call.body, fields, call.cloud.timings.run_duration_scale)
+    return secret.show()
+
+
 def _delete(call: Call) -> dict[str, Any]:
     secret = _find(call, "secretmanager.secrets.delete")
     check_etag(call.query.get("etag", ""), secret.etag)
@@ -196,6 +216,7 @@ ROUTES = [
     Route(f"{_IDS}.create", "POST", _ALL, _create, frozenset({"secretId"}), f"{_BODIES}Secret"),
     Route(f"{_IDS}.get", "GET", _ONE, _get),
     Route(f"{_IDS}.list", "GET", _ALL, _list, LIST),
+    Route(f"{_IDS}.patch", "PATCH", _ONE, _patch, frozenset({"updateMask"}), f"{_BODIES}Secret"),
     Route(f"{_IDS}.delete", "DELETE", _ONE, _delete, frozenset({"etag"})),
     Route(
         f"{_IDS}.addVersion",

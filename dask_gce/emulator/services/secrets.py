@@ -11,7 +11,7 @@ import base64
 import binascii
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -225,9 +225,40 @@ class Secret:
         for key in ("labels", "annotations"):
             if body.get(key):
                 self._resource[key] = dict(body[key])
+        self._show_end()
+
+    def _show_end(self) -> None:
         if self._end is not None:
             text = self._end.isoformat(timespec="microseconds")
             self._resource["expireTime"] = text.replace("+00:00", "Z")
+
+    def change(self, body: Mapping[str, Any], fields: Collection[str], scale: float) -> None:
+        """Change some of its fields.
+
+        Parameters
+        ----------
+        body : mapping
+            The ``Secret`` of the request.
+        fields : collection of str
+            Which: ``annotations``, ``expireTime``, ``labels`` and ``ttl``.
+        scale : float
+            Seconds that pass per second of its ``ttl``.
+
+        Raises
+        ------
+        APIError
+            The request is malformed.
+        """
+        named = {key: value for key, value in body.items() if key in fields}
+        if {"expireTime", "ttl"} & set(fields):
+            self._end = _end_of(named, scale)
+            self._resource.pop("expireTime", None)
+            self._show_end()
+        for key in {"annotations", "labels"} & set(fields):
+            self._resource.pop(key, None)
+            if named.get(key):
+                self._resource[key] = dict(named[key])
+        self._resource["etag"] = _etag()
 
     @property
     def expired(self) -> bool:
@@ -309,7 +340,7 @@ def _check_replication(replication: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _end_of(body: Mapping[str, Any], scale: float) -> datetime | None:
-    """Return when a new secret expires; None is never."""
+    """Return when a secret that is written now expires; None is never."""
     if "ttl" in body and "expireTime" in body:
         raise bad_request("Secret.ttl and Secret.expireTime exclude each other.")
     moment = datetime.now(timezone.utc)
