@@ -42,9 +42,6 @@ class RetiringCluster(PlannedCluster):
         What SpecCluster takes.
     """
 
-    #: Machines that will be taken away, whose workers the scheduler lets go by itself.
-    _noticed: frozenset[str] = frozenset()
-
     def __init__(self, settings: Settings, name: str, **options: Any) -> None:
         self._again_in = RETIRE_AGAIN / 2
         super().__init__(settings, name, **options)
@@ -66,10 +63,7 @@ class RetiringCluster(PlannedCluster):
 
     async def _let_arrived_go(self, machines: set[str], arrived: set[str]) -> None:
         asked = set() if self._lost is not None else arrived - self._gone
-        # Retired by us, they would not wait for what runs there.
-        leaving = asked & self._noticed
-        asked -= leaving
-        kept = await self._retire(asked) | leaving
+        kept = await self._retire(asked)
         self._kept = (self._kept - arrived) | kept
         if kept:
             # Asked again while the others may still be on their way out.

@@ -236,3 +236,28 @@ async def test_without_a_notice_what_is_lost_is_computed_again_and_counted(
             assert 0 < witness.repeated < witness.ahead
             await until(lambda: recomputed(cluster) == witness.repeated)
     assert recomputed(cluster) == witness.repeated
+
+
+@pytest.mark.parametrize("why", ["preempted", "maintenance"])
+async def test_several_workers_of_a_machine_go_with_it(light: ComputeEmulator, why: str) -> None:
+    overrides: dict[str, Any] = {"preempted": {}, "maintenance": {"onHostMaintenance": "TERMINATE"}}
+    wanted = settings(
+        light,
+        n_workers=4,
+        processes=2,
+        machine_type="e2-standard-2",
+        spot=why == "preempted",
+        instance_overrides={"scheduling": overrides[why]},
+    )
+    async with GCECluster(**wanted) as cluster, Client(cluster, asynchronous=True) as client:
+        await client.wait_for_workers(4, timeout=PATIENCE)
+        futures = client.map(str, range(100))
+        await client.gather(futures)
+        lost = min(worker_machines(light))
+        (light.preempt if why == "preempted" else light.maintain)(lost, notice=3600)
+        await until(gone(light, lost))
+        await client.wait_for_workers(4, timeout=PATIENCE)
+        assert await client.gather(futures) == [str(number) for number in range(100)]
+        what = {each.what for each in cluster.events if each.instance == lost}
+        assert ("preempting" if why == "preempted" else "leaving") in what, cluster.events
+        assert recomputed(cluster) == 0
