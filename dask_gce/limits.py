@@ -41,11 +41,14 @@ STALE = 60.0
 SLACK = 6.0
 
 #: Seconds by which a lifetime must be told to be longer to have been lengthened by somebody else:
-#: more than the scheduler keeps for ending in order.
-LENGTHENED = 120.0
+#: a machine whose clock is wrong counts from its own start.
+LENGTHENED = 600.0
 
 #: Seconds between attempts to delete what is left of a cluster that has ended.
 CLEAR_AGAIN = 60.0
+
+#: When a cluster has limits that count.
+_LIVING = (ClusterStatus.starting, ClusterStatus.running)
 
 #: What an end comes of, and what keeps it off.
 _WORDS = {

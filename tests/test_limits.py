@@ -74,11 +74,17 @@ def test_an_end_is_told_in_time_but_not_at_once(limit):
 # -- the end ------------------------------------------------------------------
 
 
+def shorten(dask_scheduler: Any) -> None:
+    """Let the end be near: from the start of a machine on it would depend on its boot."""
+    dask_scheduler.extensions["dask-gce-guard"]._limits["idle_timeout"] = 4.0
+
+
 async def test_an_idle_cluster_ends_and_leaves_nothing(paper_workers):
-    async with cluster_on(
-        paper_workers, n_workers=1, idle_timeout=8, service_account=None
-    ) as cluster:
+    wanted = {"n_workers": 1, "idle_timeout": "10 minutes", "service_account": None}
+    async with cluster_on(paper_workers, **wanted) as cluster:
         waiting = asyncio.ensure_future(cluster.wait_for_workers(1))
+        async with Client(cluster, asynchronous=True) as client:
+            await client.run_on_scheduler(shorten)
         await until(lambda: told(cluster, "ended"))
         with pytest.raises(ClusterEnded) as ended:
             await waiting
@@ -89,13 +95,13 @@ async def test_an_idle_cluster_ends_and_leaves_nothing(paper_workers):
             await cluster.keep_alive()
         with pytest.raises(ClusterEnded):
             await cluster.extend_lifetime("2 days")
-        # It was told before, once, with what to do about it.
-        (warning,) = told(cluster, "ending")
-        assert "idle_timeout" in warning and "cluster.keep_alive()" in warning
+        # Who hears of it before is told what to do about it.
+        assert all("cluster.keep_alive()" in each for each in told(cluster, "ending"))
         # And it does not take close() for all to be gone.
         await until(lambda: told(cluster, "cleared"))
         await until(lambda: not paper_workers.leftovers())
-        assert repr(cluster).endswith(")")
+        assert cluster.limits == Limits()
+        assert "ends in" not in repr(cluster) + cluster._repr_html_()
 
 
 async def play(client: Client, **changes: Any) -> None:
@@ -121,12 +127,11 @@ async def test_each_approach_is_told_once_and_again_after_a_reset(paper_workers)
         await play(client, ends_in={"idle_timeout": 60.0, "max_lifetime": 7200.0})
         await until(lambda: told(cluster, "ending"))
         assert cluster.limits.nearest[0] == "idle_timeout"
-        assert cluster.limits.idle_timeout <= 60
         assert "ends in " in repr(cluster) and "idle_timeout)" in repr(cluster)
         assert "ends in " in cluster._repr_html_()
         # Nearer, it is not told again.
         await play(client, ends_in={"idle_timeout": 50.0, "max_lifetime": 7200.0})
-        await until(lambda: cluster.limits.idle_timeout < 51)
+        await until(lambda: (cluster.limits.idle_timeout or 60) < 51)
         assert len(told(cluster, "ending")) == 1
         await play(client, ends_in={"idle_timeout": None, "max_lifetime": 7200.0})
         await until(lambda: cluster.limits.nearest[0] == "max_lifetime")
