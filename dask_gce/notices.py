@@ -123,6 +123,8 @@ class NoticedCluster(ReplacingCluster):
             registered, now = self._registered(), loop.time()
             gone = {name for name in self._departing if name not in registered}
             over = gone | {name for name, end in self._departing.items() if end <= now}
+            if self._lost is not None:
+                over = set(self._departing)  # there is nobody who would let them go
             for name in over:
                 del self._departing[name]
             for name in gone & self._arrived_once():

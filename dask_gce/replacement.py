@@ -21,6 +21,7 @@ from dask_gce.errors import (
     CredentialsError,
     GCEError,
     InstanceLost,
+    OperationError,
     SettingsError,
 )
 from dask_gce.failures import Cause, cause_of
@@ -143,7 +144,7 @@ class ReplacingCluster(SharedCluster):
         member = self._fleet.members.get(name) if self._fleet is not None else None
         ready = member.ready_since if member is not None else None
         started = ready is not None and now - ready > STEADY
-        taken = isinstance(failure, InstanceLost) and failure.preempted
+        taken = _is_preempted(failure, spot=member is not None and member.spec.spot)
         if isinstance(failure, InstanceLost):
             self._gone.add(name)
         worker = self.workers.get(name)
@@ -311,6 +312,14 @@ async def _delete_quietly(fleet: Fleet, name: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
+
+
+def _is_preempted(failure: GCEError, *, spot: bool) -> bool:
+    if isinstance(failure, InstanceLost):
+        return failure.preempted
+    # What becomes of the insert of a Spot machine that is taken away before it has ended.
+    reason = failure.__cause__
+    return spot and isinstance(reason, OperationError) and reason.code == "UNSUPPORTED_OPERATION"
 
 
 def _forgoes(failure: GCEError) -> bool:

@@ -444,7 +444,7 @@ async def test_notice_and_loss_of_one_machine_count_once(light):
         await until(lambda: lost not in cluster.plan and cluster.failures)
         # The scheduler may tell of it still.
         cluster._note_departures({lost: {"in": 1, "why": "preempted"}})
-        assert not happened(cluster, "blocked") and not happened(cluster, "preempting")
+        assert not happened(cluster, "blocked")
         assert len(cluster.failures) == 1
         cluster._note_departures({noticed: {"in": 1, "why": "preempted"}})
         light.preempt(noticed, notice=0)
@@ -495,6 +495,17 @@ async def test_machines_that_are_taken_while_they_boot_are_asked_for_again(paper
         await until(lambda: cluster.plan and first not in cluster.plan)
         # With a limit of one a machine that fails would have been the last.
         assert cluster._recovery.taken == 1 and cluster._recovery.exhausted is None
+
+
+async def test_a_machine_that_is_taken_while_it_is_made_is_no_broken_one(paper_workers):
+    taken = {"code": "UNSUPPORTED_OPERATION", "message": "The instance was preempted."}
+    async with cluster_on(paper_workers, spot=True, worker_start_failure_limit=1) as cluster:
+        paper_workers.faults.add(Fault(INSERT, operation_errors=[taken]))
+        cluster.scale(1)
+        await until(lambda: cluster.failures and worker_machines(paper_workers) == cluster.plan)
+        assert cluster._recovery.taken == 1 and cluster._recovery.exhausted is None
+        # On demand it would be a failure as any other.
+        assert len(cluster._preempted) == 1
 
 
 async def test_who_joins_knows_which_machines_are_spot(light):
