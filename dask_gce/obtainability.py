@@ -177,6 +177,8 @@ async def ask_for_advice(
         except GCEError as error:
             failures.append(str(error).partition("\n")[0])
 
+    # Everybody waits for the library while it is imported; the time counts from then on.
+    await compute.open()
     # Prices are a region's, and only compared between types.
     regions = dict.fromkeys((region_of(zone), name) for zone, name in places)
     tasks = [asyncio.ensure_future(tolerate(look(*place))) for place in places]

@@ -28,6 +28,7 @@ from dask_gce.emulator import Fault
 from dask_gce.errors import GCEError
 from dask_gce.placement import MachineShape
 from dask_gce.preparation import open_compute, prepare
+from dask_gce.quota import Quotas
 from dask_gce.reach import own_address
 from dask_gce.reach.firewall_needs import Needs
 from dask_gce.reach.firewall_rules import Mark, Network
@@ -633,6 +634,14 @@ def test_what_a_cluster_counts():
     assert "IN_USE_ADDRESSES" not in amounts("e2-standard-4", 4, external_ip=False)
     spot = {"scheduling": {"provisioningModel": "SPOT"}}
     assert amounts("e2-standard-4", 4, instance_overrides=spot)["PREEMPTIBLE_CPUS"] == 16
+    mixed = amounts("e2-standard-4", 4, spot=True, min_on_demand=1)
+    assert (mixed["CPUS"], mixed["PREEMPTIBLE_CPUS"]) == (8, 8)
+    shape = MachineShape("n2-standard-8", 8, 2**34)
+    spot = Settings.load(machine_type="n2-standard-8", n_workers=3, spot=True)
+    shapes = {"scheduler": shape, "worker": shape}
+    for limit, metric in ((0.0, "N2_CPUS"), (8.0, "PREEMPTIBLE_CPUS")):
+        quotas = Quotas("us-central1", {"PREEMPTIBLE_CPUS": (limit, 0.0)})
+        assert demand(spot, 4, shapes, quotas)[metric] == (24 if limit else 32)
     assert amounts("e2-standard-4", 4, boot_disk_type="pd-ssd")["SSD_TOTAL_GB"] == 120
     gpus = amounts("n1-standard-4", 4, worker_accelerator_type="nvidia-tesla-t4")
     assert (gpus["NVIDIA_T4_GPUS"], gpus["GPUS_ALL_REGIONS"]) == (3, 3)

@@ -13,10 +13,11 @@ from dask_gce.fit import check_fit
 from dask_gce.gpus import check_gpus, complete_for_gpus
 from dask_gce.hardware import check_hardware, check_image
 from dask_gce.images import for_architecture
+from dask_gce.mix import Mix
 from dask_gce.placement import Location, MachineShape
-from dask_gce.quota import machine_demand, parse_quotas
+from dask_gce.quota import Quotas, machine_demand, parse_quotas
 from dask_gce.settings import Settings
-from dask_gce.shortages import raise_command
+from dask_gce.shortages import EVERYWHERE, raise_command
 
 __all__ = ["check_boot_image", "check_machine_types", "check_quota", "check_reservation", "demand"]
 
@@ -112,7 +113,12 @@ async def check_machine_types(view: View) -> Finding:
     return ok("machine-types", text + (f"; not: {', '.join(missing)}" if missing else ""))
 
 
-def demand(settings: Settings, machines: int, shapes: Mapping[str, MachineShape]) -> dict[str, int]:
+def demand(
+    settings: Settings,
+    machines: int,
+    shapes: Mapping[str, MachineShape],
+    quotas: Quotas | None = None,
+) -> dict[str, int]:
     """Return what a cluster would count for each quota, all of it in one region.
 
     Parameters
@@ -123,29 +129,36 @@ def demand(settings: Settings, machines: int, shapes: Mapping[str, MachineShape]
         How many machines it begins with.
     shapes : mapping of str to MachineShape
         The machine types of ``"scheduler"`` and ``"worker"``.
+    quotas : Quotas or None
+        What the project may use: without a quota for Spot machines these count like the others.
 
     Returns
     -------
     dict of str to int
         Amounts by metric.
     """
-    spot = (settings.instance_overrides.get("scheduling") or {}).get("provisioningModel") == "SPOT"
+    typed = (settings.instance_overrides.get("scheduling") or {}).get("provisioningModel") == "SPOT"
+    mix = Mix(bool(settings.spot), settings.spot_fraction, settings.min_on_demand)
+    on_demand = mix.on_demand(machines - 1)
     amounts: Counter[str] = Counter()
-    for role, count in (("scheduler", 1), ("worker", machines - 1)):
+    for role, count, spot in (
+        ("scheduler", 1, typed),
+        ("worker", on_demand, typed),
+        ("worker", machines - 1 - on_demand, True),
+    ):
         added = settings.worker_accelerator_type
         if role == "scheduler" and not settings.single_node:
             added = None
         one = machine_demand(
             shapes[role],
-            # As dear as it may get: some workers are on demand, and in projects without quotas for
-            # Spot machines these count like the others.
             spot=spot,
             external_ip=settings.external_ip,
             gpus={added: settings.worker_accelerator_count} if added else None,
             boot_disk_type=settings.boot_disk_type,
             boot_disk_size=settings.boot_disk_size,
         )
-        for metric, amount in one.amounts.items():
+        counted = one.amounts if quotas is None else one.in_terms_of(quotas)
+        for metric, amount in counted.items():
             amounts[metric] += amount * count
     return {metric: amount for metric, amount in amounts.items() if amount}
 
@@ -167,14 +180,18 @@ async def check_quota(view: View) -> Finding:
     if not (schedulers and workers):
         return unknown("quota", "Without machine types there is nothing to count.")
     region = schedulers[0].region
+    quotas = parse_quotas(await view.get_region(region))
+    quotas.update(
+        (metric, amounts)
+        for metric, amounts in parse_quotas(await view.get_project()).items()
+        if metric in EVERYWHERE
+    )
     needed = demand(
         view.settings,
         view.machines,
         {"scheduler": schedulers[0].shape, "worker": workers[0].shape},
+        Quotas(region, quotas),
     )
-    quotas = parse_quotas(await view.get_region(region))
-    everywhere = parse_quotas(await view.get_project())
-    quotas.update({key: value for key, value in everywhere.items() if key in needed})
     if not quotas:
         return unknown(
             "quota",
