@@ -74,12 +74,11 @@ def test_an_end_is_told_in_time_but_not_at_once(limit):
 # -- the end ------------------------------------------------------------------
 
 
-def shorten(dask_scheduler: Any) -> None:
-    """Let the end be near: from the start of a machine on it would depend on its boot."""
-    dask_scheduler.extensions["dask-gce-guard"]._limits["idle_timeout"] = 4.0
-
-
 async def test_an_idle_cluster_ends_and_leaves_nothing(paper_workers):
+    def shorten(dask_scheduler: Any) -> None:
+        # From its start on it would depend on how long the client takes to connect.
+        dask_scheduler.extensions["dask-gce-guard"]._limits["idle_timeout"] = 4.0
+
     wanted = {"n_workers": 1, "idle_timeout": "10 minutes", "service_account": None}
     async with cluster_on(paper_workers, **wanted) as cluster:
         waiting = asyncio.ensure_future(cluster.wait_for_workers(1))
