@@ -160,10 +160,7 @@ class PermissionDenied(APIError):
 
 
 class QuotaExceeded(APIError):
-    """A quota of the project does not suffice (403, reason ``quotaExceeded``).
-
-    Its attributes tell as much as is known.
-    """
+    """A quota of the project does not suffice (403, reason ``quotaExceeded``)."""
 
     #: The quota's name, for example ``"CPUS"``; empty if Compute Engine did not tell.
     metric: str = ""

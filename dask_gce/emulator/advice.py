@@ -53,20 +53,14 @@ class Advice:
     It may be changed at any time and from any thread. What it says binds nobody: whether machines
     can be had is up to the capacity.
 
-    Parameters
-    ----------
-    capacity : Capacity
-        What the zones have to give, from which the obtainability follows where none is set.
-
     Examples
     --------
-    >>> advice = Advice(Capacity())
+    >>> advice = Advice()
     >>> advice.set("us-central1-a", "n2-standard-8", obtainability=0.2, uptime=600)
     >>> advice.set("us-central1", "n2-standard-8", price=0.08)
     """
 
-    def __init__(self, capacity: Capacity) -> None:
-        self._capacity = capacity
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._outlooks: dict[tuple[str, str | None], Outlook] = {}
 
@@ -132,7 +126,9 @@ class Advice:
         with self._lock:
             self._outlooks.clear()
 
-    def outlook(self, place: str, machine_type: MachineType, size: int = 1) -> Outlook:
+    def outlook(
+        self, place: str, machine_type: MachineType, capacity: Capacity, size: int = 1
+    ) -> Outlook:
         """Return what is told of a machine type in a place.
 
         Parameters
@@ -141,6 +137,8 @@ class Advice:
             A zone or a region.
         machine_type : MachineType
             The machine type.
+        capacity : Capacity
+            What the zones have to give, from which the obtainability follows where none is set.
         size : int
             How many machines are wanted.
 
@@ -167,13 +165,14 @@ class Advice:
             )
         likely = chosen.obtainability
         if likely is None:
-            likely = self._likely(place, name, size)
+            likely = _likely(capacity, place, name, size)
         return replace(chosen, obtainability=likely, price=round(price, 6))
 
-    def _likely(self, place: str, machine_type: str, size: int) -> float:
-        zones = REGIONS.get(place, (place,))
-        rooms = [self._capacity.left(zone, machine_type, spot=True) for zone in zones]
-        if None in rooms:
-            return LIKELY
-        left = sum(room or 0 for room in rooms)
-        return LIKELY if left >= size else PARTLY if left else UNLIKELY
+
+def _likely(capacity: Capacity, place: str, machine_type: str, size: int) -> float:
+    zones = REGIONS.get(place, (place,))
+    rooms = [capacity.left(zone, machine_type, spot=True) for zone in zones]
+    if None in rooms:
+        return LIKELY
+    left = sum(room or 0 for room in rooms)
+    return LIKELY if left >= size else PARTLY if left else UNLIKELY

@@ -48,6 +48,7 @@ class Conditions:
 
     faults: Faults = field(default_factory=Faults)
     capacity: Capacity = field(default_factory=Capacity)
+    advice: Advice = field(default_factory=Advice)
     quota: Quota = field(default_factory=Quota)
     rate_limits: RateLimits = field(default_factory=RateLimits)
     unreachable: Unreachable = field(default_factory=Unreachable)
@@ -56,7 +57,3 @@ class Conditions:
     permissions: Permissions = field(default_factory=Permissions)
     services: ServiceStates = field(default_factory=ServiceStates)
     tunnels: Tunnels = field(default_factory=Tunnels)
-    advice: Advice = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "advice", Advice(self.capacity))

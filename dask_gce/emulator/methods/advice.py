@@ -46,14 +46,14 @@ def _capacity(call: Call) -> dict[str, Any]:
     ]
     if not types:
         raise required("resource.instanceFlexibilityPolicy.instanceSelections")
-    advice = call.cloud.conditions.advice
+    conditions = call.cloud.conditions
     # One recommendation, the best place of all.
     likely, uptime, zone, machine_type = max(
         (
             (outlook.obtainability or 0.0, outlook.uptime, zone, one.name)
             for zone in zones or REGIONS[call.region]
             for one in types
-            for outlook in [advice.outlook(zone, one, size)]
+            for outlook in [conditions.advice.outlook(zone, one, conditions.capacity, size)]
         ),
         key=lambda found: found[:2],
     )
@@ -94,7 +94,8 @@ def _history(call: Call) -> dict[str, Any]:
     where = f"zones/{place}" if place in ZONES else f"regions/{place}"
     if "PRICE" in kinds and place in ZONES:
         raise invalid("resource.types", "PRICE", "Prices are those of a region.")
-    outlook = call.cloud.conditions.advice.outlook(place, found)
+    conditions = call.cloud.conditions
+    outlook = conditions.advice.outlook(place, found, conditions.capacity)
     # Days end at midnight in the time of the Pacific, here without its summer.
     today = datetime.combine(datetime.now(timezone.utc).date(), time(8), timezone.utc)
     answer: dict[str, Any] = {
