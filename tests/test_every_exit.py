@@ -15,7 +15,7 @@ import pytest
 from clusters import PATIENCE, until
 from interruption import HEARS
 
-from dask_gce import GCECluster, names
+from dask_gce import GCECluster, names, sweep
 from dask_gce.compute import Compute
 from dask_gce.connections import delete_connection, list_connections
 from dask_gce.emulator import ComputeEmulator, Fault, Timings
@@ -24,6 +24,7 @@ from dask_gce.errors import GCEError
 INSERT, BULK = "compute.instances.insert", "compute.instances.bulkInsert"
 DELETE, LIST = "compute.instances.delete", "compute.instances.list"
 RULES, RULE = "compute.firewalls.list", "compute.firewalls.insert"
+RULES_GO = "compute.firewalls.delete"
 
 PREAMBLE = """
 import asyncio, sys, threading, time
@@ -258,6 +259,23 @@ def test_what_a_killed_process_leaves_is_found_by_its_labels(slow_deletes, by):
     assert all(names.OWNER_LABEL in each for each in labels)
     # Their disks go with them.
     assert all(disk["autoDelete"] for each in left for disk in each["disks"])
+
+
+@pytest.mark.parametrize("held", [INSERT, BULK, RULE, RULES_GO, DELETE])
+def test_what_a_killed_process_leaves_is_swept(slow_deletes, held):
+    slow_deletes.faults.add(Fault(held, delay=5))
+    program = "cluster = GCECluster(name='mine', n_workers=2, **settings)\ncluster.close()"
+    status, _, errors = run(slow_deletes, program, interrupt_at=held, by=signal.SIGKILL)
+    assert status == -signal.SIGKILL, errors
+    roles = [each["labels"][names.ROLE_LABEL] for each in slow_deletes.instances()]
+    if held in (RULE, RULES_GO):
+        # There is a machine that would remove the rule, and ends by itself.
+        assert "scheduler" in roles
+    deadline = time.monotonic() + PATIENCE
+    while slow_deletes.leftovers():
+        assert time.monotonic() < deadline, slow_deletes.leftovers()
+        sweep(project="local-project", api_endpoint=slow_deletes.endpoint)
+        time.sleep(0.1)
 
 
 # -- in this process ------------------------------------------------------------------------------
