@@ -15,7 +15,12 @@ from scripted_api import Answer, ScriptedAPI
 
 from dask_gce import GCECluster, price_list
 from dask_gce.emulator import ComputeEmulator, Fault
-from dask_gce.errors import CostLimitExceeded, PermissionDenied, TransportError
+from dask_gce.errors import (
+    CostLimitExceeded,
+    OutOfCapacity,
+    PermissionDenied,
+    TransportError,
+)
 from dask_gce.price_list import kept_tariff, price_list_path, read_tariff
 from dask_gce.prices import Item, Tariff
 from dask_gce.services import Services
@@ -255,6 +260,25 @@ async def test_a_dearer_replacement_is_not_made(paper_workers, monkeypatch):
         assert types == {"e2-medium", "e2-small"}
         # Nothing is given up: room may come.
         assert cluster._target == 2
+
+
+async def test_what_has_become_dearer_is_not_asked_for(paper_workers):
+    medium = SMALL + 0.5 * 0.02181 + 2 * 0.002924
+    types = {
+        "scheduler_machine_type": "e2-medium",
+        "worker_machine_type": ["e2-small", "e2-standard-2"],
+    }
+    options = {"zone": ZONE, "max_hourly_cost": medium + 2.5 * SMALL, **types}
+    async with cluster_on(paper_workers, **options) as cluster:
+        asked = inserts(paper_workers)
+        cluster.scale(2)
+        assert len(cluster.worker_spec) == 2
+        # Between the plan and the request.
+        placement = cluster._ready.workers
+        placement.block(placement.locations[0], OutOfCapacity("none", code="ZONE_RESOURCE_POOL_EXHAUSTED"))
+        await until(lambda: notes(cluster, "cost limit"))
+        await until(lambda: not cluster.worker_spec)
+        assert inserts(paper_workers) == asked and not cluster.failures
 
 
 async def test_on_demand_instead_of_spot_does_not_break_the_limit(paper_workers):

@@ -86,6 +86,7 @@ def _facts(cluster: Any) -> dict[str, Any]:
             name: None if (limit := getattr(cluster.settings, name)) in (None, math.inf) else limit
             for name in NAMES
         },
+        "hourly_cost": cluster.hourly_cost.to_json(),
     }
 
 
@@ -98,8 +99,18 @@ def _print_facts(facts: dict[str, Any]) -> None:
         f'Connect:    GCECluster.from_name("{name}")\n'
         f"Scale:      dask gce scale {name} N\n"
         f"Delete:     dask gce delete {name}\n"
-        f"Ends:       {_render_limits(facts['limits'])}"
+        f"Ends:       {_render_limits(facts['limits'])}\n"
+        f"An hour:    {_render_cost(facts['hourly_cost'])}"
     )
+
+
+def _render_cost(price: dict[str, Any]) -> str:
+    from dask_gce.cost.charges import render_dollars
+
+    if price["amount"] is None:
+        return "its cost is not known"
+    known = "about" if price["complete"] else "at least"
+    return f"{known} {render_dollars(price['amount'])} (list prices of {price['as_of']})"
 
 
 def _render_limits(limits: dict[str, float | None]) -> str:
