@@ -169,6 +169,23 @@ async def test_a_look_at_a_region_and_at_all_together():
             assert await read_quotas(compute, REGION) is None
 
 
+async def test_a_project_counts_what_is_global_under_the_names_of_regions():
+    """Addresses of load balancers are no machines', and metrics of all regions are no region's."""
+    regional = {"metric": "IN_USE_ADDRESSES", "limit": 500.0, "usage": 3.0}
+    everywhere = {"metric": "CPUS_ALL_REGIONS", "limit": 64.0, "usage": 4.0}
+
+    def tell(asked):
+        wrong = {"limit": 1.0, "usage": 1.0}
+        if "/regions/" in asked.path:
+            return Answer({"quotas": [regional, {**everywhere, **wrong}]})
+        return Answer({"quotas": [{**regional, **wrong}, everywhere]})
+
+    with ScriptedAPI(tell) as api:
+        async with make_compute(api.endpoint) as compute:
+            found = await read_quotas(compute, REGION)
+    assert found.amounts == {"IN_USE_ADDRESSES": (500.0, 3.0), "CPUS_ALL_REGIONS": (64.0, 4.0)}
+
+
 @pytest.mark.parametrize(
     "told",
     [{}, {"quotas": []}, {"quotas": [{"metric": "CPUS"}, {"limit": 8.0}]}],
