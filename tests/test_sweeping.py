@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
+import time
+import urllib.request
+from datetime import datetime, timedelta
 
 import pytest
 from clusters import cluster_on, until
@@ -317,3 +319,55 @@ async def test_a_sweep_that_fails_is_a_warning(emulator, caplog):
     await cluster.close()
     with pytest.raises(GCEError):
         await starting
+
+
+def fetch(emulator, path):
+    """Return what a list request answers."""
+    url = f"{emulator.endpoint}{path}"
+    with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - of this computer
+        return json.load(answer)
+
+
+async def test_whatever_a_cluster_makes_says_whose_it_is_and_until_when(emulator):
+    cluster = cluster_on(
+        emulator,
+        name="grid",
+        n_workers=1,
+        security=True,
+        secrets="secret-manager",
+        service_account="dask@local-project.iam.gserviceaccount.com",
+        max_lifetime="1 hour",
+    )
+    compute = "/compute/v1/projects/local-project"
+    starting = asyncio.ensure_future(cluster._start())
+    try:
+        await until(lambda: len(emulator.instances()) == 2)
+        await until(lambda: emulator.requests["secretmanager.projects.secrets.patch"] == 2)
+        rules = []
+        while not rules:
+            found = await asyncio.to_thread(fetch, emulator, f"{compute}/global/firewalls")
+            rules = [each for each in found["items"] if each["name"].startswith("grid-")]
+        disks = await asyncio.to_thread(fetch, emulator, f"{compute}/zones/{ZONE}/disks")
+        secrets = await asyncio.to_thread(fetch, emulator, "/v1/projects/local-project/secrets")
+        marks = [each["labels"] for each in emulator.instances()]
+        marks += [each["labels"] for each in disks["items"]]
+        marks += [each["labels"] for each in secrets["secrets"]]
+        marks += [json.loads(each["description"]) for each in rules]
+        assert len(marks) == 2 + 2 + 2 + 1
+        for mark in marks:
+            assert mark["dask-gce-cluster"] == "grid"
+            assert mark["dask-gce-owner"] == names.label_value(current_user())
+            assert mark["dask-gce-client"] == client_mark()
+            assert 0 < int(mark["dask-gce-expires"]) - time.time() <= 3600
+            assert mark["dask-gce-id"] == marks[0]["dask-gce-id"]
+        # Google ends secrets and machines by itself.
+        for secret in secrets["secrets"]:
+            end = datetime.fromisoformat(secret["expireTime"].replace("Z", "+00:00"))
+            assert end.timestamp() - time.time() <= 2 * 3600
+        for instance in emulator.instances():
+            assert instance["scheduling"]["instanceTerminationAction"] == "DELETE"
+    finally:
+        await cluster.close()
+    with pytest.raises(GCEError):
+        await starting
+    await until(lambda: not emulator.leftovers())
