@@ -8,7 +8,7 @@ import time
 import pytest
 from clusters import BULK, INSERT, PATIENCE, cluster_on, until, worker_machines
 from distributed import Client
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dask_gce.emulator import Fault
@@ -25,6 +25,7 @@ SMALL, OTHER = "e2-small", "e2-highcpu-2"
 
 
 @given(st.integers(0, 2000), st.integers(0, 100), st.integers(0, 20))
+@example(100, 29, 0)
 def test_as_many_are_on_demand_as_the_settings_say(machines, percent, least):
     share = percent / 100
     wanted = Mix(True, share, least).on_demand(machines)
@@ -231,6 +232,22 @@ def test_any_sequence_of_scaling_keeps_the_mix(data):
             assert len(cluster.worker_spec) == machines
             assert cluster._count_on_demand() == cluster._mix.on_demand(machines)
             cluster.arrive(data.draw(st.integers(0, 30)))
+
+
+@given(st.data())
+def test_losses_and_scaling_leave_enough_on_demand(data):
+    cluster = Planned(data.draw(st.integers(0, 10)) / 10, data.draw(st.integers(0, 4)))
+    for machines in data.draw(st.lists(st.integers(0, 20), max_size=6)):
+        cluster.scale(machines)
+        cluster.ask()
+        cluster.arrive(data.draw(st.integers(0, 20)))
+        cluster.lose(data.draw(st.lists(st.integers(0, 20), max_size=6)))
+        # Before those in their place were asked for.
+        fewer = data.draw(st.integers(0, machines))
+        cluster.scale(fewer)
+        cluster.ask()
+        assert len(cluster.worker_spec) == fewer
+        assert cluster._count_on_demand() >= cluster._mix.on_demand(fewer)
 
 
 @given(st.data())
@@ -575,6 +592,13 @@ class Planned:
                 if not self._is_next_spot():
                     self._on_demand.add(name)
                 self.workers[name] = name
+
+    def lose(self, numbers):
+        for number in numbers:
+            if self.worker_spec:
+                lost = list(self.worker_spec)[number % len(self.worker_spec)]
+                del self.worker_spec[lost]
+                self._fill()
 
     def arrive(self, count):
         self._arrived |= set(list(self.worker_spec)[::-1][:count])
