@@ -19,6 +19,9 @@ from typing import Any, Literal
 #: What an HTTP request begins with.
 VERBS = (b"GET ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ")
 
+#: A port at which nobody listens.
+REFUSED = 1
+
 #: When in the course of a request something is to happen: before it arrives, when it has arrived
 #: and nobody has heard the answer, or when the answer has come.
 Point = Literal["asked", "sent", "answered"]
@@ -42,8 +45,9 @@ class Line:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="line")
         self._flows = asyncio.Event()
-        # Where each connection of the client is to lead, by the port that it comes from.
-        self._destinations: dict[int, tuple[str, int]] = {}
+        # The far ends of connections that the client is about to make, and where they are, by the
+        # port that it comes from.
+        self._far_ends: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter, int]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._servers: list[asyncio.Server] = []
         self._armed: tuple[Point, int, Callable[[], object]] | None = None
@@ -115,6 +119,8 @@ class Line:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for _, far_writer, _ in self._far_ends.values():
+            far_writer.transport.abort()
         for each in self._nowhere:
             each.close()
 
@@ -130,14 +136,23 @@ class Line:
         try:
             while line := await reader.readline():
                 own, host, port = line.decode().split()
-                self._destinations[int(own)] = (host, int(port))
-                leads_to = self._port if self._flows.is_set() else self._silence
+                leads_to = self._silence
+                if self._flows.is_set():
+                    leads_to = await self._reach_out(int(own), host, int(port))
                 writer.write(b"%d\n" % leads_to)
                 await writer.drain()
         except OSError:
             pass  # it was killed
         finally:
             writer.close()
+
+    async def _reach_out(self, own: int, host: str, port: int) -> int:
+        """Connect to where a connection is to lead; whoever is refused there is refused here."""
+        try:
+            self._far_ends[own] = (*await asyncio.open_connection(host, port), port)
+        except OSError:
+            return REFUSED
+        return self._port
 
     @property
     def _silence(self) -> int:
@@ -146,12 +161,11 @@ class Line:
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._keep()
-        try:
-            host, port = self._destinations[writer.get_extra_info("peername")[1]]
-            far_reader, far_writer = await asyncio.open_connection(host, port)
-        except (OSError, TypeError, KeyError):
+        peer = writer.get_extra_info("peername")
+        if peer is None or peer[1] not in self._far_ends:
             writer.transport.abort()
             return
+        far_reader, far_writer, port = self._far_ends.pop(peer[1])
         asks = port == self._api
         try:
             await asyncio.gather(

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from dead_clients import Report, play, summarize, write_script
+from ports import quiet_port
 from silent_line import Line
 
 #: What happens in them: see `python tests/dead_clients.py --only SEED`.
-KILLED = ()
-CUT = ()
-ASLEEP = ()
+KILLED = (24, 133, 166, 249)
+CUT = (24,)
+ASLEEP = (71,)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,16 @@ def test_a_line_falls_silent_and_forgets_nothing(asking):
     assert not emulator.requests
     line.mend()
     assert process.stdout.readline() == "200\n"
+
+
+def test_a_line_to_where_nobody_listens_refuses(tmp_path, emulator):
+    with Line(int(emulator.endpoint.rpartition(":")[2]), tmp_path) as line:
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(str(line.control))
+            control.sendall(f"1 127.0.0.1 {quiet_port()}\n".encode())
+            port = int(control.makefile().readline())
+        with socket.socket() as knocking, pytest.raises(ConnectionRefusedError):
+            knocking.connect(("127.0.0.1", port))
 
 
 def test_nobody_answers_who_knocks_at_a_silent_line(tmp_path, emulator):
