@@ -30,6 +30,14 @@ sys.exit({status})
 """
 
 
+#: The real `dask`, where no other is wanted.
+DASK = """#!{python}
+import sys
+from dask.__main__ import main
+sys.argv[0] = "dask"  # and neither {output} nor {status}
+main()
+"""
+
 #: In the order in which they are handed over.
 ITEMS = ("dask-gce-tls", "dask-gce-local-tls")
 assert set(ITEMS) == SECRET_ITEMS
@@ -50,7 +58,7 @@ class Guest:
             dask.format(python=sys.executable, output=str(self.output), status=status)
         )
         program.chmod(0o755)
-        for name, text in _changed(("start.py", "supervision.py"), changes).items():
+        for name, text in changed(("start.py", "supervision.py"), changes).items():
             (folder / "guest" / name).write_text(text)
         (folder / "guest" / "entrypoint.json").write_text("null")
 
@@ -76,7 +84,7 @@ class Guest:
             "networkInterfaces": [{"networkIP": "127.0.0.1", "network": "global/networks/default"}],
             "metadata": {"items": items},
         }
-        record = InstanceRecord("p", 1, "us-east1-b", resource)
+        self.record = record = InstanceRecord("p", 1, "us-east1-b", resource)
         server = MetadataServer(record, "127.0.0.1", users=[os.getuid()])
         await server.start()
         try:
@@ -104,7 +112,8 @@ class Guest:
         return process.returncode, seen, output.decode()
 
 
-def _changed(programs, constants):
+def changed(programs, constants):
+    """Return the texts of programs, with other constants."""
     texts = {program: guest_file(program) for program in programs}
     for name, value in constants.items():
         found = 0

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,7 @@ class ScriptedMachine:
         builder: bool = False,
         without: Collection[str] = (),
         trace: bool = False,
+        replacing: Mapping[str, str] | None = None,
         **fields: Any,
     ) -> int:
         """Run the startup script to its end; return its status. A builder's cleans nothing here."""
@@ -224,6 +225,9 @@ class ScriptedMachine:
         for path, name in PATHS.items():
             assert path in script, path
             script = script.replace(path, str(self.folder / name))
+        for text, other in (replacing or {}).items():
+            assert text in script, text
+            script = script.replace(text, other)
         (self.folder / "startup-script").write_text(script)
         resource = {
             "name": "dask-1-worker-2",

@@ -53,6 +53,8 @@ FAREWELL = 2.0
 CLOSING = 60.0
 #: Seconds beyond all limits after which a scheduler that hangs is ended.
 HANGING = 300.0
+#: Seconds between two looks whether it does.
+WATCHED_EVERY = 10.0
 #: Seconds between two publications.
 PUBLISHED_EVERY = 5.0
 
@@ -319,13 +321,11 @@ class Guard:
 
     def _watch(self) -> None:
         """End a scheduler that hangs; runs in a thread of its own."""
-        limits = [each for each in self._limits.values() if each is not None]
-        if not limits:
-            return
         while True:
-            time.sleep(10.0)
+            time.sleep(WATCHED_EVERY)
+            limits = [each for each in self._limits.values() if each is not None]
             stood = time.monotonic() - self._counted
-            if stood > max(limits) + HANGING:
+            if limits and stood > max(limits) + HANGING:
                 # Nobody else is there to say it.
                 print(f"dask-gce: the scheduler has stood still for {spell(stood)}", flush=True)
                 os._exit(1)
