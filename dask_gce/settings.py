@@ -181,7 +181,7 @@ class Settings:
     death_timeout : float
         Seconds that a worker may be without its scheduler; infinity for no such limit.
     sweep_on_start : bool
-        Whether a new cluster first deletes what nobody needs any more.
+        Whether a new cluster sweeps, beside its start, what nobody needs any more.
     max_hourly_cost : float or None
         US dollars that all machines together may cost an hour; None for no such limit.
     live_prices : bool
