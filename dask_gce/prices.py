@@ -108,7 +108,7 @@ class Size(NamedTuple):
     name : str
         Whose vCPUs and memory they are, as in `Item`.
     cpus : float
-        vCPUs.
+        Number of vCPUs.
     memory : float
         GB of memory.
     gpu_type : str
