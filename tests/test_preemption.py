@@ -51,6 +51,8 @@ class Witness:
         self.ended: Counter[str] = Counter()
         #: Who runs what at the moment.
         self.running: set[tuple[str, str]] = set()
+        #: Who is held back.
+        self.held: set[tuple[str, str]] = set()
         #: Machines whose tasks are not held back.
         self.free: set[str] = set()
         #: How many tasks may begin before the others are held back, until the gate opens.
@@ -77,8 +79,9 @@ class Witness:
             self._tell()
             number = sum(self.begun.values())
             while not (number <= self.ahead or machine in self.free or self.gate.is_set()):
-                changed = self._changed
-                await changed.wait()
+                self.held.add((name, machine))
+                await self._changed.wait()
+            self.held.discard((name, machine))
             writer.write(b"go")
             if await reader.readline():
                 self.ended[name] += 1
@@ -109,22 +112,23 @@ class Witness:
         return sum(count - 1 for count in self.ended.values())
 
 
-def submit(client: Client, port: int) -> tuple[list[Any], Any]:
-    """Compute a tree over many leaves, which are needed again at the end."""
+def submit(client: Client, port: int) -> tuple[list[Any], Any, list[Any]]:
+    """Compute a tree over many leaves, which are needed again at the end; and return all of it."""
     work = make_work()
     leaves = [client.submit(work, port, f"leaf-{i}", pure=False) for i in range(LEAVES)]
-    level, height = leaves, 0
+    level, height, every = leaves, 0, list(leaves)
     while len(level) > 1:
         level = [
             client.submit(work, port, f"sum-{height}.{i}", *level[i : i + GROUP], pure=False)
             for i in range(0, len(level), GROUP)
         ]
         height += 1
+        every += level
     last = [
         client.submit(work, port, f"last-{i}", level[0], *leaves[i : i + 50], pure=False)
         for i in range(0, LEAVES, 50)
     ]
-    return last, level[0]
+    return last, level[0], [*every, *last]
 
 
 TOTAL = sum(range(LEAVES))
@@ -171,7 +175,7 @@ async def lose_some(
     """Compute while a third of the workers are taken away at random moments, with the notice."""
     async with Witness().listening() as witness:
         witness.ahead = choice.randrange(50, LEAVES - 50)
-        last, total = submit(client, witness.port)
+        last, total, _ = submit(client, witness.port)
         await until(lambda: sum(witness.begun.values()) > witness.ahead)
         lost = choice.choice(sorted({machine for _, machine in witness.running}))
         emulator.preempt(lost)
@@ -220,9 +224,10 @@ async def test_without_a_notice_what_is_lost_is_computed_again_and_counted(
         await client.wait_for_workers(3, timeout=PATIENCE)
         async with Witness().listening() as witness:
             witness.ahead = choice.randrange(100, LEAVES - 50)
-            last, total = submit(client, witness.port)
-            await until(lambda: sum(witness.begun.values()) > witness.ahead)
-            # All that has ended has been told to the scheduler: so what it loses is known.
+            last, total, every = submit(client, witness.port)
+            # Nothing goes on, and all that has ended is known: so what is lost is known too.
+            threads = sum((await client.nthreads()).values())
+            await until(lambda: len(witness.held) == threads)
             await until_known(client, len(witness.ended))
             lost = choice.choice(sorted({machine for _, machine in witness.running}))
             # As when Compute Engine does not keep to the time that it grants.
@@ -231,7 +236,7 @@ async def test_without_a_notice_what_is_lost_is_computed_again_and_counted(
             witness.release()
             results = await asyncio.wait_for(client.gather([*last, total]), PATIENCE)
             assert results == [*RESULTS, TOTAL]
-            assert len(witness.ended) == TASKS
+            assert len(witness.ended) == TASKS == len(every)
             # Those that it held: of all that had ended, and not of the others.
             assert 0 < witness.repeated < witness.ahead
             await until(lambda: recomputed(cluster) == witness.repeated)
