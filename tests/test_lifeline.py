@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 from clusters import PATIENCE, cluster_on, until, worker_machines
 from guests import Guest
+from records import compute_of
 
+from dask_gce import GCECluster
+from dask_gce.connections import connection_path
+from dask_gce.emulator import ComputeEmulator
 from dask_gce.startup import Limits, Payload, worker_spec
+from dask_gce.tags import rule_filter
 
 #: A `dask` that is connected to its scheduler and does nothing more, whatever it is told.
 HUNG = """#!{python}
@@ -117,9 +122,19 @@ async def test_a_scheduler_that_is_there_is_enough(tmp_path, scheduler, dask):
     assert status == 0, console
 
 
+def detached(emulator: ComputeEmulator, **options: Any) -> GCECluster:
+    """Return a cluster of which this process soon knows nothing any more."""
+    return cluster_on(emulator, name="grid", n_workers=1, shutdown_on_close=False, **options)
+
+
+def forget() -> None:
+    """Delete what this computer knows of the cluster, which nobody has looked for since."""
+    connection_path("grid", "local-project").unlink()
+
+
 async def test_the_machines_of_a_scheduler_that_broke_down_end_and_go(process_emulator):
     options = {"service_account": "default", "scopes": ["cloud-platform"], "death_timeout": 2}
-    cluster = cluster_on(process_emulator, n_workers=1, shutdown_on_close=False, **options)
+    cluster = detached(process_emulator, **options)
     async with cluster:
         await cluster.wait_for_workers(1, timeout=PATIENCE)
         (worker,) = worker_machines(process_emulator)
@@ -128,16 +143,21 @@ async def test_the_machines_of_a_scheduler_that_broke_down_end_and_go(process_em
         )
     process_emulator.host_error(scheduler)
     await until(lambda: all(each["name"] == scheduler for each in process_emulator.instances()))
-    # With its client gone nobody is left to delete what is off; its rules are swept.
+    # With its client gone nobody is left to delete what is off, and its rules: they are swept.
     (instance,) = process_emulator.instances()
     assert instance["status"] == "TERMINATED"
     process_emulator.delete(scheduler, user="the sweep")
-    await until(lambda: not process_emulator.instances())
+    async with compute_of(process_emulator) as compute:
+        for rule in await compute.list_firewalls(rule_filter()):
+            await compute.delete_firewall(rule["name"])
+    await until(lambda: not process_emulator.leftovers())
+    forget()
 
 
 async def test_a_cluster_whose_client_is_gone_goes_without_a_trace(process_emulator):
     options = {"service_account": "default", "scopes": ["cloud-platform"], "no_client_timeout": 2}
-    cluster = cluster_on(process_emulator, n_workers=1, shutdown_on_close=False, **options)
+    cluster = detached(process_emulator, **options)
     async with cluster:
         await cluster.wait_for_workers(1, timeout=PATIENCE)
     await until(lambda: not process_emulator.leftovers())
+    forget()
