@@ -275,7 +275,9 @@ async def test_what_has_become_dearer_is_not_asked_for(paper_workers):
         assert len(cluster.worker_spec) == 2
         # Between the plan and the request.
         placement = cluster._ready.workers
-        placement.block(placement.locations[0], OutOfCapacity("none", code="ZONE_RESOURCE_POOL_EXHAUSTED"))
+        placement.block(
+            placement.locations[0], OutOfCapacity("none", code="ZONE_RESOURCE_POOL_EXHAUSTED")
+        )
         await until(lambda: notes(cluster, "cost limit"))
         await until(lambda: not cluster.worker_spec)
         assert inserts(paper_workers) == asked and not cluster.failures
