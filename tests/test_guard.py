@@ -91,10 +91,12 @@ async def until_listening(port: int) -> None:
 
 
 async def limit(client: Client, **limits: float) -> None:
-    """Give a scheduler other limits."""
+    """Give a scheduler other limits, which count from now on: nobody knows what has passed."""
 
     def change(limits: dict[str, float], dask_scheduler: Any = None) -> None:
-        dask_scheduler.extensions["dask-gce-guard"]._limits.update(limits)
+        guard = dask_scheduler.extensions["dask-gce-guard"]
+        guard._limits.update(limits)
+        guard._since = dict.fromkeys(guard._since)
 
     await client.run_on_scheduler(change, limits)
 
@@ -138,7 +140,8 @@ async def test_a_scheduler_that_nobody_gives_work_ends_with_a_client_connected(t
             await until(lambda: client.status != "running")
             over.set()
 
-    outcome = await run(tmp_path, Limits(idle_timeout=1000), stay)
+    # In no stride, however long it took, is half of the limit left behind unseen.
+    outcome = await run(tmp_path, Limits(idle_timeout=1000), stay, STRIDE=0.5)
     check(outcome, "idle_timeout", "2 seconds")
     assert over.is_set()
     # It was told before.
@@ -155,6 +158,8 @@ async def test_work_keeps_it_whether_it_runs_or_waits_for_workers(tmp_path):
     async def work(address: str) -> None:
         async with client_of(address) as client:
             task = client.submit(hold, str(gate), pure=False)
+            while (await look(address))["idle"] is not None:
+                await asyncio.sleep(0.05)
             await limit(client, idle_timeout=1)
             # Longer than it may idle: first there is no worker, then one is at work.
             await asyncio.sleep(3)
