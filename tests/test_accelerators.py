@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-from importlib.resources import files
 
 import pytest
 from distributed import Client
@@ -22,7 +21,7 @@ from dask_gce.gpus import check_gpus, complete_for_gpus
 from dask_gce.hardware import check_hardware
 from dask_gce.placement import MachineShape
 from dask_gce.settings import Settings
-from dask_gce.startup import Payload, worker_spec
+from dask_gce.startup import Payload, startup_script, worker_spec
 
 T4 = "nvidia-tesla-t4"
 CUDA = "dask_cuda.CUDAWorker"
@@ -329,8 +328,9 @@ class Machine:
                 program = folder / name
                 program.write_text(f'#!/bin/sh\necho "{name} $*" >>{folder}/calls\n{text}\n')
                 program.chmod(0o755)
-        script = files("dask_gce").joinpath("guest", "startup.sh").read_text()
-        self.script = script[: script.index("phase booted")] + (
+        # As far as it begins: with whoever tells of phases, and nobody who ends this computer.
+        script = startup_script("container")
+        self.script = script[: script.index("exec 8> >(watch)")] + (
             'finish() { exit "$1"; }\n'
             f"folder={folder} known=\n"
             "install_gpu_driver\n"
