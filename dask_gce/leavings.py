@@ -34,18 +34,19 @@ def render_leavings(settings: Settings, project: str, cluster: str, identity: st
     Returns
     -------
     str
-        Lines of a kind, a project, and a filter or name: ``machines`` for the cluster's other
-        machines, ``rules`` for its firewall rules, and ``secret`` for each of its secrets.
+        Lines of a kind, a project, and a filter or name: ``rules`` for the cluster's firewall
+        rules, ``secret`` for each of its secrets, and ``machines`` for its other machines. Those
+        are the last, since Compute Engine ends them anyway.
 
     Examples
     --------
     >>> settings = Settings.load(project="p")
     >>> print(render_leavings(settings, "p", "grid", "3f9a61c2d4"))
-    machines p (labels.dask-gce-id = "3f9a61c2d4") AND (status != STOPPING)
     rules p (name eq ".*-3f9a61c2-(clients|machines).*") (description eq "(?s).*3f9a61c2d4.*")
+    machines p (labels.dask-gce-id = "3f9a61c2d4") AND (status != STOPPING)
     """
     mine = names.label_filter({names.ID_LABEL: identity})
-    lines = [f"machines {project} ({mine}) AND (status != STOPPING)"]
+    lines = []
     if settings.firewall:
         # Names begin like those of no other cluster, most likely; descriptions for certain.
         marked = f'description eq "(?s).*{identity}.*"'
@@ -55,6 +56,7 @@ def render_leavings(settings: Settings, project: str, cluster: str, identity: st
     if settings.secrets == "secret-manager" and settings.security:
         roles: tuple[Role, ...] = ("scheduler", "worker")
         lines += [f"secret {project} {secret_id(cluster, identity, role)}" for role in roles]
+    lines.append(f"machines {project} ({mine}) AND (status != STOPPING)")
     return "\n".join(lines)
 
 

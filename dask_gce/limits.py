@@ -75,6 +75,8 @@ class LimitedCluster(AttendedCluster):
 
     #: What the scheduler told last, and when, on the monotonic clock.
     _word: tuple[float, Status] | None = None
+    #: The same moment by this computer's clock.
+    _heard_at = 0.0
     #: Whether the scheduler keeps limits: one without our guard does not.
     _is_guarded = True
     #: The ends that were told and have not been put off since.
@@ -88,11 +90,10 @@ class LimitedCluster(AttendedCluster):
         """How long the cluster still has by each of its limits, in seconds from now."""
         if self._lost is not None or self.status not in _LIVING:
             return Limits()
-        now = time.monotonic()
-        told = Limits()
+        told, age = Limits(), self._age
         if self._word is not None:
-            told = self._word[1].limits.after(now - self._word[0])
-        fresh = self._word is not None and now - self._word[0] < STALE
+            told = self._word[1].limits.after(age)
+        fresh = age < STALE
         lifetime = told.max_lifetime
         if lifetime is None and self._expires is not None:
             lifetime = max(0.0, self._expires - time.time())
@@ -101,6 +102,14 @@ class LimitedCluster(AttendedCluster):
             told.no_client_timeout if fresh else None,
             lifetime,
         )
+
+    @property
+    def _age(self) -> float:
+        """Seconds since the scheduler told something; infinity if it never has."""
+        if self._word is None:
+            return math.inf
+        # The monotonic clock stands still while a computer sleeps; the other one may be set.
+        return max(time.monotonic() - self._word[0], time.time() - self._heard_at)
 
     @property
     def _expires(self) -> int | None:
@@ -170,6 +179,8 @@ class LimitedCluster(AttendedCluster):
             left = getattr(limits, name)
             if left is None or left > notice(name, self._seconds_of(name)):
                 continue
+            if not left and name not in self._announced:
+                continue  # that is no news of an end to come, but the end
             near.add(name)
             if name not in self._announced:
                 reason, remedy = _WORDS[name]
@@ -185,7 +196,7 @@ class LimitedCluster(AttendedCluster):
         if self._expires is None or self._joined:
             # Whose clock has set the end of a cluster that another process has made is not known.
             return False
-        if self._word is not None and time.monotonic() - self._word[0] < STALE:
+        if self._age < STALE:
             return False
         return time.time() >= self._expires
 
@@ -205,10 +216,10 @@ class LimitedCluster(AttendedCluster):
         if head == "ending" and (limit := named_limit(reason)):
             return limit
         if self._word is not None:
-            when, status = self._word
+            _, status = self._word
             if limit := named_limit(status.ending):
                 return limit
-            nearest = status.limits.after(time.monotonic() - when).nearest
+            nearest = status.limits.after(self._age).nearest
             if nearest is not None and nearest[1] <= SLACK:
                 return nearest[0]
         over = self._expires is not None and time.time() >= self._expires - SLACK
@@ -373,7 +384,11 @@ class LimitedCluster(AttendedCluster):
                 f"The scheduler of cluster {self.name} keeps no limits that could be put off: it "
                 "was made by a version of this package that had none."
             )
-        self._word = time.monotonic(), status
+        self._word, self._heard_at = (time.monotonic(), status), time.time()
+        if (limit := named_limit(status.ending)) and self._lost is None:
+            self._end_by(limit)
+        if self._lost is not None:
+            raise self._lost
 
     # -- how it shows -----------------------------------------------------------------------------
 

@@ -44,15 +44,21 @@ def payload(emulator: ComputeEmulator | None = None, **changes: Any) -> Payload:
     return Payload(**{**fields, **changes})
 
 
-async def fill(emulator: ComputeEmulator) -> None:
+async def fill(emulator: ComputeEmulator, *schedulers: str) -> None:
     """Make machines and rules of a cluster, and some of another that is called alike."""
     async with compute_of(emulator) as compute:
         for name, identity in (
             (SELF, IDENTITY),
             *((f"grid-worker-{number}", IDENTITY) for number in range(3)),
+            *((name, IDENTITY) for name in schedulers),
             ("others-worker", OTHER),
         ):
-            labels = {"dask-gce-id": identity, "dask-gce-cluster": "grid"}
+            role = "scheduler" if name in (SELF, *schedulers) else "worker"
+            labels = {
+                "dask-gce-id": identity,
+                "dask-gce-cluster": "grid",
+                "dask-gce-role": role,
+            }
             spec = replace(WORKER, name=name, zone=ZONE, project=PROJECT, labels=labels)
             made = await compute.insert_instance(ZONE, build_insert(spec))
             await compute.wait_operation(made, 60)
@@ -94,6 +100,26 @@ async def test_a_schedulers_machine_deletes_what_its_cluster_leaves_and_nothing_
     assert emulator.requests["compute.firewalls.delete"] == 2
     # Nothing is said of the token, and nothing asked for twice that was answered.
     assert "the-accounts-token" not in machine.console + json.dumps(machine.calls)
+
+
+async def test_a_scheduler_beside_another_one_ends_alone(emulator, tmp_path):
+    await fill(emulator, "grid-scheduler-2")
+    before = left(emulator)
+    machine = ScriptedMachine(tmp_path)
+    assert await machine.boot(payload(emulator), serviceAccounts=ACCOUNT) == 0, machine.console
+    await until(lambda: left(emulator) == before - {SELF})
+    assert "the cluster has another scheduler" in machine.console
+    assert emulator.requests[DELETE] == 1
+
+
+async def test_a_list_without_a_filter_is_never_asked_for(emulator, tmp_path):
+    await fill(emulator)
+    before = left(emulator)
+    machine = ScriptedMachine(tmp_path)
+    limits = Limits(leavings=f"machines {PROJECT}\nrules {PROJECT} ")
+    ending = payload(emulator, limits=limits)
+    assert await machine.boot(ending, serviceAccounts=ACCOUNT) == 0, machine.console
+    await until(lambda: left(emulator) == before - {SELF})
 
 
 async def test_what_is_not_permitted_is_a_line_and_no_more(emulator, tmp_path):

@@ -90,6 +90,14 @@ async def until_listening(port: int) -> None:
             return
 
 
+async def until_busy(address: str) -> None:
+    """Wait until the guard knows that there is something to do."""
+    deadline = time.monotonic() + PATIENCE
+    while (await look(address))["idle"] is not None:
+        assert time.monotonic() < deadline, "the guard does not see that there is work"
+        await asyncio.sleep(0.05)
+
+
 async def limit(client: Client, **limits: float) -> None:
     """Give a scheduler other limits, which count from now on: nobody knows what has passed."""
 
@@ -158,8 +166,7 @@ async def test_work_keeps_it_whether_it_runs_or_waits_for_workers(tmp_path):
     async def work(address: str) -> None:
         async with client_of(address) as client:
             task = client.submit(hold, str(gate), pure=False)
-            while (await look(address))["idle"] is not None:
-                await asyncio.sleep(0.05)
+            await until_busy(address)
             await limit(client, idle_timeout=1)
             # Longer than it may idle: first there is no worker, then one is at work.
             await asyncio.sleep(3)
@@ -297,6 +304,44 @@ def test_the_margin_is_a_minute_at_most():
     assert 86400 - 80 < left <= 86400 - 60
 
 
+@pytest.mark.parametrize(("life", "margin"), [(240, 30), (60, 20), (3, 1)])
+def test_a_short_life_leaves_time_to_tidy_up_too(life, margin):
+    expires = time.time() + life
+    left = guard_of(max_lifetime=life, expires=expires).status()["ends_in"]["max_lifetime"]
+    assert left <= expires - time.time() - margin + 1
+    assert guard_of(max_lifetime=life)._margin() == pytest.approx(margin)
+
+
+async def test_a_machine_that_starts_anew_keeps_the_end_that_held():
+    # Two hours after it was made, which could be taken for a clock that is wrong.
+    made = time.time() - 7200
+    guard = guard_of(max_lifetime=10800, expires=made + 10800)
+    assert guard.status()["ends_in"]["max_lifetime"] > 7200
+    end = time.time() + 3540
+    guard._recall.__globals__["exchange"] = lambda name: json.dumps({"max_lifetime": end})
+    await guard._recall()
+    assert 3400 < guard.status()["ends_in"]["max_lifetime"] <= 3540
+
+
+async def test_ends_that_could_not_be_published_are_published_later():
+    guard = guard_of(idle_timeout=600)
+    said: list[str] = []
+
+    def exchange(name: str, text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            raise OSError("not now")
+
+    guard._tell.__globals__["exchange"] = exchange
+    for now in (1, 30, 100, 130):
+        guard._now = guard._since["idle_timeout"] = float(now)
+        guard._publish()
+        if guard._publishing is not None:
+            await guard._publishing
+    # Not again before a minute has passed, nor when nothing has changed.
+    assert len(said) == 2
+
+
 def test_without_limits_nothing_ends():
     guard = guard_of()
     at(guard, 1e9)
@@ -325,11 +370,11 @@ def test_a_client_that_says_nothing_for_long_is_none():
     assert guard.status()["alone"] is None
     at(guard, 100)
     client.last_seen += 1
-    at(guard, 125)
-    assert guard.status()["alone"] is None
-    at(guard, 240)
-    assert guard.status()["alone"] is None
-    at(guard, 250)
+    # One that computes without a break says nothing for minutes.
+    for now in (125, 600, 1020):
+        at(guard, now)
+        assert guard.status()["alone"] is None
+    at(guard, 1030)
     assert guard.status()["alone"] == 0
 
 

@@ -177,6 +177,44 @@ async def test_a_scheduler_that_vanishes_when_its_end_was_told_has_ended(paper_w
         await until(lambda: not paper_workers.leftovers())
 
 
+async def test_nothing_is_told_of_ends_that_passed_while_the_computer_slept(
+    paper_workers, monkeypatch
+):
+    async with (
+        cluster_on(paper_workers, n_workers=0) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        await play(client, silent=True)
+        # From now on nobody else sets what was told.
+        await until(lambda: not cluster._is_guarded)
+        word = Status(Limits(idle_timeout=100.0, max_lifetime=500.0))
+        with monkeypatch.context() as patched:
+            patched.setattr(cluster, "_joined", True)
+            # Its monotonic clock has stood still.
+            cluster._word, cluster._heard_at = (time.monotonic(), word), time.time() - 9000
+            assert cluster.limits == Limits(max_lifetime=0.0)
+            cluster._review()
+            assert not told(cluster, "ending") and not told(cluster, "ended")
+            cluster._heard_at = time.time()
+            cluster._review()
+            assert len(told(cluster, "ending")) == 2
+            cluster._word = None
+
+
+async def test_it_is_too_late_to_keep_a_cluster_alive_that_ends(paper_workers):
+    def end(dask_scheduler: Any) -> None:
+        dask_scheduler.extensions["dask-gce-guard"].ending = "idle_timeout: it idled"
+
+    async with cluster_on(paper_workers, n_workers=0) as cluster:
+        async with Client(cluster, asynchronous=True) as client:
+            await play(client, silent=True)
+            await until(lambda: not cluster._is_guarded)
+            await client.run_on_scheduler(end)
+        with pytest.raises(ClusterEnded, match="idle_timeout"):
+            await cluster.keep_alive()
+        await until(lambda: told(cluster, "cleared"))
+
+
 async def test_a_scheduler_that_vanishes_early_is_lost(paper_workers):
     async with cluster_on(paper_workers, n_workers=0) as cluster:
         (scheduler,) = paper_workers.instances()

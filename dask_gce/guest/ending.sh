@@ -54,22 +54,39 @@ delete_machines() { # URL FILTER: delete the other machines of the cluster, for 
         # Not all of a thousand at once.
         [ $((${#jobs[@]} % 16)) -ne 0 ] || wait "$!"
       fi
-    done < <(grep --only-matching "/$place[-a-z0-9]*\$" <<<"$found")
+    done < <(grep --only-matching "/${place}[-a-z0-9]*\$" <<<"$found")
     [ ${#jobs[@]} -gt 0 ] || return 0
     # One that was still on its way was in no list, and the last of these are not deleted yet.
     sleep 10
   done
 }
 
+has_another_scheduler() { # URL FILTER: whether the cluster goes on with another than this machine
+  local self found
+  self=$(metadata name) || return
+  found=$(matches selfLink "$1/aggregated/instances" \
+    "$2 AND (labels.dask-gce-role = \"scheduler\") AND (status != TERMINATED)" \
+    'items/*/instances/selfLink') || return
+  [ -n "$found" ] && grep --quiet --invert-match "/instances/$self\$" <<<"$found"
+}
+
 remove_cluster() { # with the scheduler's machine, delete what would outlive the cluster
-  local leavings compute secrets kind project what rule
+  local leavings compute secrets kind project what rule machines
   leavings=$(metadata attributes/dask-gce-leavings) || return 0
   metadata service-accounts/default/email >/dev/null || return 0
   compute=$(metadata attributes/dask-gce-api)/compute/v1/projects
   # Workers are told to end, and a client that closes its cluster deletes all of it, this machine first
   # or last: what can go in order is to go in order.
   sleep 10
+  machines=$(sed -n 's/^machines //p' <<<"$leavings")
+  # One that came late, when the cluster had moved to another zone, has nothing to say for it.
+  if [ -n "$machines" ] && has_another_scheduler "$compute/${machines%% *}" "${machines#* }"; then
+    echo "dask-gce: the cluster has another scheduler, so that it is left alone"
+    return
+  fi
   while read -r kind project what; do
+    # Without a filter a list would be of everything.
+    [ -n "$what" ] || continue
     case $kind in
     machines) delete_machines "$compute/$project" "$what" ;;
     rules)

@@ -32,8 +32,9 @@ TICK = 0.5
 #: Seconds that pass for the limits between two looks, at most. A scheduler that was held up, or a
 #: machine that stood still, has not heard its clients meanwhile; that is no reason to end.
 STRIDE = 5.0
-#: Seconds after which a client that says nothing counts as gone; it says something every 5 s.
-SILENCE = 120.0
+#: Seconds after which a client that says nothing counts as gone, though its connection stands. It
+#: says something every 5 s, unless it is held up: by code that keeps the GIL, or by a debugger.
+SILENCE = 900.0
 #: Seconds for which somebody may be taken for there without saying it again, at most.
 PATIENCE = 3600.0
 #: The clients that tasks have, as distributed calls them (`Worker._get_client`): they last as long
@@ -41,8 +42,10 @@ PATIENCE = 3600.0
 OF_TASKS = re.compile(r"[A-Za-z_]\w*-worker-[0-9a-f]{8}-")
 
 #: Share of its life, and seconds at most, that a cluster ends before Compute Engine ends it: time
-#: for its machines to remove what no machine's end removes.
+#: for its machines to remove what no machine's end removes. That takes some time in a short life,
+#: too, but is to leave most of it.
 MARGIN, MARGIN_AT_MOST = 0.1, 60.0
+MARGIN_AT_LEAST, MARGIN_OF_SHORT = 30.0, 1 / 3
 #: Seconds that a boot may take; a machine whose clock is further away has another one.
 CLOCKS_AGREE = 3600.0
 #: Looks in a row that must find the life over: clocks are set.
@@ -55,8 +58,9 @@ CLOSING = 60.0
 HANGING = 300.0
 #: Seconds between two looks whether it does.
 WATCHED_EVERY = 10.0
-#: Seconds between two publications.
-PUBLISHED_EVERY = 5.0
+#: Seconds between two publications, and until another attempt: a machine may write about ten guest
+#: attributes in a minute, of which the phases of its boot are some.
+PUBLISHED_EVERY, PUBLISHED_AGAIN = 15.0, 60.0
 
 SERVER = "http://{}/computeMetadata/v1/instance/guest-attributes/dask-gce/".format(
     os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
@@ -129,7 +133,9 @@ class Guard:
         return expires if abs(now - made) < CLOCKS_AGREE else now + self._lifetime
 
     def _margin(self) -> float:
-        return min(MARGIN_AT_MOST, MARGIN * (self._lifetime or 0.0))
+        life = self._lifetime or 0.0
+        least = min(MARGIN_AT_LEAST, MARGIN_OF_SHORT * life)
+        return min(MARGIN_AT_MOST, max(least, MARGIN * life))
 
     # -- what others call --------------------------------------------------------------------------
 
@@ -262,19 +268,29 @@ class Guard:
         if same:
             return
         self._published, self._publish_at = ends, self._now + PUBLISHED_EVERY
-        self._publishing = asyncio.create_task(self._tell("limits", json.dumps(ends)))
+        self._publishing = asyncio.create_task(self._publish_ends(ends))
 
-    async def _tell(self, name: str, text: str) -> None:
+    async def _publish_ends(self, ends: dict[str, Any]) -> None:
+        if not await self._tell("limits", json.dumps(ends)):
+            self._published, self._publish_at = {}, self._now + PUBLISHED_AGAIN
+
+    async def _tell(self, name: str, text: str) -> bool:
         # Guest attributes can be forbidden by an organization's policy.
         with contextlib.suppress(Exception):
             await asyncio.to_thread(exchange, name, text)
+            return True
+        return False
 
     async def _recall(self) -> None:
-        """Keep a longer life that was granted before this machine started anew."""
+        """Keep the end that held before this machine started anew.
+
+        It may have been put off. And how long ago the cluster was made says nothing any more of
+        whether this machine's clock is right.
+        """
         with contextlib.suppress(Exception):  # at a first start there is nothing to recall
             before = json.loads(await asyncio.to_thread(exchange, "limits"))["max_lifetime"]
             if self._expires is not None and before is not None:
-                self._expires = max(self._expires, float(before) + self._margin())
+                self._expires = float(before) + self._margin()
 
     # -- its own life ------------------------------------------------------------------------------
 
@@ -321,10 +337,12 @@ class Guard:
 
     def _watch(self) -> None:
         """End a scheduler that hangs; runs in a thread of its own."""
+        seen, stood = self._counted, 0.0
         while True:
             time.sleep(WATCHED_EVERY)
             limits = [each for each in self._limits.values() if each is not None]
-            stood = time.monotonic() - self._counted
+            # Looks are counted: a machine that was suspended has stood still as a whole.
+            seen, stood = self._counted, stood + WATCHED_EVERY if seen == self._counted else 0.0
             if limits and stood > max(limits) + HANGING:
                 # Nobody else is there to say it.
                 print(f"dask-gce: the scheduler has stood still for {spell(stood)}", flush=True)
