@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from clusters import PATIENCE, cluster_on, until, worker_machines
+from distributed import Client
 from guests import Guest
 from records import compute_of
 
@@ -155,9 +156,15 @@ async def test_the_machines_of_a_scheduler_that_broke_down_end_and_go(process_em
 
 
 async def test_a_cluster_whose_client_is_gone_goes_without_a_trace(process_emulator):
-    options = {"service_account": "default", "scopes": ["cloud-platform"], "no_client_timeout": 2}
-    cluster = detached(process_emulator, **options)
+    def shorten(dask_scheduler: Any) -> None:
+        # From its start on it would depend on how long the client takes to connect.
+        dask_scheduler.extensions["dask-gce-guard"]._limits["no_client_timeout"] = 2.0
+
+    options = {"service_account": "default", "scopes": ["cloud-platform"]}
+    cluster = detached(process_emulator, no_client_timeout="10 minutes", **options)
     async with cluster:
         await cluster.wait_for_workers(1, timeout=PATIENCE)
+        async with Client(cluster, asynchronous=True) as client:
+            await client.run_on_scheduler(shorten)
     await until(lambda: not process_emulator.leftovers())
     forget()
