@@ -70,8 +70,11 @@ class Line:
         self._loop.close()
 
     def cut(self) -> None:
-        """Fall silent."""
-        self._loop.call_soon_threadsafe(self._flows.clear)
+        """Fall silent: at once where a request is in hand, which then goes no further."""
+        if threading.current_thread() is self._thread:
+            self._flows.clear()
+        else:
+            self._loop.call_soon_threadsafe(self._flows.clear)
 
     def mend(self) -> None:
         """Pass on what has come meanwhile, and all that comes."""

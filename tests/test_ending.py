@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from clusters import DELETE, until
 from fleets import WORKER
 from guests import Guest
+from ports import quiet_port
 from records import compute_of
 from startup_scripts import ScriptedMachine
 
@@ -258,8 +258,7 @@ while os.getppid() == parent:
 
 async def test_dask_that_never_answers_is_ended(tmp_path):
     guest = Guest(tmp_path, dask=SILENT)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = quiet_port()
     spec = scheduler_spec(protocol="tcp", port=port, dashboard_port=0, options={})
     ending = payload(container_image=None, spec=spec, limits=Limits(boot_timeout=1))
     status, _, console = await guest.run(ending)

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import runpy
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import pytest
 from clusters import PATIENCE, until
 from distributed import Client, Worker, rpc
 from guests import DASK, Guest, changed
+from ports import quiet_port
 
 from dask_gce.startup import Limits, Payload, guest_file, scheduler_spec
 
@@ -46,8 +46,7 @@ async def run(
     guest = Guest(folder, dask=DASK)
     text = changed(("guard.py",), constants)["guard.py"]
     (folder / "guest" / "guard.py").write_text(text)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = quiet_port()
     spec = scheduler_spec(protocol="tcp", port=port, dashboard_port=0, options={})
     # A dashboard brings much that has to be imported first.
     spec["opts"]["dashboard"] = False
