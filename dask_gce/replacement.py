@@ -295,7 +295,7 @@ class ReplacingCluster(SharedCluster):
 
     def _note_steady(self) -> None:
         """Forget failures once a worker that was asked for after them has come and stayed."""
-        if self._recovery.attempts and self._fleet is not None:
+        if (self._recovery.attempts or self._recovery.taken) and self._fleet is not None:
             now = time.monotonic()
             for member in self._fleet.members.values():
                 if member.ready_since is not None and now - member.ready_since > STEADY:

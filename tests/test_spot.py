@@ -516,6 +516,16 @@ async def test_machines_that_are_taken_while_they_boot_are_asked_for_again(paper
         assert cluster._recovery.taken == 1 and cluster._recovery.exhausted is None
 
 
+async def test_a_worker_that_stays_ends_a_row_of_preemptions(light):
+    async with cluster_on(light, n_workers=1, zone=A, spot=True) as cluster:
+        await cluster.wait_for_workers(1, timeout=PATIENCE)
+        # Long before the worker was asked for that is there now.
+        cluster._recovery.preempted(InstanceLost("x", name="w"), asked=-1.0, now=0.0)
+        assert cluster._recovery.taken == 1
+        steady(cluster)
+        await until(lambda: cluster._recovery.taken == 0)
+
+
 async def test_a_machine_that_is_taken_while_it_is_made_is_no_broken_one(paper_workers):
     taken = {"code": "UNSUPPORTED_OPERATION", "message": "The instance was preempted."}
     async with cluster_on(paper_workers, spot=True, worker_start_failure_limit=1) as cluster:
