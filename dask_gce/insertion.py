@@ -230,8 +230,10 @@ class Insertion:
     async def _ask_for_many(self, batch: Batch, members: Sequence[Member]) -> Sequence[Member]:
         """Ask for as many instances as quotas allow, refuse the others; return what was asked."""
         asked, shortage, refusal = list(members), None, None
+        counted = 0
         if len(members) >= LARGE and (room := await self._room(members)) is not None:
             asked, shortage = asked[: room.machines], room.shortage
+            counted = len(asked)
         shares = iter(SMALLER)
         # Without those that nobody wants any more: they are gone, for nothing had been sent.
         while asked := self._wanted(batch, asked):
@@ -242,6 +244,7 @@ class Insertion:
             if refusal is None and room is None:
                 shares = iter(())  # nothing is known, so that any number is as good
             refusal = found
+            counted = counted if room is None else room.machines
             most = len(asked) - 1
             if room is not None and room.machines <= most:
                 asked, shortage = asked[: room.machines], room.shortage
@@ -249,6 +252,10 @@ class Insertion:
                 asked = asked[: min(most, int(len(asked) * (1 - next(shares, 1 / 2))))]
             # It is another request now, and nothing has come of the one before.
             batch.request_id = str(uuid.uuid4())
+        # What was refused in the end takes no room, least of all from the request in its place.
+        unmade = counted - (len(asked) if batch.sent else 0)
+        if self._quota is not None and unmade > 0:
+            self._quota.give_back(members[0].spec, unmade)
         names = {each.name for each in asked}
         if rest := [each for each in members if each.name not in names]:
             rest = self._leave_out(batch, rest)

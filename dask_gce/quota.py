@@ -448,3 +448,18 @@ class QuotaView:
             for metric, amount in demand.in_terms_of(look.quotas).items():
                 look.taken[metric] += amount * room.machines
             return room
+
+    def give_back(self, spec: InstanceSpec, machines: int) -> None:
+        """Count machines as taken no more, since they were not made.
+
+        Parameters
+        ----------
+        spec : InstanceSpec
+            One of the machines.
+        machines : int
+            How many they are.
+        """
+        look = self._looks.get(region_of(spec.zone))
+        if look is not None and look.quotas is not None:
+            for metric, amount in self.demand(spec).in_terms_of(look.quotas).items():
+                look.taken[metric] = max(0, look.taken[metric] - amount * machines)

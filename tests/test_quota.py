@@ -375,6 +375,16 @@ async def test_zones_of_a_region_share_its_quota(cloud, fleet):
     assert sum(each is None for each in refusals) == 150
 
 
+async def test_what_was_refused_takes_no_room_from_the_request_in_its_place(cloud, fleet):
+    # Enough for all of them, but not twice.
+    cloud.quota.set(REGION, "PREEMPTIBLE_CPUS", 240)
+    message = "Invalid value for field 'resource.scheduling.preemptionNoticeDuration': ''."
+    cloud.faults.add(Fault(f"compute.{BULK}", status=400, reason="invalid", message=message))
+    specs = [replace(each, spot=True, preemption_notice=True) for each in workers(*numbered(100))]
+    assert await request(fleet, specs) == [None] * 100
+    assert counts(cloud) == [100, 100] and looks(cloud) == 1 and parts(fleet) == []
+
+
 async def test_regions_have_quotas_of_their_own(cloud, fleet):
     cloud.quota.set(REGION, "CPUS", 100)
     asked = [*workers(*numbered(100, "a")), *workers(*numbered(100, "b"), zone=EAST)]
