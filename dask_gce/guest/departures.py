@@ -164,9 +164,9 @@ class Departures(SchedulerPlugin):
             # What is told twice, because the first answer was lost, is told later.
             known.set(seconds)
             known.why = str(why)
-        self._look()
         if self._attending is None or self._attending.done():
             self._attending = asyncio.ensure_future(self._attend())
+        self._look()
         count = sum(map(known.concerns, self._scheduler.workers.values()))
         return {"workers": count, "staying": len(self._scheduler.running)}
 
