@@ -11,6 +11,7 @@ are asked to outlive their process. All functions here block: use a thread on an
 from __future__ import annotations
 
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,7 @@ from dask_gce.private_files import delete_private, read_private, write_private
 __all__ = [
     "connection_path",
     "delete_connection",
+    "forget_connection",
     "list_connections",
     "load_connection",
     "save_connection",
@@ -40,6 +42,8 @@ __all__ = [
 # Settings that fit into metadata, of which Compute Engine takes half a MiB an instance, fit in here
 # also when JSON takes six characters for one.
 _LIMIT: Final = 4 * 2**20
+#: Seconds after which the cluster of a file must be there: it may be written before the machines.
+SETTLED: Final = 900.0
 # In no project ID, so that a domain-scoped one has a folder's name that every system accepts.
 _FOR_COLON: Final = "_"
 
@@ -176,6 +180,29 @@ def delete_connection(name: str, project: str, identity: str | None = None) -> b
             if isinstance(content, dict) and content.get("identity", identity) != identity:
                 return False
     return delete_private(path)
+
+
+def forget_connection(connection: Connection) -> bool:
+    """Delete the connection file of a cluster that Compute Engine does not know any more.
+
+    Parameters
+    ----------
+    connection : Connection
+        What was read from the file.
+
+    Returns
+    -------
+    bool
+        Whether it was deleted; False if the cluster may only be about to come, if the file is for
+        another cluster by now, or if it cannot be deleted.
+    """
+    path = connection_path(connection.cluster, connection.project)
+    try:
+        if time.time() - path.lstat().st_mtime < SETTLED:
+            return False
+        return delete_connection(connection.cluster, connection.project, connection.identity)
+    except (CredentialsError, OSError):
+        return False
 
 
 def list_connections() -> list[tuple[str, str]]:

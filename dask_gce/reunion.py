@@ -1,8 +1,8 @@
 """What a process has to find out of a cluster that runs already, to join it.
 
 Owns the comparison of two witnesses: the connection file, which has the keys and the settings, and
-the labels of the machines, which tell whether that cluster is still there. Nothing is created and
-nothing is changed.
+the labels of the machines, which tell whether that cluster is still there. In the cloud nothing is
+created and nothing is changed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dask_gce.client import client_mark, current_user
 from dask_gce.cluster_records import ClusterRecord, Machine
 from dask_gce.compute import Compute
 from dask_gce.connection_content import Connection
+from dask_gce.connections import forget_connection
 from dask_gce.errors import ClusterNotFound, GCEError, SettingsError
 from dask_gce.instance import Instance
 from dask_gce.inventory import find_cluster, list_clusters
@@ -135,6 +136,9 @@ async def _find(compute: Compute, connection: Connection) -> ClusterRecord:
     try:
         return find_cluster(inventory, connection.cluster, identity=connection.identity)
     except ClusterNotFound as error:
+        if not inventory.unreachable:
+            # It has ended by itself, as its limits say. The keys of its file are good for nothing.
+            await asyncio.to_thread(forget_connection, connection)
         others = [each for each in inventory.clusters if each.name == connection.cluster]
         if not others:
             raise
