@@ -479,6 +479,10 @@ def _abandon(known: Any, forget: Any, secrets: ClusterSecrets | None) -> None:
         secrets.delete_now()
     if forget is not None:
         forget()
+    if cluster is not None:
+        # Its output may be closed by now.
+        with contextlib.suppress(OSError, ValueError):
+            cluster._tell_cost(ended=True)
 
 
 def _check_mode(mode: str, settings: Settings) -> str:

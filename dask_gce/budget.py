@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from dask_gce.cost.charges import Charge, charge_of, render_dollars
 from dask_gce.costing import CostedCluster
-from dask_gce.errors import CostLimitExceeded
+from dask_gce.errors import CostLimitExceeded, InstanceLost
+from dask_gce.instance import InstanceSpec
 from dask_gce.placement import Location, Placement
 from dask_gce.preparation import Preparation
 from dask_gce.settings import Settings
@@ -51,6 +52,8 @@ class BudgetedCluster(CostedCluster):
     def __init__(self, settings: Settings, name: str, **options: Any) -> None:
         # What was last said of the limit, so that it is not said at each attempt.
         self._said_of_budget = ""
+        # What is charged for of each machine: all are added up for each that is asked for.
+        self._charges: dict[str, Charge] = {}
         super().__init__(settings, name, **options)
 
     # -- what machines count -----------------------------------------------------------------
@@ -75,12 +78,17 @@ class BudgetedCluster(CostedCluster):
         if self._fleet is None:
             return 0.0
         return sum(
-            self._ceiling(charge_of(each.spec))
+            self._ceiling(self._charges.get(each.name) or self._keep_charge(each.spec))
             for each in list(self._fleet.members.values())
             if (names is None or each.name in names)
-            and each.failure is None
+            and not isinstance(each.failure, InstanceLost)
+            # What has failed otherwise may run until it is deleted.
+            and not (each.failure is not None and each.never_was)
             and not (each.instance is not None and each.instance.ended)
         )
+
+    def _keep_charge(self, spec: InstanceSpec) -> Charge:
+        return self._charges.setdefault(spec.name, charge_of(spec))
 
     def _unasked(self) -> int:
         """Return how many machines are planned that nobody has asked for yet."""

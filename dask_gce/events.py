@@ -32,14 +32,14 @@ class Event:
     what : str
         What happened, in a word or two: ``"requested"``, ``"running"``, ``"booting"``, ``"ready"``,
         ``"failed"``, ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``,
-        ``"partly made"``, ``"moved"``, ``"gave up"``, ``"unknown"``, ``"disconnected"`` or
-        ``"reconnected"``; of Spot machines ``"ordered"``, ``"preempting"`` and ``"unnoticed"``, of
-        others that will be taken away ``"leaving"``; of the way to the scheduler ``"route"``,
-        ``"firewall"``, ``"tunnel waiting"``, ``"tunnel failed"``, ``"tunnel cut"`` and
-        ``"tunnel resumed"``; of the cluster's certificates ``"secured"``, ``"expiring"`` and
-        ``"expired"``; of its limits ``"ending"``, ``"ended"``, ``"cleared"`` and ``"extended"``; of
-        its cost ``"cost"`` and ``"cost limit"``; ``"recomputed"``; and of what earlier clusters
-        have left ``"swept"``.
+        ``"partly made"``, ``"moved"``, ``"gave up"``, ``"unknown"``, ``"found"``,
+        ``"disconnected"`` or ``"reconnected"``; of Spot machines ``"ordered"``, ``"preempting"``
+        and ``"unnoticed"``, of others that will be taken away ``"leaving"``; of the way to the
+        scheduler ``"route"``, ``"firewall"``, ``"tunnel waiting"``, ``"tunnel failed"``,
+        ``"tunnel cut"`` and ``"tunnel resumed"``; of the cluster's certificates ``"secured"``,
+        ``"unscrubbed"``, ``"expiring"`` and ``"expired"``; of its limits ``"ending"``,
+        ``"ended"``, ``"cleared"`` and ``"extended"``; of its cost ``"cost"`` and
+        ``"cost limit"``; ``"recomputed"``; and of what earlier clusters have left ``"swept"``.
     why : str
         The reason, where there is one to tell; for ``"booting"`` the phase of the boot.
     time : datetime.datetime

@@ -17,8 +17,10 @@ from dask_gce import GCECluster, price_list
 from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import (
     CostLimitExceeded,
+    InstanceLost,
     OutOfCapacity,
     PermissionDenied,
+    StartTimeout,
     TransportError,
 )
 from dask_gce.price_list import kept_tariff, price_list_path, read_tariff
@@ -240,6 +242,20 @@ async def test_adapt_gets_as_many_as_fit(paper_workers):
         assert len(worker_machines(paper_workers)) == 2
         (said,) = notes(cluster, "cost limit")
         assert "has room for 2 of the machines" in said
+
+
+async def test_what_has_failed_counts_until_it_is_gone(paper_workers):
+    options = {"zone": ZONE, "n_workers": 2, "max_hourly_cost": 3.5 * SMALL}
+    async with cluster_on(paper_workers, **options) as cluster:
+        members = cluster._fleet.members
+        await until(lambda: len(members) == 3 and all(each.instance for each in members.values()))
+        assert cluster._counted() == pytest.approx(3 * SMALL)
+        one = next(members[name] for name in cluster.worker_spec)
+        where = {"name": one.name, "zone": one.zone}
+        one.failure = StartTimeout("It has not started.", **where)
+        assert cluster._counted() == pytest.approx(3 * SMALL)
+        one.failure = InstanceLost("It is gone.", **where)
+        assert cluster._counted() == pytest.approx(2 * SMALL)
 
 
 async def test_a_dearer_replacement_is_not_made(paper_workers, monkeypatch):

@@ -111,6 +111,19 @@ def test_exit_without_close(process_emulator, program):
     assert_all_gone(process_emulator)
 
 
+def test_exit_without_close_tells_what_it_cost(process_emulator):
+    program = """
+cluster = GCECluster(**{**settings, "quiet": "quiet" in sys.argv})
+cluster.events._listener = lambda event: print("event", event.what, flush=True)
+"""
+    _, said, errors = run(process_emulator, program)
+    # Once, whoever sees to the end.
+    assert said.count("machine minutes in") == 1 and said.count("event cost") == 1, (said, errors)
+    _, said, errors = run(process_emulator, "import sys; sys.argv.append('quiet')" + program)
+    assert "machine minutes in" not in said and said.count("event cost") == 1, (said, errors)
+    assert_all_gone(process_emulator)
+
+
 def test_a_forked_child_deletes_nothing(process_emulator):
     program = """
 import os, time
@@ -263,7 +276,8 @@ def test_what_a_killed_process_leaves_is_found_by_its_labels(slow_deletes, by):
 
 @pytest.mark.parametrize("held", [INSERT, BULK, RULE, RULES_GO, DELETE])
 def test_what_a_killed_process_leaves_is_swept(slow_deletes, held):
-    slow_deletes.faults.add(Fault(held, delay=5))
+    # Who asks is killed meanwhile, and what it asks for is done no more.
+    slow_deletes.faults.add(Fault(held, delay=PATIENCE))
     program = "cluster = GCECluster(name='mine', n_workers=2, **settings)\ncluster.close()"
     status, _, errors = run(slow_deletes, program, interrupt_at=held, by=signal.SIGKILL)
     assert status == -signal.SIGKILL, errors

@@ -216,6 +216,8 @@ class PriceBook:
 
     def __init__(self, tariffs: Sequence[Tariff] = (TABLE,)) -> None:
         self.tariffs = tuple(tariffs)
+        # A thousand machines have few prices, and are added up again for each that is asked for.
+        self._known: dict[Charge, Price] = {}
 
     def price(self, charge: Charge) -> Price:
         """Return what an hour of a machine costs.
@@ -234,6 +236,11 @@ class PriceBook:
         Price
             US dollars an hour.
         """
+        if charge not in self._known:
+            self._known[charge] = self._look_up(charge)
+        return self._known[charge]
+
+    def _look_up(self, charge: Charge) -> Price:
         used: list[Tariff] = []
         missing = [f"what instance_overrides changes ({', '.join(charge.changed)})"]
         if not charge.changed:

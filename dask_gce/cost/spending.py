@@ -171,24 +171,16 @@ class Spending:
         """
         now = self._clock()
         entries = list(self._entries.values())
-        known: dict[Charge, Price] = {}
-
-        def price_of(charge: Charge) -> Price:
-            # A thousand machines have few prices.
-            if charge not in known:
-                known[charge] = pricing(charge)
-            return known[charge]
-
         hours: dict[Charge, float] = {}
         for each in entries:
             hours[each.charge] = hours.get(each.charge, 0.0) + each.hours(now)
         running = [each for each in entries if each.ended is None]
         return Cost(
             machines=len(running),
-            hourly=add_up(price_of(each.charge) for each in running),
+            hourly=add_up(pricing(each.charge) for each in running),
             machine_hours=sum(hours.values()),
-            spent=add_up(_times(price_of(charge), count) for charge, count in hours.items()),
-            spot_saved=_saved(hours, price_of),
+            spent=add_up(_times(pricing(charge), count) for charge, count in hours.items()),
+            spot_saved=_saved(hours, pricing),
             seconds=_span(entries, now),
         )
 
