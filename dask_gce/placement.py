@@ -215,7 +215,7 @@ class Placement:
             The place; None if all are blocked or none is in that zone.
         """
         for location in self._places(zone, spot):
-            if not self._is_blocked(location) and not self._is_avoided(location):
+            if not self.is_blocked(location) and not self._is_avoided(location):
                 return location
         return None
 
@@ -235,12 +235,24 @@ class Placement:
             One that has machines, even if it takes them away; else the preferred one.
         """
         places = self._places(zone, spot)
-        return next((each for each in places if not self._is_blocked(each)), places[0])
+        return next((each for each in places if not self.is_blocked(each)), places[0])
 
     def _places(self, zone: str | None, spot: bool) -> list[Location]:
         return [replace(e, spot=spot) for e in self.locations if zone in (None, e.zone)]
 
-    def _is_blocked(self, location: Location) -> bool:
+    def is_blocked(self, location: Location) -> bool:
+        """Tell whether a place has no machines, as far as is known.
+
+        Parameters
+        ----------
+        location : Location
+            The place.
+
+        Returns
+        -------
+        bool
+            Whether it is blocked. One that only takes its machines away too often is not.
+        """
         return self._blocked_until.get(location, -math.inf) > self._clock()
 
     def _is_avoided(self, location: Location) -> bool:

@@ -235,8 +235,12 @@ class ReplacingCluster(SharedCluster):
             self.events.note(self.name, "blocked", f"{blocked}: {_first_line(reason)}")
         if worker.location.zone != (self._only_zone or worker.location.zone):
             return True  # the scheduler has moved since
-        found = self._find_place(spot=worker.location.spot)
-        return found is not None or self._move_scheduler(reason)
+        spot = worker.location.spot
+        if self._find_place(spot=spot) is not None:
+            return True
+        # One that takes its machines away has some at least.
+        last = placement.choose_blocked(self._only_zone, spot=spot)
+        return not placement.is_blocked(last) or self._move_scheduler(reason)
 
     def _move_scheduler(self, reason: GCEError) -> bool:
         """Have a scheduler that is still booting move where workers are to be had."""

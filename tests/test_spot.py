@@ -398,6 +398,27 @@ async def test_a_place_that_takes_too_many_is_left_alone(light):
         await until(lambda: places(light).count((A, SMALL, True)) == before + 1)
 
 
+async def test_a_place_that_takes_too_many_is_better_than_none(paper_workers):
+    paper_workers.capacity.set(A, OTHER, instances=0, spot=True)
+    options = {"scheduler_machine_type": "e2-medium", "worker_machine_type": [SMALL, OTHER]}
+    async with cluster_on(
+        paper_workers,
+        zone=A,
+        machine_type=None,
+        spot=True,
+        worker_start_failure_limit=1,
+        **options,
+    ) as cluster:
+        known = cluster._prepared.workers
+        first = known.choose(A, spot=True)
+        known.note_preemption(first, there=0)
+        assert known.note_preemption(first, there=0) and known.choose(A, spot=True) != first
+        cluster.scale(1)
+        # That the other type is refused is no failed attempt, of which there may be one.
+        await until(lambda: places(paper_workers) == [(A, SMALL, True)])
+        assert cluster._recovery.attempts == 0 and cluster._recovery.exhausted is None
+
+
 @pytest.mark.parametrize(("spot", "expected"), [("fallback", (1, 2)), (True, (3, 0))])
 async def test_with_nowhere_else_to_go_it_depends_on_fallback(light, spot, expected):
     async with cluster_on(light, n_workers=3, zone=A, spot=spot) as cluster:
