@@ -83,7 +83,7 @@ ENDING = 30.0
 #: Seconds after which a client that says nothing counts as gone. It says something every 5 s.
 SILENCE = 12.0
 
-#: Has a scheduler's machine not wait two minutes for a client whose connection has not ended.
+#: Has a scheduler's machine not wait for long for a client whose connection has not ended.
 IMPATIENCE = f"""
 import sys
 def dask_setup(scheduler):

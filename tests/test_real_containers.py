@@ -11,11 +11,12 @@ import dask
 import pytest
 import requests
 from adapting import LONG
-from clusters import wait_until
+from clusters import DELETE, wait_until
 from distributed import Client
 from machines import DASK_IMAGE, needs_namespaces
 
 from dask_gce import GCECluster
+from dask_gce.connections import delete_connection
 from dask_gce.emulator import ComputeEmulator
 from dask_gce.settings import LOCAL_PROJECT
 
@@ -78,6 +79,11 @@ def zombies() -> list[str]:
     return found
 
 
+def let_it_be_alone(seconds: float, dask_scheduler: Any) -> None:
+    """Shorten the time without a client; from its start on it would depend on the host's pace."""
+    dask_scheduler.extensions["dask-gce-guard"]._limits["no_client_timeout"] = seconds
+
+
 def test_a_container_on_container_optimized_os(namespace_emulator: ComputeEmulator) -> None:
     with (
         # Nobody is to give a machine up that is only slow.
@@ -90,6 +96,9 @@ def test_a_container_on_container_optimized_os(namespace_emulator: ComputeEmulat
             machine_type="e2-small",
             shm_size="100 MiB",
             n_workers=1,
+            # Its machines, which may delete themselves, are not deleted by the client.
+            service_account="default",
+            shutdown_on_close=False,
             quiet=True,
         ) as cluster,
         Client(cluster) as client,
@@ -131,3 +140,10 @@ def test_a_container_on_container_optimized_os(namespace_emulator: ComputeEmulat
         # It is the same machine, whose container of before is gone; nobody had to replace it.
         assert cluster.failures == []
         assert "already in use" not in console()
+        deleted = namespace_emulator.requests[DELETE]
+        client.run_on_scheduler(let_it_be_alone, 1.0)
+    # Nobody is there any more, and of the cluster nothing is left.
+    wait_until(lambda: not namespace_emulator.leftovers(), LONG)
+    assert namespace_emulator.requests[DELETE] > deleted
+    # But the keys that are on this computer, for whoever would have joined it.
+    assert delete_connection(cluster.name, LOCAL_PROJECT)
