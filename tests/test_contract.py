@@ -223,6 +223,8 @@ async def test_a_cluster_says_what_it_does_unless_it_is_quiet(paper_workers, cap
         assert "Starting the scheduler" in told
         assert cluster.scheduler_address in told
         assert told.splitlines() == [line for _, line in cluster._cluster_manager_logs]
+    # At its end it says what it has cost.
+    assert " machine minutes in " in capsys.readouterr().out
     async with cluster_on(paper_workers) as cluster:
         assert not capsys.readouterr().out
         assert cluster._cluster_manager_logs
