@@ -22,9 +22,11 @@ from dask_gce.emulator.machines import layout
 #: What uv does with an environment, where this Python has all that an index would have.
 UV = """#!{python}
 import os, site, sys, sysconfig, venv, zipfile
+# Python 3.10 may know no "venv", which is the same here.
+SCHEME = "venv" if "venv" in sysconfig.get_scheme_names() else "posix_prefix"
 if sys.argv[1] == "venv":
     venv.create(sys.argv[-1], system_site_packages=True)
-    place = sysconfig.get_path("purelib", "venv", {{"base": sys.argv[-1]}})
+    place = sysconfig.get_path("purelib", SCHEME, {{"base": sys.argv[-1]}})
     with open(place + "/here.pth", "w") as file:
         for each in site.getsitepackages():
             file.write(f"import site; site.addsitedir({{each!r}})\\n")
@@ -32,7 +34,7 @@ for wheel in sys.argv:
     if wheel.endswith(".whl"):
         folder = os.path.dirname(os.path.dirname(sys.argv[sys.argv.index("--python") + 1]))
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(sysconfig.get_path("purelib", "venv", {{"base": folder}}))
+            archive.extractall(sysconfig.get_path("purelib", SCHEME, {{"base": folder}}))
 """
 
 
