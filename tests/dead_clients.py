@@ -168,7 +168,7 @@ class Script:
     @property
     def may_delete(self) -> bool:
         """Whether the machines act as an account, which may delete them, and are on to do so."""
-        is_off = self.mishap is not None and self.mishap[0] == "power_off"
+        is_off = self.mishap is not None and self.mishap[0] in ("power_off", "host_error")
         return self.settings.get("service_account") is not None and not is_off
 
     @property
