@@ -339,7 +339,7 @@ def test_metadata_name_the_programs_that_an_environment_takes(tmp_path: Path) ->
     assert programs(None) == always
     assert programs(made(["lz4"], **VM)) == always | {"install"}
     local = made([str(project)], **VM)
-    assert programs(local, "worker") == always | {"install", "wheelhouse"}
+    assert programs(local, "worker") == always | {"install", "preemption", "wheelhouse"}
     assert programs(local) == always | {"install", "wheelhouse", "config-preloads"}
 
 
