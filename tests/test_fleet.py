@@ -74,6 +74,7 @@ async def test_one_look_is_one_call(cloud, fleet):
         "networkInterfaces",
         "metadata",
         "scheduling",
+        "creationTimestamp",
     }
     assert set(seen["metadata"]) == {"fingerprint"}
     assert await fleet.check(list(fleet.members)) == []
