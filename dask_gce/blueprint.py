@@ -21,6 +21,10 @@ from dask_gce.placement import Location, MachineShape
 from dask_gce.secret_names import version_name
 from dask_gce.settings import Settings
 
+#: Seconds that a boot may take in any case before the machine itself takes it for one that hangs:
+#: no patience of a client's is to be shorter by a hair's breadth.
+BOOT_AT_LEAST = 60.0
+
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -309,7 +313,7 @@ class Blueprint:
             expires=self.expires,
             death_timeout=settings.death_timeout,
             # Whoever waits for it gives up earlier, and deletes it.
-            boot_timeout=2 * patience,
+            boot_timeout=max(BOOT_AT_LEAST, 2 * patience),
             leavings=render_leavings(settings, self.project, self.cluster, self.identity),
         )
 
