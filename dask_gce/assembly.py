@@ -288,7 +288,8 @@ class AssembledCluster(GuardedCluster):
             max_workers=math.inf if limit is None else (limit - here) // blueprint.processes,
             # What is half made is worth nothing, however long the whole is to stay.
             delete_at_exit=not self._joined,
-            on_exit=partial(_abandon, weakref.ref(self), self._forget, self._secrets),
+            before_exit=None if self._secrets is None else self._secrets.delete_now,
+            on_exit=partial(_abandon, weakref.ref(self), self._forget),
             changed=self._watcher.disturb,
             others=self._welcome if self._shared else None,
             zones=settings.zone if self._shared and settings.allow_cross_zone else (),
@@ -469,14 +470,12 @@ def _forgetting(connection: Connection) -> Callable[[], bool]:
     return partial(delete_connection, connection.cluster, connection.project, connection.identity)
 
 
-def _abandon(known: Any, forget: Any, secrets: ClusterSecrets | None) -> None:
+def _abandon(known: Any, forget: Any) -> None:
     """Keep distributed's own exit hook away from a cluster whose machines are deleted already."""
     cluster = known()
     if cluster is not None:
         SpecCluster._instances.discard(cluster)
         cluster.status = Status.closed
-    if secrets is not None:
-        secrets.delete_now()
     if forget is not None:
         forget()
     if cluster is not None:

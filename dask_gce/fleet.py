@@ -79,6 +79,9 @@ class Fleet:
         How many worker instances there may be at a time.
     delete_at_exit : bool
         Whether to delete what is left when the interpreter ends; may be changed later.
+    before_exit : callable, optional
+        Called before that: what a machine would see to, if nobody else did, goes before the last
+        machine.
     on_exit : callable, optional
         Called after that.
     changed : callable, optional
@@ -107,6 +110,7 @@ class Fleet:
         events: EventLog | None = None,
         max_workers: float = math.inf,
         delete_at_exit: bool = True,
+        before_exit: Callable[[], None] | None = None,
         on_exit: Callable[[], None] | None = None,
         changed: Callable[[], None] = lambda: None,
         others: Callable[[Sequence[Instance]], None] | None = None,
@@ -121,6 +125,7 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self.spending = Spending() if spending is None else spending
         self.on_exit = on_exit
+        self._before_exit = before_exit
         self.max_workers = max_workers
         self._changed = changed
         self._others = others
@@ -543,12 +548,14 @@ class Fleet:
     def _end(self) -> None:
         if not self.delete_at_exit:
             return
-        try:
-            self.delete_now()
-            self.compute.close_now()
-        finally:
+        with contextlib.ExitStack() as in_turn:
+            # The first to be called is the last that is put in, and all of them are.
             if self.on_exit is not None:
-                self.on_exit()
+                in_turn.callback(self.on_exit)
+            in_turn.callback(self.compute.close_now)
+            in_turn.callback(self.delete_now)
+            if self._before_exit is not None:
+                in_turn.callback(self._before_exit)
 
 
 async def _in_time(*works: Coroutine[Any, Any, None]) -> None:
