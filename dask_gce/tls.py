@@ -222,7 +222,7 @@ class ClusterCertificates(_Unpicklable):
             Encryption required, PEM text in memory. Paths to certificates in the user's dask config
             play no part in it; ciphers and TLS versions from there do.
         """
-        from distributed.security import Security
+        from dask_gce.memory_security import MemorySecurity
 
         # A field that is not named is read from the global dask config.
         fields: dict[str, str | None] = {
@@ -230,7 +230,7 @@ class ClusterCertificates(_Unpicklable):
         }
         leaf = self.leaf(role)
         fields |= {f"tls_{role}_cert": leaf.certificate, f"tls_{role}_key": leaf.key}
-        return Security(require_encryption=True, tls_ca_file=self.ca_pem, **fields)
+        return MemorySecurity(require_encryption=True, tls_ca_file=self.ca_pem, **fields)
 
 
 _Extension = tuple[x509.ExtensionType, bool]

@@ -19,6 +19,7 @@ from distributed.security import Security
 
 from dask_gce import expiry
 from dask_gce.errors import CredentialsError, SettingsError
+from dask_gce.memory_security import MemorySecurity
 from dask_gce.startup import Role, Tls
 from dask_gce.tls import CLOCK_SKEW, DEFAULT_LIFETIME, ClusterCertificates
 
@@ -158,7 +159,7 @@ def client_security(tls: Tls | None) -> Security:
     if tls is None:
         return Security(require_encryption=False, tls_ca_file=None, **fields)
     fields |= {"tls_client_cert": tls.certificate, "tls_client_key": tls.key}
-    return Security(require_encryption=True, tls_ca_file=tls.ca, **fields)
+    return MemorySecurity(require_encryption=True, tls_ca_file=tls.ca, **fields)
 
 
 def end_of(*held: Tls | None) -> datetime | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import re
 import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -339,6 +341,23 @@ def test_security_holds_one_role_and_ignores_the_users_files(certificates, role)
         expected = (leaf.certificate, leaf.key) if each == role else (None, None)
         found = security.get_tls_config_for_role(each)
         assert (found["cert"], found["key"]) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory here")
+@pytest.mark.parametrize("role", ROLES)
+def test_no_disk_sees_a_key(certificates, monkeypatch, tmp_path, role):
+    # What is killed while it makes a context would leave its key there.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    context = certificates.security(role).get_connection_args(role)["ssl_context"]
+    assert context.get_ca_certs()
+    opened = [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()]
+    assert not [each for each in opened if "memfd:dask-gce" in each]
+
+
+def test_without_files_in_memory_the_key_is_still_read(certificates, monkeypatch):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    context = certificates.security("client").get_connection_args("client")["ssl_context"]
+    assert isinstance(context, ssl.SSLContext)
 
 
 def test_unknown_role(certificates):
