@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Callable
 
 from dask_gce import tags
@@ -60,6 +61,8 @@ class Firewall:
         self.delete_at_exit = not self._joined
         #: Rules that were asked for and are not known to be gone, with their projects.
         self._recorded: dict[str, str] = {}
+        # Who asks again, because nobody waited for the answer, asks for the same rule.
+        self._request_ids: dict[str, str] = {}
         self._following: set[asyncio.Task[None]] = set()
 
     @property
@@ -92,7 +95,8 @@ class Firewall:
     async def create(self) -> None:
         """Make what is missing; returns when Compute Engine has accepted it.
 
-        Without ``firewall`` nothing is made, and what is missing is noted.
+        Without ``firewall`` nothing is made, and what is missing is noted. Where this was cancelled
+        it can be called again, whether or not Compute Engine has heard of it.
 
         Raises
         ------
@@ -115,6 +119,7 @@ class Firewall:
             raise self.needs.unknown_network()
         for need in needs:
             self._recorded[need.name] = network.project
+            self._request_ids.setdefault(need.name, str(uuid.uuid4()))
         at_exit(self, self._end)
         outcomes = await asyncio.gather(
             *(self._make(need, network) for need in needs), return_exceptions=True
@@ -126,7 +131,9 @@ class Firewall:
     async def _make(self, need: Need, network: Network) -> None:
         body = self.needs.build(need, network)
         try:
-            operation = await self._compute.insert_firewall(body, network.project)
+            operation = await self._compute.insert_firewall(
+                body, network.project, self._request_ids[need.name]
+            )
         except (RateLimited, ServerFault):
             raise  # it may have taken effect
         except APIError as error:
@@ -195,6 +202,7 @@ class Firewall:
 
     def _forget(self, name: str) -> None:
         self._recorded.pop(name, None)
+        self._request_ids.pop(name, None)
 
     async def leave(self) -> None:
         """Have nothing more to do with the cluster: what it needs stays, what is ours goes.

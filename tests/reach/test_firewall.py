@@ -364,6 +364,32 @@ async def test_what_was_asked_for_goes_although_nobody_heard_the_answer(cloud, c
     assert firewall.recorded == ()
 
 
+@pytest.mark.parametrize("late", [0.0, 0.5])
+async def test_what_nobody_heard_the_answer_of_is_asked_for_again(cloud, compute, late):
+    if late:
+        cloud.faults.add(Fault(INSERT, delay=late))
+    firewall = await firewall_of(compute)
+    for _ in range(2):
+        # As a scheduler does that moves to another zone meanwhile.
+        asked = cloud.requests[INSERT]
+        creating = asyncio.ensure_future(firewall.create())
+        await until(lambda asked=asked: cloud.requests[INSERT] > asked)
+        creating.cancel()
+        await asyncio.wait({creating})
+    await firewall.create()
+    assert cloud.requests[INSERT] == 3
+    assert firewall.recorded == (CLIENTS,)
+    assert await rules(compute) == [CLIENTS]
+    await firewall.remove()
+    await until(lambda: not operations(cloud))
+    assert await rules(compute) == []
+    # Another one of that name is another request.
+    await firewall.create()
+    assert await rules(compute) == [CLIENTS]
+    await firewall.remove()
+    await until(lambda: not operations(cloud))
+
+
 async def test_a_rule_that_cannot_be_deleted_is_tried_again(cloud, compute):
     firewall = await firewall_of(compute)
     await firewall.create()
