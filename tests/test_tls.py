@@ -24,7 +24,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from distributed import Client, Scheduler, Worker
 from distributed.comm import connect
 
+from dask_gce.startup import Tls
 from dask_gce.tls import CLOCK_SKEW, DEFAULT_LIFETIME, ClusterCertificates, Leaf, Role
+from dask_gce.trust import client_security
 
 ROLES = get_args(Role)
 LISTENERS = ("scheduler", "worker")
@@ -348,6 +350,9 @@ def test_security_holds_one_role_and_ignores_the_users_files(certificates, role)
 def test_no_disk_sees_a_key(certificates, monkeypatch, tmp_path, role):
     # What is killed while it makes a context would leave its key there.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    leaf = certificates.leaf(role)
+    joined = client_security(Tls(certificates.ca_pem, leaf.certificate, leaf.key))
+    assert joined.get_connection_args("client")["ssl_context"].get_ca_certs()
     context = certificates.security(role).get_connection_args(role)["ssl_context"]
     assert context.get_ca_certs()
     opened = [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()]
