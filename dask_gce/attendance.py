@@ -16,7 +16,7 @@ from typing import Any
 
 from dask.utils import parse_timedelta
 from dask.widgets.widgets import get_template
-from distributed.core import Status
+from distributed.core import Status, rpc
 from distributed.objects import SchedulerInfo
 from distributed.utils import Log, format_dashboard_link
 
@@ -24,6 +24,7 @@ from dask_gce import expiry, shared_plan
 from dask_gce.assembly import AssembledCluster
 from dask_gce.errors import CredentialsError, GCEError, StartTimeout, TunnelError
 from dask_gce.probing import UNREACHABLE
+from dask_gce.scheduler_rpc import SchedulerRPC
 from dask_gce.terminal import harmless
 from dask_gce.trust import end_of
 
@@ -43,6 +44,7 @@ SHOWN_WORKERS = 20
 class AttendedCluster(AssembledCluster):
     """A cluster that stays in touch with its scheduler."""
 
+    _scheduler_rpc: SchedulerRPC | None = None
     #: The phase of the scheduler's boot that was told last.
     _phase = ""
     #: Whether the scheduler left the last question unanswered which workers there are.
@@ -51,6 +53,16 @@ class AttendedCluster(AssembledCluster):
     _expired: CredentialsError | None = None
     #: Since when it has told nothing of its workers, on the monotonic clock; None while it does.
     _silent_since: float | None = None
+
+    @property
+    def scheduler_comm(self) -> Any:
+        """The connections to the scheduler, a `SchedulerRPC`; None before it has started."""
+        return self._scheduler_rpc
+
+    @scheduler_comm.setter
+    def scheduler_comm(self, plain: rpc | None) -> None:
+        # SpecCluster makes its own, once the scheduler's address is known.
+        self._scheduler_rpc = None if plain is None else SchedulerRPC(plain)
 
     def _drop(self, name: str, failure: GCEError) -> None:
         """Take a machine that failed out of the plan; without its scheduler the cluster is lost."""
@@ -114,9 +126,9 @@ class AttendedCluster(AssembledCluster):
 
     async def _reconnect(self) -> None:
         """Listen to the scheduler again, as after a laptop's sleep, unless it is gone."""
-        scheduler, rpc = self._scheduler, self.scheduler_comm
+        scheduler, connections = self._scheduler, self.scheduler_comm
         self.events.note(scheduler.name, "disconnected")
-        while self.status == Status.running and self._lost is None and rpc is not None:
+        while self.status == Status.running and self._lost is None and connections is not None:
             if self._expired is not None:
                 self.events.note(scheduler.name, "gave up", str(self._expired))
                 if self.shutdown_on_close:
@@ -124,7 +136,7 @@ class AttendedCluster(AssembledCluster):
                 return
             if await self.reaches_scheduler():
                 try:
-                    comm = await rpc.live_comm()
+                    comm = await connections.live_comm()
                     comm.name = "Cluster worker status"
                     await comm.write({"op": "subscribe_worker_status"})
                     self.scheduler_info = SchedulerInfo(await comm.read())
