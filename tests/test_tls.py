@@ -406,6 +406,10 @@ async def test_dask_computes_between_all_roles(certificates):
                 scheduler.address, security=certificates.security("client"), asynchronous=True
             ) as client,
         ):
+            for worker in (first, second):
+                # Its heartbeats take this connection from here on. A worker that is closed while
+                # one makes its own leaves that open, as Tornado does with what it was to secure.
+                await worker.scheduler.identity()
             # The sum runs on one worker and fetches from the other; the client fetches directly.
             there = client.submit(int, 1, workers=[first.address])
             here = client.submit(int, 2, workers=[second.address])
