@@ -23,6 +23,7 @@ from google.auth.credentials import AnonymousCredentials
 from dask_gce import GCECluster, scrubbing
 from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import APIError
+from dask_gce.probing import UNREACHABLE
 from dask_gce.secret_sweeping import list_secrets
 from dask_gce.services import Services
 from dask_gce.startup import SECRET_ITEMS
@@ -175,7 +176,7 @@ async def answer_of(cluster: GCECluster) -> str:
     remote = rpc(str(cluster.scheduler.address), connection_args=security)
     try:
         return str((await asyncio.wait_for(remote.identity(), 30))["id"])
-    except (OSError, asyncio.TimeoutError):
+    except (*UNREACHABLE, asyncio.TimeoutError):
         return ""
     finally:
         await remote.close_rpc()
