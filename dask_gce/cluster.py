@@ -23,7 +23,7 @@ from dask_gce.assembly import CreateMode
 from dask_gce.errors import GCEError, SettingsError, StartTimeout
 from dask_gce.limits import LimitedCluster
 from dask_gce.probing import find_refusal
-from dask_gce.settings import OF_THE_WAY, Settings
+from dask_gce.settings import OF_WHO_JOINS, Settings
 from dask_gce.sources import DEFAULTS
 from dask_gce.trust import explain_refusal
 
@@ -205,7 +205,7 @@ class GCECluster(LimitedCluster):
         ...     cluster.scale(20)
         """
         for key in options:
-            if key in DEFAULTS and key not in ("api_endpoint", "api_token_file", *OF_THE_WAY):
+            if key in DEFAULTS and key not in OF_WHO_JOINS:
                 raise SettingsError(
                     f"{key}: from_name({name!r}) takes no settings, since a cluster keeps the "
                     "settings that it was made with. To change the number of workers: scale().",

@@ -434,6 +434,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     ),
     "scheduler_port": _port,
     "dashboard_port": _port,
+    "jupyter": _flag,
     "network": _resource("networks"),
     "subnetwork": _resource("subnetworks"),
     "external_ip": _flag,
@@ -458,6 +459,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "start_timeout": _seconds,
     "worker_start_timeout": _seconds,
     "worker_start_failure_limit": _whole_number(1),
+    "progress": _choice("auto", "terminal", "notebook", "lines", "none"),
     "instance_overrides": mappings.check_json,
 }
 

@@ -25,7 +25,7 @@ from dask_gce.sources import DEFAULTS, collect, environment, place, refusal
 if TYPE_CHECKING:
     from distributed import Security
 
-__all__ = ["KEYS_ONLY", "LOCAL_PROJECT", "OF_THE_WAY", "Settings"]
+__all__ = ["KEYS_ONLY", "LOCAL_PROJECT", "OF_THE_WAY", "OF_WHO_JOINS", "Settings"]
 
 LOCAL_PROJECT: Final = "local-project"
 
@@ -41,6 +41,8 @@ OF_THE_WAY: Final = (
     "client_address_services",
     "iap_endpoint",
 )
+#: Settings that whoever joins a cluster chooses, and not the cluster that is there.
+OF_WHO_JOINS: Final = frozenset({"api_endpoint", "api_token_file", "progress", *OF_THE_WAY})
 # Where null in a connection file means no limit. JSON has no word for infinity.
 _ENDLESS: Final = frozenset({"api_rate", "max_lifetime"})
 
@@ -143,6 +145,8 @@ class Settings:
         Port of the scheduler.
     dashboard_port : int
         Port of the dashboard.
+    jupyter : bool
+        Whether a Jupyter server runs beside the scheduler.
     network : str or None
         The network; None when the subnetwork tells it.
     subnetwork : str or None
@@ -192,6 +196,8 @@ class Settings:
         Seconds a worker may take to register.
     worker_start_failure_limit : int
         Failed starts of workers in a row after which no more are tried.
+    progress : {"auto", "terminal", "notebook", "lines", "none"}
+        How the user is told what the machines do.
     instance_overrides : mapping
         Merged into the request that makes an instance, JSON data.
     sources : mapping of str to str
@@ -242,6 +248,7 @@ class Settings:
     scheduler_options: Mapping[str, Any]
     scheduler_port: int
     dashboard_port: int
+    jupyter: bool
     network: str | None
     subnetwork: str | None
     external_ip: bool
@@ -266,6 +273,7 @@ class Settings:
     start_timeout: float
     worker_start_timeout: float
     worker_start_failure_limit: int
+    progress: str
     instance_overrides: Mapping[str, Any]
     sources: Mapping[str, str]
 
@@ -389,7 +397,8 @@ class Settings:
         Returns
         -------
         Settings
-            These, with what the reader has chosen of `OF_THE_WAY`.
+            These, with what the reader has chosen of `OF_THE_WAY`, and always the reader's
+            ``progress``: how one is told has nothing to do with who made the cluster.
 
         Raises
         ------
@@ -405,8 +414,8 @@ class Settings:
         ('iap', 2)
         """
         chosen = [key for key in OF_THE_WAY if reader.sources[key] != "default"]
-        sources = {**self.sources, **{key: reader.sources[key] for key in chosen}}
-        changes = {key: getattr(reader, key) for key in chosen}
+        changes = {key: getattr(reader, key) for key in (*chosen, "progress")}
+        sources = {**self.sources, **{key: reader.sources[key] for key in changes}}
         if "iap_endpoint" in chosen:
 
             def refuse(key: str, reason: str) -> SettingsError:

@@ -312,6 +312,13 @@ def test_the_way_is_the_readers_and_the_rest_the_clusters() -> None:
     assert joined.sources["connect"] == "keyword argument"
 
 
+def test_how_one_is_told_is_the_readers() -> None:
+    written = Settings.load(progress="none").dump()
+    assert Settings.restore(written).with_way_of(Settings.load()).progress == "auto"
+    joined = Settings.restore(written).with_way_of(Settings.load(progress="lines"))
+    assert (joined.progress, joined.sources["progress"]) == ("lines", "keyword argument")
+
+
 @pytest.mark.parametrize(
     ("made_at", "reads_at", "far_end"),
     [

@@ -61,6 +61,7 @@ UNUSUAL: dict[str, Any] = {
     "scheduler_options": {"idle_timeout": None},
     "scheduler_port": 1234,
     "dashboard_port": 1235,
+    "jupyter": True,
     "subnetwork": "projects/host/regions/us-east1/subnetworks/inner",
     "external_ip": False,
     "network_tags": "dask",
@@ -83,6 +84,7 @@ UNUSUAL: dict[str, Any] = {
     "start_timeout": "3 minutes",
     "worker_start_timeout": 77,
     "worker_start_failure_limit": 9,
+    "progress": "lines",
     "instance_overrides": {"description": "x", "nested": [{"deep": [None, 1.5]}]},
 }
 #: What does not go together with the others.
