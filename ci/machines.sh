@@ -25,6 +25,7 @@ need mmdebstrap mmdebstrap
 need nft nftables
 need ip iproute2
 need unshare util-linux
+need chromium chromium
 
 if [ ${#missing[@]} -gt 0 ]; then
     echo "machines: installing ${missing[*]} ..."
