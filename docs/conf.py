@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from dask_gce import __version__
+
+sys.path.append(str(Path(__file__).parent / "_ext"))
 
 project = "dask-gce"
 author = "dask-gce developers"
@@ -12,6 +17,7 @@ version = release = __version__
 extensions = [
     "myst_parser",
     "numpydoc",
+    "settings_table",
     "sphinx.ext.autodoc",
     "sphinx.ext.viewcode",
 ]
