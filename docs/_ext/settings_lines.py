@@ -2,7 +2,7 @@
 
 Owns what a setting's line in the tables says: name and default as they stand in ``gce.yaml``, which
 has a comment for each; the type as the docstring of `dask_gce.settings.Settings` tells it; and the
-place in these pages that explains it, from ``settings.yaml`` beside them. Nothing of Sphinx is here.
+place in these pages that explains it, from ``settings.yaml`` there. Nothing of Sphinx is here.
 """
 
 from __future__ import annotations
