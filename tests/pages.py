@@ -26,28 +26,28 @@ Markers are HTML comments before a block, each a comment of its own. Readers do 
 
     <!-- page: fails: CostLimitExceeded -->
 
-======================= ============================================================================
+======================= =========================================================================
 ``machines: KIND``      The machines of the page's local Compute Engine, before its first block;
                         ``light`` (real scheduler, quick workers) unless it says another kind
 ``tls``                 The page's local Compute Engine also answers over TLS, on TLS_PORT
-``python`` and lines    A block that readers do not see; the lines between it and ``-->`` are run
+``python`` and lines    A block that readers do not see: the lines up to ``-->`` are run
 ``bash`` and lines      The same
-``new session``         What ran in Python ends, with its clusters; the next Python block is in a new
-                        process, with the variables that bash has exported
+``new session``         What ran in Python ends, with its clusters; the next Python block is in a
+                        new process, with the variables that bash has exported
 ``fails: TEXT``         The block ends with an error that says TEXT
-``plan``                Python: each ``GCECluster(...)`` is run as ``GCECluster.plan(...)``, for what
-                        takes hardware or images that are not here. Nothing is made
-``keeps running: TEXT`` bash: it runs on beside the others until the page ends; they begin when it
-                        has said TEXT
+``plan``                Python: each ``GCECluster(...)`` is run as ``GCECluster.plan(...)``, for
+                        what takes hardware or images that are not here. Nothing is made
+``keeps running: TEXT`` bash: it runs on beside the others until the page ends; they begin when
+                        it has said TEXT
 ``in checkout``         bash: it runs in a copy of the repository
 ``output of: COMMAND``  text: what this bash command prints
 ``value of: CODE``      text: what ``print(CODE)`` prints in the page's Python
 ``other numbers``       text: each number may be another one
 ``excerpt of: FILE``    Not run: its lines are in this file of the repository, in this order
 ``run by: FILE``        Not run here: this test or script names the page, or has its commands
-``needs: WHAT``         Not run: it takes what is not here, one of :data:`NEEDS`. Python is compiled,
+``needs: WHAT``         Not run: it takes what is not here, one of `NEEDS`. Python is compiled,
                         bash is parsed, and gcloud's own parser reads gcloud's commands
-======================= ============================================================================
+======================= =========================================================================
 """
 
 from __future__ import annotations
@@ -221,12 +221,8 @@ def _pieces(path: Path) -> Iterator[tuple[int, str, str, str]]:
                     f"{name_of(path)}:{start + 1}: only 'python' and 'bash' have lines,"
                     " which end with a line of '-->'"
                 )
-            yield (
-                start + 2,
-                "hidden",
-                textwrap.dedent("\n".join(lines[start + 1 : at])) + "\n",
-                said,
-            )
+            code = textwrap.dedent("\n".join(lines[start + 1 : at])) + "\n"
+            yield start + 2, "hidden", code, said
             at += 1
         elif "<!-- page" in line:
             raise PageError(f"{name_of(path)}:{start + 1}: a marker has a line of its own: {line}")
@@ -291,7 +287,7 @@ def find_difference(shown: str, printed: str, *, other_numbers: bool = False) ->
 
     Examples
     --------
-    >>> find_difference("a  1\\n...\\nc", "a 1\\nb\\nc 2")
+    >>> find_difference("a  1\\n...\\nc", "a 1\\nb\\nd")
     'c'
     >>> find_difference("a ... at 03:20:54", "a and b at 12:00:00") is None
     True
