@@ -270,11 +270,12 @@ class BudgetedCluster(CostedCluster):
             if room < new:
                 self._tell_of_limit(asked + room)
                 self._make_room_later()
-                self._target = max(len(self.worker_spec), asked + room)
+                # For the moment only; what is wanted stays as it is.
+                self._target_machines = max(len(self.worker_spec), asked + room)
         try:
             super()._fill()
         finally:
-            self._target = wanted
+            self._target_machines = wanted
 
     def _add_worker(self, name: str, spec: dict[str, Any]) -> None:
         fleet = self._fleet

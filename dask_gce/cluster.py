@@ -247,6 +247,8 @@ class GCECluster(LimitedCluster):
     async def _start_once(self) -> None:
         self.quiet = self._quiet
         self.status = Status.starting
+        # From here on counts how long it takes.
+        self._board.expect(max(self._wanted, self._local_count))
         try:
             await self._assemble()
             await self._scheduler

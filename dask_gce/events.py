@@ -6,12 +6,16 @@ Pure: it records and counts, and decides nothing. What failed is kept beside it 
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 __all__ = ["Event", "EventLog"]
+
+logger = logging.getLogger(__name__)
 
 #: How many events are kept; the oldest go first.
 KEPT = 10_000
@@ -30,8 +34,9 @@ class Event:
     instance : str
         The instance, or the cluster's name for what concerns all of it.
     what : str
-        What happened, in a word or two: ``"requested"``, ``"running"``, ``"booting"``, ``"ready"``,
-        ``"failed"``, ``"lost"``, ``"kept"``, ``"retired"``, ``"deleted"``, ``"blocked"``,
+        What happened, in a word or two: ``"requested"``, ``"provisioning"``, ``"running"``,
+        ``"booting"``, ``"ready"``, ``"failed"``, ``"lost"``, ``"kept"``, ``"retired"``,
+        ``"deleted"`` (of the cluster: all its machines are), ``"blocked"``,
         ``"partly made"``, ``"moved"``, ``"gave up"``, ``"unknown"``, ``"found"``,
         ``"disconnected"`` or ``"reconnected"``; of Spot machines ``"ordered"``, ``"preempting"``
         and ``"unnoticed"``, of others that will be taken away ``"leaving"``; of the way to the
@@ -69,7 +74,7 @@ class EventLog:
     Parameters
     ----------
     listener : callable, optional
-        Called with each :class:`Event` as it is noted.
+        The first of those who :meth:`listen`.
 
     Examples
     --------
@@ -79,9 +84,50 @@ class EventLog:
     (['ready'], 1, 'dask-1f-worker-9c')
     """
 
-    def __init__(self, listener: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, listener: Callable[[Event], object] | None = None) -> None:
         self._events: deque[Event] = deque(maxlen=KEPT)
-        self._listener = listener
+        # Replaced, never changed: events are noted in one thread while others begin to listen.
+        self._listeners: tuple[Callable[[Event], object], ...] = ()
+        self._lock = threading.Lock()
+        if listener is not None:
+            self.listen(listener)
+
+    def listen(self, listener: Callable[[Event], object]) -> Callable[[], None]:
+        """Have something called with each event as it is noted.
+
+        Parameters
+        ----------
+        listener : callable
+            Called with each :class:`Event`, in the thread that notes it, mostly that of the event
+            loop: it must neither wait nor take long. What it raises is logged.
+
+        Returns
+        -------
+        callable
+            Ends it; may be called again.
+
+        Examples
+        --------
+        >>> log, heard = EventLog(), []
+        >>> stop = log.listen(lambda event: heard.append(event.what))
+        >>> log.note("dask-1f-worker-9c", "requested")
+        >>> stop()
+        >>> log.note("dask-1f-worker-9c", "ready")
+        >>> heard
+        ['requested']
+        """
+
+        # The same callable may listen twice, and each ends by itself.
+        def call(event: Event) -> None:
+            listener(event)
+
+        def stop() -> None:
+            with self._lock:
+                self._listeners = tuple(each for each in self._listeners if each is not call)
+
+        with self._lock:
+            self._listeners = (*self._listeners, call)
+        return stop
 
     def note(self, instance: str, what: str, why: str = "") -> None:
         """Add an event.
@@ -97,8 +143,12 @@ class EventLog:
         """
         event = Event(instance, what, why)
         self._events.append(event)
-        if self._listener is not None:
-            self._listener(event)
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                # Who looks on must not change what happens.
+                logger.exception("What listens to events failed at: %s", event)
 
     def __len__(self) -> int:
         return len(self._events)

@@ -48,11 +48,17 @@ PHASES_PER_LOOK = 2
 #: Seconds after which a running machine that does not report is asked for its boot phase.
 PHASE_AFTER = 5.0
 
+#: What instances show while Compute Engine finds them a host and makes them ready on it.
+PROVISIONING = frozenset({"PROVISIONING", "STAGING"})
+
 #: How many lists in a row must lack an instance before it is believed gone: lists lag behind.
 MISSES = 3
 
 #: Of how many machines that fail at once the consoles are read; the reason is mostly the same.
 DETAILED = 4
+
+#: Of how many machines that failed the consoles are kept: they go with their machines.
+KEPT_CONSOLES = 32
 
 #: How many operations that nobody waits for are looked at per check.
 OPERATIONS_PER_CHECK = 4
@@ -123,6 +129,8 @@ class Fleet:
         self.cluster = cluster
         self.events = EventLog() if events is None else events
         self.members: dict[str, Member] = {}
+        #: The ends of the serial consoles of machines that failed, the last to fail at the end.
+        self.last_consoles: dict[str, str] = {}
         self.spending = Spending() if spending is None else spending
         self.on_exit = on_exit
         self._before_exit = before_exit
@@ -212,6 +220,11 @@ class Fleet:
             self.spending.begin(spec.name, charge_of(spec), instance.created)
         self._known.add(spec.name)
         self._zones.add(spec.zone)
+        self.events.note(spec.name, "found", "made by another process")
+        if member.running_since is None:
+            self._note_provisioning(member, "")
+        else:
+            self.events.note(member.name, "running")
 
     def _release(self, found: Collection[Instance]) -> None:
         """Ask for those that were held back, as many as the cap allows by the cloud's own count."""
@@ -259,8 +272,11 @@ class Fleet:
             if member.zone in unreachable or batch is None or batch.accepted_at > started:
                 continue
             was_running = member.running_since is not None
+            before = "" if member.instance is None else member.instance.status
             member.see(seen.get((member.zone, member.name)))
-            if member.running_since is not None and not was_running:
+            if member.running_since is None:
+                self._note_provisioning(member, before)
+            elif not was_running:
                 self.events.note(member.name, "running")
                 self.spending.begin(member.name, charge_of(member.spec))
             if _is_gone(member):
@@ -275,6 +291,12 @@ class Fleet:
         if self._scrubbing is not None:
             self._scrubbing.review(found)
         self._release(found)
+
+    def _note_provisioning(self, member: Member, before: str) -> None:
+        """Tell that Compute Engine is about to start a machine, unless it was told before."""
+        status = "" if member.instance is None else member.instance.status
+        if status in PROVISIONING and before not in PROVISIONING and not member.ready:
+            self.events.note(member.name, "provisioning")
 
     def _note_unnoticed(self, why: str) -> None:
         text = f"Spot machines are made without a notice of their end (preemption_notice): {why}"
@@ -386,6 +408,7 @@ class Fleet:
         )
         failures = []
         for member, cls, what in verdicts:
+            self._keep_console(member)
             reason = reasons.get(member.name)
             failure = member.failed(cls, f"{what}: {reason}" if reason else what)
             if isinstance(failure, InstanceLost):
@@ -412,7 +435,16 @@ class Fleet:
         """
         member = self.members[name]
         await _in_time(member.inspect(self.compute))
+        self._keep_console(member)
         return member.failed(cls, what)
+
+    def _keep_console(self, member: Member) -> None:
+        if not member.console:
+            return
+        self.last_consoles.pop(member.name, None)
+        self.last_consoles[member.name] = member.console
+        if len(self.last_consoles) > KEPT_CONSOLES:
+            del self.last_consoles[next(iter(self.last_consoles))]
 
     def _judge(self, member: Member, now: float) -> tuple[type[InstanceError], str] | None:
         if member.failure is not None:
@@ -515,6 +547,7 @@ class Fleet:
             await self._removal.delete_all(list(self.members.values()))
         self.members.clear()
         self.spending.end_all()
+        self.events.note(self.cluster, "deleted", "all its machines")
         not_at_exit(self)
 
     def _withdraw_held(self) -> None:

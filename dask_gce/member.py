@@ -20,8 +20,8 @@ from dask_gce.instance import Instance, InstanceSpec
 from dask_gce.startup import PHASE_KEY, PHASE_NAMESPACE
 from dask_gce.terminal import harmless
 
-#: Lines of the serial console that an error carries.
-TAIL_LINES = 25
+#: Lines of the serial console that an error carries, and characters that are kept for the logs.
+TAIL_LINES, KEPT_CONSOLE = 25, 64 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -54,8 +54,10 @@ class Member:
         How many looks in a row did not find it.
     asked : int
         How often it was asked about by itself.
-    tail : str
+    console : str
         The end of its serial console, once read.
+    tail : str
+        The last lines of that.
     """
 
     spec: InstanceSpec
@@ -70,6 +72,7 @@ class Member:
     phase: str = ""
     missed: int = 0
     asked: int = 0
+    console: str = ""
     tail: str = ""
 
     @property
@@ -143,7 +146,8 @@ class Member:
         await self.read_phase(compute)
         with contextlib.suppress(GCEError):
             text, _ = await compute.get_serial_port_output(self.zone, self.name)
-            self.tail = "\n".join(harmless(text).splitlines()[-TAIL_LINES:])
+            self.console = harmless(text)[-KEPT_CONSOLE:]
+            self.tail = "\n".join(self.console.splitlines()[-TAIL_LINES:])
 
     def failed(self, cls: type[InstanceError], what: str) -> InstanceError:
         """Make an error that tells all that is known of the instance.

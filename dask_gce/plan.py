@@ -11,6 +11,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Collection, Coroutine
+from datetime import datetime, timezone
 from typing import Any, cast
 
 from distributed.core import Status
@@ -20,6 +21,7 @@ from dask_gce import names
 from dask_gce.errors import GCEError
 from dask_gce.events import EventLog
 from dask_gce.fleet import Fleet
+from dask_gce.machine_states import MachineFacts, MachineState, StateBoard
 from dask_gce.mix import Mix
 from dask_gce.placement import Location
 from dask_gce.preparation import Preparation
@@ -46,6 +48,8 @@ class PlannedCluster(SpecCluster):
         self.settings = settings
         #: What happened to the cluster's machines, oldest first.
         self.events = EventLog()
+        self._board = StateBoard(self._facts_of)
+        self.events.listen(self._board.take)
         #: What went wrong with machines of this cluster, oldest first; as many as are kept.
         self.failures: list[GCEError] = []
         # Why there is no scheduler any more. Without it nothing is worth its machine.
@@ -54,7 +58,7 @@ class PlannedCluster(SpecCluster):
         self._fleet: Fleet | None = None
         # Workers to start with, and machines there should be beside the scheduler's.
         self._wanted = settings.n_workers
-        self._target = 0
+        self._target_machines = 0
         self._plan_lock = threading.RLock()
         # Machines that are being let go: whether they were named by the user.
         self._leaving: set[str] = set()
@@ -146,7 +150,64 @@ class PlannedCluster(SpecCluster):
             if registered.get(name, 0) >= processes:
                 self._fleet.mark_ready(name)
 
+    # -- its machines -----------------------------------------------------------------------------
+
+    @property
+    def machines(self) -> list[MachineState]:
+        """The cluster's machines with their states, in the order in which they were asked for.
+
+        Of those that failed, were lost or deleted, the last ones are among them.
+        """
+        return self._board.machines()
+
+    def summary(self) -> str:
+        """Say which workers there are, and how long it took until all had come.
+
+        Returns
+        -------
+        str
+            For example ``"8 workers, 32 cores, 128 GB in 41 s"``: vCPUs and memory are those of
+            the machines that run.
+        """
+        return self._board.summary()
+
+    def _facts_of(self, name: str) -> MachineFacts | None:
+        """Return what is known of a machine that was asked for."""
+        member = None if self._fleet is None else self._fleet.members.get(name)
+        if member is None or self._prepared is None:
+            return None
+        spec, created = member.spec, None
+        role = spec.labels.get(names.ROLE_LABEL, "worker")
+        place = self._prepared.schedulers if role == "scheduler" else self._prepared.workers
+        shapes = (each.shape for each in place.locations if each.machine_type == spec.machine_type)
+        shape = next(shapes, None)
+        if member.instance is not None and member.instance.created is not None:
+            created = datetime.fromtimestamp(member.instance.created, timezone.utc)
+        return MachineFacts(
+            role=role,
+            zone=spec.zone,
+            machine_type=spec.machine_type,
+            cores=0 if shape is None else shape.cpus,
+            memory=0 if shape is None else shape.memory,
+            spot=spec.spot,
+            workers=(
+                self._local_count if role == "scheduler" else self._prepared.blueprint.processes
+            ),
+            requested=created,
+        )
+
     # -- the plan ---------------------------------------------------------------------------------
+
+    @property
+    def _target(self) -> int:
+        """How many machines there should be beside the scheduler's."""
+        return self._target_machines
+
+    @_target.setter
+    def _target(self, machines: int) -> None:
+        self._target_machines = machines
+        processes = self._prepared.blueprint.processes if self._prepared else 1
+        self._board.expect(self._local_count + machines * processes)
 
     def _fill(self) -> None:
         """Plan new machines up to the target."""

@@ -143,7 +143,6 @@ class SharedCluster(RetiringCluster):
         new = [each for each in found if each.name.startswith(prefix)]
         for instance in new:
             self._plan_machine(self._fleet, instance, self._location_of(instance))
-            self.events.note(instance.name, "found", "made by another process")
         if new:
             with self._plan_lock:
                 self._target += len(new)

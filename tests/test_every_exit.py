@@ -114,7 +114,7 @@ def test_exit_without_close(process_emulator, program):
 def test_exit_without_close_tells_what_it_cost(process_emulator):
     program = """
 cluster = GCECluster(**{**settings, "quiet": "quiet" in sys.argv})
-cluster.events._listener = lambda event: print("event", event.what, flush=True)
+cluster.events.listen(lambda event: print("event", event.what, flush=True))
 """
     _, said, errors = run(process_emulator, program)
     # Once, whoever sees to the end.

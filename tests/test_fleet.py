@@ -99,7 +99,12 @@ async def test_what_happens_is_noted(cloud, fleet):
     assert fleet.waiting == []
     assert not fleet.unsettled
     fleet.mark_ready("never-heard-of")
-    noted = [(event.instance, event.what) for event in fleet.events if event.what != "requested"]
+    # Whether a look comes between the answer and the machine's host is not certain.
+    noted = [
+        (event.instance, event.what)
+        for event in fleet.events
+        if event.what not in ("requested", "provisioning")
+    ]
     assert noted == [("vm", "running"), ("vm", "ready")]
 
 
