@@ -25,6 +25,7 @@ from dask_gce.errors import SettingsError
 __all__ = [
     "CLIENT_LABEL",
     "CLUSTER_LABEL",
+    "DECLARED_LABEL",
     "EXPIRES_LABEL",
     "ID_LABEL",
     "IMAGE_LABEL",
@@ -63,8 +64,13 @@ CLIENT_LABEL: Final = "dask-gce-client"
 EXPIRES_LABEL: Final = "dask-gce-expires"
 #: On disk images: which runtime they were made for.
 IMAGE_LABEL: Final = "dask-gce-image"
+#: By what a cluster is declared that makes its machines again when they are deleted: "terraform".
+DECLARED_LABEL: Final = "dask-gce-declared"
 RESERVED_LABELS: Final = frozenset(
-    {CLUSTER_LABEL, ROLE_LABEL, OWNER_LABEL, ID_LABEL, CLIENT_LABEL, EXPIRES_LABEL, IMAGE_LABEL}
+    {
+        *(CLUSTER_LABEL, ROLE_LABEL, OWNER_LABEL, ID_LABEL, CLIENT_LABEL, EXPIRES_LABEL),
+        *(IMAGE_LABEL, DECLARED_LABEL),
+    }
 )
 
 MAX_NAME: Final = 63
