@@ -73,6 +73,28 @@ _OTHER_WORDS: Final = {
     "instance_type": "machine_type",
     "timeout": "start_timeout",
     "num_workers": "n_workers",
+    "auto_shutdown": "death_timeout",
+    "docker_args": "docker_options",
+    "extra_bootstrap": "environment",
+    "gpu_type": "worker_accelerator_type",
+    "network_projectid": "subnetwork",
+    "ngpus": "worker_accelerator_count",
+    "on_host_maintenance": "instance_overrides",
+    "preemptible": "spot",
+    "protocol": "security",
+    "scheduler_gpu_type": "scheduler_machine_type",
+    "scheduler_ngpus": "scheduler_machine_type",
+    "worker_gpu_type": "worker_accelerator_type",
+    "worker_ngpus": "worker_accelerator_count",
+    "workers": "n_workers",
+}
+# What they type for which there is nothing to set.
+_NOTHING_TO_SET: Final = {
+    "bootstrap": "machines install what they need by themselves",
+    "debug": "cluster.events and 'dask gce logs --boot' tell what happened on each machine",
+    "scheduler": "the cluster makes it by itself, and scheduler_options are its keyword arguments",
+    "service_account_credentials": "GOOGLE_APPLICATION_CREDENTIALS names the file with the key",
+    "worker": "the cluster makes them by itself, and worker_options are their keyword arguments",
 }
 
 
@@ -283,5 +305,10 @@ def _unknown(key: str, source: str) -> SettingsError:
     meant = _OTHER_WORDS.get(key) or next(
         iter(difflib.get_close_matches(key, DEFAULTS, n=1, cutoff=0.6)), None
     )
-    remedy = f"did you mean {meant!r}?" if meant else f"there are: {', '.join(sorted(DEFAULTS))}."
+    if key in _NOTHING_TO_SET:
+        remedy = f"none is needed: {_NOTHING_TO_SET[key]}."
+    elif meant:
+        remedy = f"did you mean {meant!r}?"
+    else:
+        remedy = f"there are: {', '.join(sorted(DEFAULTS))}."
     return SettingsError(f"There is no setting {key!r} ({place(key, source)}); {remedy}", key=key)
