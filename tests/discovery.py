@@ -105,6 +105,7 @@ def render_digest(names: list[str]) -> str:
 
 #: The request bodies that the emulator reads.
 REQUEST_SCHEMAS = [
+    "Address",
     "BulkInsertInstanceResource",
     "CapacityAdviceRequest",
     "CapacityHistoryRequest",
@@ -117,6 +118,7 @@ REQUEST_SCHEMAS = [
     "InstancesSetLabelsRequest",
     "Metadata",
     "Network",
+    "RegionSetLabelsRequest",
     "Router",
     "Scheduling",
     "Subnetwork",

@@ -25,6 +25,7 @@ from dask_gce.emulator.hardware import check_accelerators, check_local_ssds, che
 from dask_gce.emulator.links import fingerprint, last_segment, path_of
 from dask_gce.emulator.networks import find_network, find_subnetwork
 from dask_gce.emulator.quota import Demand, demand_of
+from dask_gce.emulator.reserved import find_reserved
 from dask_gce.emulator.scheduling import check_scheduling
 
 if TYPE_CHECKING:
@@ -230,12 +231,19 @@ def _interfaces(
             "stackType": interface.get("stackType", "IPV4_ONLY"),
         }
         if "networkIP" in interface:
-            made["networkIP"] = interface["networkIP"]
+            wanted = interface["networkIP"]
+            static = find_reserved(project, region, wanted, f"{where}.networkIP")
+            if static is not None and static.external:
+                raise invalid(f"{where}.networkIP", wanted, "It is an external address.")
+            made["networkIP"] = wanted if static is None else static.address
         if "nicType" in interface:
             made["nicType"] = interface["nicType"]
         if interface.get("accessConfigs"):
             if len(interface["accessConfigs"]) > 1:
                 raise invalid(f"{where}.accessConfigs", "", "At most one access config is allowed.")
+            for config in interface["accessConfigs"]:
+                if "natIP" in config:
+                    _take_external(project, region, config["natIP"], made, where)
             made["accessConfigs"] = [
                 {
                     "kind": "compute#accessConfig",
@@ -247,3 +255,20 @@ def _interfaces(
             ]
         shown.append(made)
     return shown
+
+
+def _take_external(project: Project, region: str, text: str, made: Resource, where: str) -> None:
+    """Give an interface the internal address that a static external one stands for."""
+    field = f"{where}.accessConfigs[0].natIP"
+    static = find_reserved(project, region, text, field)
+    if static is None or not static.external:
+        raise invalid(
+            field, text, f"The specified external IP address '{text}' was not found in '{region}'."
+        )
+    if made.setdefault("networkIP", static.internal) != static.internal:
+        raise invalid(
+            field,
+            text,
+            f"The local Compute Engine reaches it through {static.internal} only: leave out"
+            " networkIP.",
+        )

@@ -24,6 +24,7 @@ from dask_gce.emulator.timings import Timings
 if TYPE_CHECKING:
     from dask_gce.emulator.images import OwnImage
     from dask_gce.emulator.lifecycle import Instance
+    from dask_gce.emulator.reserved import ReservedAddress
     from dask_gce.emulator.services.secrets import Secret
 
 #: A resource in API JSON.
@@ -58,6 +59,8 @@ class Project:
         self.bulk_inserts: set[Operation] = set()
         #: Routers by region and name.
         self.routers: dict[str, dict[str, Resource]] = {}
+        #: Static addresses by region and name.
+        self.addresses: dict[str, dict[str, ReservedAddress]] = {}
         #: Secrets by name.
         self.secrets: dict[str, Secret] = {}
         #: Who has which role in it.
@@ -244,8 +247,8 @@ class Cloud:
         Returns
         -------
         list of str
-            A sentence for each instance, disk, image, secret and running operation, and for each
-            firewall rule but for those that projects begin with.
+            A sentence for each instance, disk, image, secret, static address and running operation,
+            and for each firewall rule but for those that projects begin with.
         """
         found = []
         for project in self.projects.values():
@@ -261,6 +264,11 @@ class Cloud:
                 f"firewall rule {name} in {project.id} exists"
                 for name in project.firewalls
                 if name not in DEFAULT_RULES
+            ]
+            found += [
+                f"address {name} in {project.id}/{region} is reserved"
+                for region, addresses in project.addresses.items()
+                for name in addresses
             ]
             found += [
                 f"secret {name} in {project.id} exists"

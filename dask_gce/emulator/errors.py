@@ -27,6 +27,7 @@ OPERATION_STATUS = {
     "CONDITION_NOT_MET": (412, "PRECONDITION FAILED"),
     "GPU_STOCKOUT": (503, "SERVICE UNAVAILABLE"),
     "INTERNAL_ERROR": (500, "INTERNAL ERROR"),
+    "IP_IN_USE_BY_ANOTHER_RESOURCE": (409, "CONFLICT"),
     "PERMISSIONS_ERROR": (403, "FORBIDDEN"),
     "QUOTA_EXCEEDED": (403, "FORBIDDEN"),
     "REGION_RESOURCE_POOL_EXHAUSTED": (503, "SERVICE UNAVAILABLE"),
@@ -42,6 +43,7 @@ OPERATION_STATUS = {
 #: The code that an operation shows where a single call would be refused for a reason.
 OPERATION_CODE = {
     "invalid": "INVALID_FIELD_VALUE",
+    "ipInUseByAnotherResource": "IP_IN_USE_BY_ANOTHER_RESOURCE",
     "resourceInUseByAnotherResource": "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE",
 }
 
@@ -206,9 +208,9 @@ def in_use(path: str, user: str) -> APIError:
     APIError
         The refusal.
     """
-    message = (
-        f"The {path.split('/')[-2].rstrip('s')} resource '{path}' is already being used by '{user}'"
-    )
+    collection = path.split("/")[-2]
+    one = collection[:-2] if collection.endswith("sses") else collection[:-1]
+    message = f"The {one} resource '{path}' is already being used by '{user}'"
     return APIError(400, "resourceInUseByAnotherResource", message)
 
 

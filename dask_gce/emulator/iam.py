@@ -35,10 +35,12 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "roles/compute.instanceAdmin.v1": (
         *("compute.instances.*", "compute.disks.*", "compute.images.*", "!*.setIamPolicy"),
         *("compute.networks.use*", "compute.subnetworks.use*", "compute.*.get", "compute.*.list"),
+        *("compute.addresses.*Internal", "compute.addresses.use"),
         *("serviceusage.services.get", "serviceusage.services.list"),
     ),
     "roles/compute.networkAdmin": (
         *("compute.networks.*", "compute.subnetworks.*", "compute.routers.*"),
+        "compute.addresses.*",
         *("compute.firewalls.get", "compute.firewalls.list"),
     ),
     "roles/compute.networkUser": ("compute.networks.use*", "compute.subnetworks.use*"),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from dask_gce.emulator.errors import invalid
 from dask_gce.emulator.links import fingerprint
-from dask_gce.emulator.machine import Machine
+from dask_gce.emulator.machine import AddressTaken, Machine
 from dask_gce.emulator.record import InstanceRecord
+from dask_gce.emulator.reserved import address_in_use
 
 if TYPE_CHECKING:
     from dask_gce.emulator.cloud import Cloud
@@ -57,6 +58,8 @@ def make_machine(
             if first:
                 # The addresses that could be had go back with their machine.
                 cloud.operations.spawn(kind.create(record, first, on_exit).discard())
+            if isinstance(error, AddressTaken):
+                raise address_in_use(error.address) from error
             raise invalid("resource.networkInterfaces.networkIP", wanted, f"{error}.") from error
         first = first or address
         interface = {**plan, "networkIP": address, "fingerprint": fingerprint([address])}

@@ -18,6 +18,20 @@ from dask_gce.emulator.record import InstanceRecord
 GuestExit = Callable[[str], None]
 
 
+class AddressTaken(ValueError):
+    """An address belongs to another instance.
+
+    Parameters
+    ----------
+    address : str
+        The address.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"address {address} is in use")
+        self.address = address
+
+
 class Contents(ABC):
     """What a boot disk held at one moment, kept by the kind of machines that wrote it.
 
@@ -129,9 +143,42 @@ class MachineKind(ABC):
 
         Raises
         ------
+        AddressTaken
+            Another instance has the requested address.
         ValueError
             The requested address cannot be had, or none is left.
         """
+
+    def reserve(self, requested: str | None = None) -> str:
+        """Keep an internal IPv4 address for whoever requests it by name.
+
+        Parameters
+        ----------
+        requested : str or None
+            The address that is wanted, which an instance may have already; None takes any that is
+            free.
+
+        Returns
+        -------
+        str
+            The address.
+
+        Raises
+        ------
+        ValueError
+            It cannot be had, or none is left.
+        """
+        raise ValueError(f"{self.name} machines have no addresses that could be reserved")
+
+    def unreserve(self, address: str) -> None:
+        """Keep an address no longer.
+
+        Parameters
+        ----------
+        address : str
+            An address that was reserved.
+        """
+        raise ValueError(f"{self.name} machines have no addresses that are reserved: {address}")
 
     @abstractmethod
     def external_address(self, internal: str) -> str:

@@ -28,6 +28,7 @@ _SHARED_CPUS = frozenset({"e2", "f1", "g1", "n1"})
 _REGIONAL = frozenset(
     {
         *("CPUS", "PREEMPTIBLE_CPUS", "INSTANCES", "IN_USE_ADDRESSES"),
+        *("INTERNAL_ADDRESSES", "STATIC_ADDRESSES"),
         *(f"{family.upper()}_CPUS" for family in _OWN_CPUS),
     }
 )
@@ -179,8 +180,9 @@ class Quota:
         region : str
             The region, or ``"global"`` for what counts in all of them together.
         metric : str
-            The metric: ``INSTANCES``, ``IN_USE_ADDRESSES``, ``CPUS``, ``PREEMPTIBLE_CPUS``,
-            ``N2_CPUS`` and its like, ``NVIDIA_T4_GPUS`` and its like; ``CPUS_ALL_REGIONS`` and
+            The metric: ``INSTANCES``, ``IN_USE_ADDRESSES``, ``STATIC_ADDRESSES`` (external ones),
+            ``INTERNAL_ADDRESSES`` (static ones), ``CPUS``, ``PREEMPTIBLE_CPUS``, ``N2_CPUS``
+            and its like, ``NVIDIA_T4_GPUS`` and its like; ``CPUS_ALL_REGIONS`` and
             ``GPUS_ALL_REGIONS`` are global.
         limit : float or None
             How much; None sets no limit.

@@ -35,6 +35,13 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "compute.acceleratorTypes.aggregatedList": ("compute.acceleratorTypes.list",),
     "compute.acceleratorTypes.get": ("compute.acceleratorTypes.get",),
     "compute.acceleratorTypes.list": ("compute.acceleratorTypes.list",),
+    "compute.addresses.aggregatedList": ("compute.addresses.list",),
+    # What it takes to make and remove one depends on whether it is an internal one.
+    "compute.addresses.delete": (),
+    "compute.addresses.get": ("compute.addresses.get",),
+    "compute.addresses.insert": (),
+    "compute.addresses.list": ("compute.addresses.list",),
+    "compute.addresses.setLabels": ("compute.addresses.setLabels",),
     "compute.advice.capacity": ("compute.advice.capacity",),
     "compute.advice.capacityHistory": ("compute.advice.capacityHistory",),
     "compute.diskTypes.get": ("compute.diskTypes.get",),
@@ -170,6 +177,12 @@ def _of_instance(call: Call) -> Iterator[Need]:
         yield Need("compute.subnetworks.use", subnetwork)
         if interface.get("accessConfigs"):
             yield Need("compute.subnetworks.useExternalIp", subnetwork)
+        asked = [one.get("natIP") for one in interface.get("accessConfigs", ())]
+        for text in filter(None, [interface.get("networkIP"), *asked]):
+            for static in call.project.addresses.get(region, {}).values():
+                link = path_of(static.resource["selfLink"])
+                if text == static.address or _absolute(call, text) == link:
+                    yield Need("compute.addresses.use" + "Internal" * (not static.external), link)
     for field, permission in (
         ("labels", "setLabels"),
         ("metadata", "setMetadata"),
@@ -181,6 +194,23 @@ def _of_instance(call: Call) -> Iterator[Need]:
             yield Need(f"compute.instances.{permission}", instance)
     for account in fields.get("serviceAccounts", ()):
         yield _acting(call, str(account.get("email", "default")))
+
+
+def _of_address(call: Call) -> Iterator[Need]:
+    """Yield what it takes to reserve an address, or to let one go."""
+    if call.route.verb == "DELETE":
+        held = call.project.addresses.get(call.params["region"], {}).get(call.params["address"])
+        internal = held is not None and not held.external
+        yield Need("compute.addresses.delete" + "Internal" * internal, call.path)
+        return
+    internal = call.body.get("addressType") == "INTERNAL"
+    yield Need("compute.addresses.create" + "Internal" * internal, _own(call))
+    if call.body.get("labels"):
+        yield Need("compute.addresses.setLabels", _own(call))
+    if internal:
+        usual = f"regions/{call.params['region']}/subnetworks/default"
+        link = call.body.get("subnetwork", usual)
+        yield Need("compute.subnetworks.use", _absolute(call, link))
 
 
 def _acting(call: Call, email: str) -> Need:
@@ -220,6 +250,8 @@ def _of_network(call: Call) -> Iterator[Need]:
 
 #: What methods need beside, by the fields of the request.
 _FURTHER: dict[str, Callable[[Call], Iterator[Need]]] = {
+    "compute.addresses.delete": _of_address,
+    "compute.addresses.insert": _of_address,
     "compute.disks.insert": _of_labels,
     "compute.firewalls.delete": _of_network,
     "compute.firewalls.insert": _of_network,

@@ -164,7 +164,9 @@ def test_an_address_that_cannot_be_had_fails_alone(rest):
     done = rest.wait(rest.post(PATH, body))
     assert status(done)["createdVmCount"] == 1
     failed = [one for one in children(rest, done).values() if "error" in one]
-    assert {one["error"]["errors"][0]["code"] for one in failed} == {"INVALID_FIELD_VALUE"}
+    assert {one["error"]["errors"][0]["code"] for one in failed} == {
+        "IP_IN_USE_BY_ANOTHER_RESOURCE"
+    }
 
 
 @pytest.mark.parametrize("disk", ["new", "existing"])

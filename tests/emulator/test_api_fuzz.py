@@ -22,6 +22,7 @@ FUZZED = [
     for route in ROUTES
     if route.service != "compute"
     or ".routers." in route.method_id
+    or ".addresses." in route.method_id
     or route.method_id
     in (
         "compute.firewalls.insert",
@@ -106,6 +107,7 @@ def requests(route):
         "secret": st.just("bundle"),
         "version": st.sampled_from(["latest", "1"]),
         "router": st.just("r"),
+        "address": st.just("s"),
         "instance": st.just("a"),
         "service": st.just("compute.googleapis.com"),
     }
@@ -145,6 +147,7 @@ def running():
         rest.post(f"{secrets}/bundle:addVersion", {"payload": {"data": "AAAA"}})
         network = {"name": "r", "network": "global/networks/default"}
         rest.wait(rest.post("regions/us-central1/routers", network))
+        rest.wait(rest.post("regions/us-central1/addresses", {"name": "s"}))
         yield emulator, seen
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
+from dask_gce.emulator.machine import AddressTaken
 from dask_gce.emulator.record import InstanceRecord
 
 __all__ = ["Leases", "LoopbackAddresses", "PrivateAddresses"]
@@ -38,6 +39,7 @@ class PrivateAddresses:
     """
 
     def __init__(self) -> None:
+        self.shared = False
         # The first is the network, the second the gateway, as in every subnetwork of Google's.
         self._fresh = int(PRIVATE_NETWORK.network_address) + 2
         self._last = int(PRIVATE_NETWORK.broadcast_address) - 2
@@ -66,7 +68,7 @@ class PrivateAddresses:
             if IPv4Address(requested) not in PRIVATE_NETWORK:
                 raise ValueError(f"address {requested} is not in {PRIVATE_NETWORK}")
             if requested in self._used:
-                raise ValueError(f"address {requested} is in use")
+                raise AddressTaken(requested)
             self._used.add(requested)
             return requested
         while True:
@@ -159,7 +161,7 @@ class LoopbackAddresses:
                     f"address {requested} is not to be had: process machines live in 127.0.0.0/8"
                 )
             if requested in self._used or (not self._shared and not _can_bind(requested)):
-                raise ValueError(f"address {requested} is in use")
+                raise AddressTaken(requested)
             if not self._shared:
                 self._used.add(requested)
                 return requested
@@ -213,6 +215,10 @@ class LoopbackAddresses:
 class Pool(Protocol):
     """Where addresses come from."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether all have the same address."""
+
     def allocate(self, requested: str | None = None) -> str:
         """Return a free address, or the requested one.
 
@@ -238,7 +244,9 @@ class Pool(Protocol):
 
 
 class Leases:
-    """Which addresses each instance holds: one for every network interface.
+    """Which addresses each instance holds, one for every network interface, and which are reserved.
+
+    A reserved address is given to nobody but to who requests it, and stays reserved after that.
 
     Parameters
     ----------
@@ -250,6 +258,7 @@ class Leases:
         self._pool = pool
         # Records are no keys; the record beside its addresses keeps its id() from being another's.
         self._held: dict[int, tuple[InstanceRecord, list[str]]] = {}
+        self._reserved: set[str] = set()
 
     def allocate(self, record: InstanceRecord, requested: str | None) -> str:
         """Return one more address for an instance.
@@ -268,10 +277,17 @@ class Leases:
 
         Raises
         ------
+        AddressTaken
+            Another instance has the requested address.
         ValueError
             The requested address cannot be had, or none is left.
         """
-        address = self._pool.allocate(requested)
+        if requested is not None and requested in self._reserved and not self._pool.shared:
+            if self._has(requested):
+                raise AddressTaken(requested)
+            address = requested
+        else:
+            address = self._pool.allocate(requested)
         self._held.setdefault(id(record), (record, []))[1].append(address)
         return address
 
@@ -284,7 +300,50 @@ class Leases:
             The instance.
         """
         for address in self._held.pop(id(record), (record, []))[1]:
-            self._pool.release(address)
+            if address not in self._reserved:
+                self._pool.release(address)
+
+    def reserve(self, requested: str | None) -> str:
+        """Keep an address for whoever requests it.
+
+        Parameters
+        ----------
+        requested : str or None
+            The address that is wanted, which an instance may hold already; None takes any.
+
+        Returns
+        -------
+        str
+            The address.
+
+        Raises
+        ------
+        ValueError
+            It is reserved already, cannot be had, or none is left.
+        """
+        if requested is not None and requested in self._reserved and not self._pool.shared:
+            raise AddressTaken(requested)
+        kept = requested is not None and self._has(requested)
+        address = requested if kept and requested else self._pool.allocate(requested)
+        self._reserved.add(address)
+        return address
+
+    def unreserve(self, address: str) -> None:
+        """Keep an address no longer; who holds it keeps it.
+
+        Parameters
+        ----------
+        address : str
+            The address; one that is not reserved is ignored.
+        """
+        if address in self._reserved:
+            self._reserved.remove(address)
+            if not self._has(address):
+                self._pool.release(address)
+
+    def _has(self, address: str) -> bool:
+        """Tell whether an instance holds an address."""
+        return any(address in addresses for _, addresses in self._held.values())
 
 
 def _can_bind(address: str) -> bool:

@@ -95,6 +95,36 @@ class ByRole(MachineKind):
         """
         return self._of(record).allocate(record, requested)
 
+    def reserve(self, requested: str | None = None) -> str:
+        """Keep an address of the machines that are no workers.
+
+        Parameters
+        ----------
+        requested : str or None
+            The address that is wanted; None takes any.
+
+        Returns
+        -------
+        str
+            The address.
+
+        Raises
+        ------
+        ValueError
+            It cannot be had, or none is left.
+        """
+        return self._others.reserve(requested)
+
+    def unreserve(self, address: str) -> None:
+        """Keep an address no longer.
+
+        Parameters
+        ----------
+        address : str
+            An address that was reserved.
+        """
+        self._others.unreserve(address)
+
     def external_address(self, internal: str) -> str:
         """Return the external address of an internal one.
 

@@ -294,6 +294,36 @@ class LightKind(MachineKind):
         """
         return self._leases.allocate(record, requested)
 
+    def reserve(self, requested: str | None = None) -> str:
+        """Keep an address for whoever requests it.
+
+        Parameters
+        ----------
+        requested : str or None
+            The address that is wanted; None takes any.
+
+        Returns
+        -------
+        str
+            The address.
+
+        Raises
+        ------
+        ValueError
+            It cannot be had, or none is left.
+        """
+        return self._leases.reserve(requested)
+
+    def unreserve(self, address: str) -> None:
+        """Keep an address no longer.
+
+        Parameters
+        ----------
+        address : str
+            An address that was reserved.
+        """
+        self._leases.unreserve(address)
+
     def external_address(self, internal: str) -> str:
         """Return the address itself: a loopback network has no translation.
 

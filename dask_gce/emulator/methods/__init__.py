@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dask_gce.emulator.methods import (
+    addresses,
     advice,
     catalog,
     disks,
@@ -24,6 +25,7 @@ from dask_gce.emulator.services import (
 
 #: Every method of the local Compute Engine, and of Google's other APIs beside it.
 ROUTES: list[Route] = [
+    *addresses.ROUTES,
     *advice.ROUTES,
     *catalog.ROUTES,
     *disks.ROUTES,

@@ -10,6 +10,7 @@ from dask_gce.emulator.attributes import check_labels, check_metadata
 from dask_gce.emulator.blueprint import draw
 from dask_gce.emulator.catalog.places import ZONES
 from dask_gce.emulator.errors import (
+    OPERATION_CODE,
     APIError,
     OperationFailed,
     already_exists,
@@ -26,6 +27,7 @@ from dask_gce.emulator.links import check_name, fingerprint
 from dask_gce.emulator.methods.bulk import bulk_insert
 from dask_gce.emulator.operations import Operation, Work
 from dask_gce.emulator.query import aggregate, listing
+from dask_gce.emulator.reserved import ADDRESS_IN_USE
 from dask_gce.emulator.routing import AGGREGATED, LIST, MUTATION, Call, Route, number
 from dask_gce.emulator.scheduling import check_scheduling
 
@@ -66,8 +68,19 @@ def _insert(call: Call) -> Operation:
     if name in project.instances.get(zone, {}):
         raise already_exists(f"{project.path}/zones/{zone}/instances/{name}")
     blueprint.demand.charge(call.cloud.conditions.quota, project.id, ZONES[zone])
-    instance = Instance(call.cloud, project, zone, name, blueprint=blueprint)
+    try:
+        instance = Instance(call.cloud, project, zone, name, blueprint=blueprint)
+    except APIError as refusal:
+        if refusal.reason != ADDRESS_IN_USE:
+            raise
+        # That is found out after the request is accepted.
+        error = {"code": OPERATION_CODE[refusal.reason], "message": refusal.message}
+        return call.begin("insert", f"instances/{name}", partial(_refuse, error))
     return _begin(call, instance, "insert", instance.creation(call.route.method_id))
+
+
+async def _refuse(error: dict[str, Any], operation: Operation) -> None:
+    raise OperationFailed([error])
 
 
 def _begin(call: Call, instance: Instance, operation_type: str, work: Work) -> Operation:

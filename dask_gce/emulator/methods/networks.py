@@ -192,6 +192,10 @@ def _insert_subnetwork(call: Call) -> Operation:
 def _delete_subnetwork(call: Call) -> Operation:
     subnetwork = _get_subnetwork(call)
     _check_unused(call, "subnetwork", subnetwork["selfLink"])
+    for address in call.project.addresses.get(call.region, {}).values():
+        if address.resource.get("subnetwork") == subnetwork["selfLink"]:
+            link, user = subnetwork["selfLink"], address.resource["selfLink"]
+            raise in_use(path_of(link), path_of(user))
     for network in call.project.networks.values():
         if subnetwork["selfLink"] in network["subnetworks"]:
             network["subnetworks"].remove(subnetwork["selfLink"])

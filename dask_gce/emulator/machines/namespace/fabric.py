@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -186,7 +186,13 @@ class Fabric(Network):
         }
         self._metadata.update(records)
         self._names = collect_names(view)
-        self._release(view)
+        reserved = {
+            one.internal
+            for project in cloud.projects.values()
+            for addresses in project.addresses.values()
+            for one in addresses.values()
+        }
+        self._release(reserved.union(view.addresses))
         self._wanted = self._plan_forwards(view)
         self._forwards.retain(self._wanted)
         ruleset = render(view)
@@ -223,8 +229,8 @@ class Fabric(Network):
             self._external[internal] = self._loopback.allocate()
         return self._external[internal]
 
-    def _release(self, view: View) -> None:
-        for internal in [one for one in self._external if one not in view.addresses]:
+    def _release(self, kept: Collection[str]) -> None:
+        for internal in [one for one in self._external if one not in kept]:
             if self._loopback is not None:
                 self._loopback.release(self._external[internal])
             del self._external[internal]

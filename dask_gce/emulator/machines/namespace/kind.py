@@ -180,6 +180,36 @@ class NamespaceKind(MachineKind):
         """
         return self._leases.allocate(record, requested)
 
+    def reserve(self, requested: str | None = None) -> str:
+        """Keep an address for whoever requests it.
+
+        Parameters
+        ----------
+        requested : str or None
+            The address that is wanted; None takes any.
+
+        Returns
+        -------
+        str
+            The address.
+
+        Raises
+        ------
+        ValueError
+            It cannot be had, or none is left.
+        """
+        return self._leases.reserve(requested)
+
+    def unreserve(self, address: str) -> None:
+        """Keep an address no longer.
+
+        Parameters
+        ----------
+        address : str
+            An address that was reserved.
+        """
+        self._leases.unreserve(address)
+
     def external_address(self, internal: str) -> str:
         """Return the external address through which an internal one is reached.
 
