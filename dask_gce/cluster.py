@@ -245,10 +245,16 @@ class GCECluster(LimitedCluster):
         await self._close()
 
     async def _start_once(self) -> None:
-        self.quiet = self._quiet
+        self.quiet = self._quiet or self.settings.progress == "none"
         self.status = Status.starting
         # From here on counts how long it takes.
         self._board.expect(max(self._wanted, self._local_count))
+        what = "Connecting to" if self._joined else "Starting"
+        async with self._shown_while(f"{what} {self.name}", self._board.wanted_workers):
+            await self._start_now()
+            self._note_arrival(set(self._registered()))
+
+    async def _start_now(self) -> None:
         try:
             await self._assemble()
             await self._scheduler
@@ -270,6 +276,8 @@ class GCECluster(LimitedCluster):
             self._complete = True
             self._settle_exit()
             self._spawn(self._refresh_prices(self._ready))
+            if not self.quiet:
+                self._spawn(self._tell_growth())
         except BaseException as error:
             await self._close()
             cause = error.__cause__
@@ -277,7 +285,6 @@ class GCECluster(LimitedCluster):
                 # SpecCluster wraps whatever happened in a RuntimeError.
                 raise cause from cause.__cause__
             raise
-        self._note_arrival(set(self._registered()))
 
     async def _connect(self) -> None:
         """Have SpecCluster connect; it would wait for ever for a scheduler that says nothing."""

@@ -19,11 +19,11 @@ from dask.utils import parse_timedelta
 from distributed.core import Status as ClusterStatus
 
 from dask_gce import shared_plan
-from dask_gce.attendance import AttendedCluster
 from dask_gce.countdown import NAMES, Limits, Status, named_limit, notice, spell
 from dask_gce.errors import ClusterEnded, GCEError, SettingsError
 from dask_gce.extension import extend
 from dask_gce.probing import UNREACHABLE
+from dask_gce.telling import TellingCluster
 from dask_gce.trust import end_of
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ _WORDS = {
 }
 
 
-class LimitedCluster(AttendedCluster):
+class LimitedCluster(TellingCluster):
     """A cluster that ends by itself, and says so."""
 
     #: What the scheduler told last, and when, on the monotonic clock.

@@ -225,6 +225,8 @@ class StateBoard:
         self._lock = threading.RLock()
         self._machines: dict[str, MachineState] = {}
         self._groups = {state: _Group() for state in STATES}
+        # The scheduler's machine, and the one that told a phase last.
+        self._scheduler = self._told = ""
         # Those that are no more, the oldest first.
         self._ended: dict[str, None] = {}
         self._expected = _Expectation()
@@ -288,6 +290,7 @@ class StateBoard:
         elif what == "provisioning":
             self._advance(machine, "provisioning", event.time)
         elif what == "booting":
+            self._told = machine.name
             self._advance(machine, _state_of_phase(why), event.time, why)
         elif what == "ready":
             self._advance(machine, "running", event.time)
@@ -330,6 +333,8 @@ class StateBoard:
 
     def _put(self, machine: MachineState) -> None:
         self._machines[machine.name] = machine
+        if machine.role == "scheduler" and machine.state == "requested":
+            self._scheduler = machine.name  # the latest: one may move
         self._groups[machine.state].change(machine, +1)
         self.version += 1
 
@@ -385,9 +390,21 @@ class StateBoard:
         return self._expected.began
 
     @property
-    def complete(self) -> bool:
-        """Whether as many workers have come as there should be."""
-        return self.running_workers >= self._expected.workers
+    def growing(self) -> bool:
+        """Whether more workers were asked for than have come."""
+        return self._expected.began is not None and self._expected.met is None
+
+    def scheduler(self) -> MachineState | None:
+        """Return the scheduler's machine; None before it is asked for."""
+        with self._lock:
+            return self._machines.get(self._scheduler)
+
+    def latest_phase(self) -> str:
+        """Return the phase that a machine on its way in told last; empty if none did."""
+        with self._lock:
+            machine = self._machines.get(self._told)
+            there = machine is not None and machine.state in BOOTING_STATES
+            return machine.detail if machine is not None and there else ""
 
     def machines(self) -> list[MachineState]:
         """Return all machines, in the order in which they were asked for.

@@ -1,0 +1,102 @@
+"""What every way to show progress has in common.
+
+Owns the interface and the words; where they go is each display's own matter.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from dask_gce.machine_states import BOOTING_STATES, StateBoard
+
+__all__ = ["Display", "describe"]
+
+#: What is said of machines in these states, where the state's own name is no word for it.
+_WORDS = {"image": "getting their image"}
+
+
+class Display(Protocol):
+    """One way to show how far a cluster is, for as long as somebody waits.
+
+    A display is made when there is something to show, updated four times a second at most, and
+    closed in any case. What it does must not depend on how many machines there are. It may say in
+    class attributes how it is to be driven: ``in_thread``, whether `update` and `close` are called
+    in a thread since they may block (else on the event loop); and ``afterwards``, the display that
+    goes on in the background where nobody waits, None for no other.
+
+    Parameters
+    ----------
+    board : StateBoard
+        The states of the cluster's machines.
+    title : str
+        What is going on, for example ``"Starting dask-1f"``.
+    wanted : int
+        How many workers are waited for.
+    """
+
+    def __init__(self, board: StateBoard, title: str, wanted: int) -> None: ...
+
+    def update(self) -> None:
+        """Show what is on the board now."""
+
+    def close(self, summary: str) -> None:
+        """Show no more but the summary, which stays.
+
+        Parameters
+        ----------
+        summary : str
+            What has come of it, for example ``"8 workers, 32 cores, 128 GB in 41 s"``; empty if
+            there is nothing to say.
+        """
+
+
+def describe(board: StateBoard, wanted: int) -> str:
+    """Say in one line how far a cluster is.
+
+    Parameters
+    ----------
+    board : StateBoard
+        The states of its machines.
+    wanted : int
+        How many workers are waited for.
+
+    Returns
+    -------
+    str
+        For example ``"3 of 8 workers running, 5 booting (image-pulling)"``.
+
+    Examples
+    --------
+    >>> from dask_gce.events import Event
+    >>> board = StateBoard()
+    >>> describe(board, 2)
+    'preparing'
+    >>> for what in ("requested", "running"):
+    ...     board.take(Event("dask-1f-scheduler-5e", what))
+    >>> describe(board, 2)
+    'the scheduler is booting'
+    >>> board.take(Event("dask-1f-scheduler-5e", "ready"))
+    >>> for what, why in (("requested", ""), ("booting", "image-pulling")):
+    ...     board.take(Event("dask-1f-worker-9c", what, why))
+    >>> describe(board, 2)
+    '0 of 2 workers running, 1 getting their image (image-pulling)'
+    """
+    scheduler = board.scheduler()
+    if scheduler is None:
+        return "preparing"
+    if scheduler.state in BOOTING_STATES:
+        detail = f" ({scheduler.detail})" if scheduler.detail else ""
+        return f"the scheduler is {_WORDS.get(scheduler.state, scheduler.state)}{detail}"
+    workers = board.workers_by_state()
+    parts = [f"{workers.get('running', 0)} of {wanted} workers running"]
+    on_their_way = [
+        f"{workers[state]} {_WORDS.get(state, state)}"
+        for state in reversed(BOOTING_STATES)
+        if state in workers
+    ]
+    if on_their_way and (detail := board.latest_phase()):
+        on_their_way[0] += f" ({detail})"
+    parts += on_their_way
+    if failures := board.failures():
+        parts.append(f"{failures} failed")
+    return ", ".join(parts)
