@@ -74,6 +74,11 @@ class Attribute:
     def __post_init__(self) -> None:
         assert self.required + (self.optional or self.computed) == 1
 
+    @property
+    def computed_only(self) -> bool:
+        """Whether nobody but the provider says its value."""
+        return self.computed and not self.optional
+
 
 @dataclass(frozen=True)
 class Block:
