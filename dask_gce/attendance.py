@@ -1,4 +1,4 @@
-"""What a cluster does while it runs: listens to its scheduler, answers those who wait or look.
+"""What a cluster does while it runs: listens to its scheduler, answers those who wait.
 
 Owns the connection to the scheduler, which may be lost and found again, and what is said when the
 scheduler itself is lost. What becomes of workers is in `replacement`.
@@ -7,18 +7,15 @@ scheduler itself is lost. What becomes of workers is in `replacement`.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from dask.utils import parse_timedelta
-from dask.widgets.widgets import get_template
 from distributed.core import Status, rpc
 from distributed.objects import SchedulerInfo
-from distributed.utils import Log, format_dashboard_link
+from distributed.utils import format_dashboard_link
 
 from dask_gce import expiry, shared_plan
 from dask_gce.assembly import AssembledCluster
@@ -36,9 +33,6 @@ RECONNECT_AFTER = 2.0
 #: Seconds between questions which workers there are, where others may be told instead of us; and as
 #: many more for each thousand workers.
 FOLLOW_AFTER = 1.0
-
-#: Workers that the representation in a notebook lists one by one.
-SHOWN_WORKERS = 20
 
 
 class AttendedCluster(AssembledCluster):
@@ -257,79 +251,3 @@ class AttendedCluster(AssembledCluster):
         if place is None or there != self.settings.dashboard_port:
             return ""
         return str(format_dashboard_link(*place))
-
-    def get_logs(
-        self,
-        cluster: bool = True,
-        scheduler: bool = True,
-        workers: bool | Iterable[str] = True,
-        machines: bool | Iterable[str] = False,
-    ) -> Any:
-        """Return logs of the cluster, the scheduler, the workers and their machines.
-
-        Parameters
-        ----------
-        cluster : bool
-            Whether to have what the cluster itself said.
-        scheduler : bool
-            Whether to have what Dask logged on the scheduler.
-        workers : bool or iterable of str
-            Whether to have what Dask logged on the workers, or the addresses of some.
-        machines : bool or iterable of str
-            Whether to have what the machines wrote to their serial consoles: their boot, and what
-            Dask and its tasks print. Or the names of some, also of such whose worker never came.
-            Each is a request to Compute Engine.
-
-        Returns
-        -------
-        distributed.utils.Logs or awaitable
-            Texts by ``"Cluster"``, ``"Scheduler"``, worker's address and machine's name; something
-            to await when the cluster is asynchronous.
-
-        Raises
-        ------
-        GCEError
-            If Compute Engine does not tell.
-
-        Examples
-        --------
-        >>> cluster.get_logs(machines=True)  # doctest: +SKIP
-        """
-        return self.sync(
-            self._get_logs, cluster=cluster, scheduler=scheduler, workers=workers, machines=machines
-        )
-
-    async def _get_logs(
-        self,
-        cluster: bool = True,
-        scheduler: bool = True,
-        workers: bool | Iterable[str] = True,
-        machines: bool | Iterable[str] = False,
-    ) -> Any:
-        logs = await super()._get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
-        members = {} if self._fleet is None else dict(self._fleet.members)
-        wanted = (members if machines else ()) if isinstance(machines, bool) else machines
-        compute = self._ready.compute
-        for name in wanted:
-            if name not in members:
-                raise GCEError(
-                    f"Cluster {self.name} has no machine {name}; it has: {', '.join(members)}"
-                )
-            text, _ = await compute.get_serial_port_output(members[name].zone, name)
-            logs[name] = Log(harmless(text))
-        return logs
-
-    def _repr_html_(self, cluster_status: Any = None) -> Any:
-        # The list of workers is made on the event loop, where a thousand would stop everything.
-        info, workers = self.scheduler_info, dict(self.scheduler_info["workers"])
-        if len(workers) <= SHOWN_WORKERS:
-            return super()._repr_html_(cluster_status)
-        shown = dict(itertools.islice(workers.items(), SHOWN_WORKERS))
-        return get_template("cluster.html.j2").render(
-            type=type(self).__name__,
-            name=self.name,
-            workers=workers,
-            dashboard_link=self.dashboard_link,
-            scheduler_info_repr=SchedulerInfo({**info, "workers": shown})._repr_html_(),
-            cluster_status=cluster_status,
-        )

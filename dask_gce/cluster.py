@@ -21,11 +21,11 @@ from distributed.deploy.spec import SpecCluster
 from dask_gce import names
 from dask_gce.assembly import CreateMode
 from dask_gce.errors import GCEError, SettingsError, StartTimeout
-from dask_gce.limits import LimitedCluster
 from dask_gce.probing import find_refusal
 from dask_gce.settings import OF_WHO_JOINS, Settings
 from dask_gce.sources import DEFAULTS
 from dask_gce.trust import explain_refusal
+from dask_gce.widget import WidgetCluster
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ CONNECTED_WITHIN = 60.0
 HAND_OVER = 60.0
 
 
-class GCECluster(LimitedCluster):
+class GCECluster(WidgetCluster):
     """A Dask cluster on Google Compute Engine.
 
     Every argument that is None comes from the dask config (``gce:`` in YAML or ``DASK_GCE__...``),
@@ -68,6 +68,8 @@ class GCECluster(LimitedCluster):
         Whether :meth:`close`, and the interpreter's exit, end the cluster for everybody. By default
         they do if this object has made it. With False it stays until :meth:`shutdown`, and a file
         that only you can read lets your other processes connect to it.
+    joinable : bool
+        Whether there is that file also for a cluster that ends with this object, for as long.
     create_mode : {"create", "connect", "create-or-connect"}
         Whether to make a cluster, to connect to the one of that ``name``, or to do whichever is
         possible. A cluster that exists keeps its settings.
@@ -114,6 +116,7 @@ class GCECluster(LimitedCluster):
         loop: Any = None,
         silence_logs: bool | int = False,
         shutdown_on_close: bool | None = None,
+        joinable: bool = False,
         create_mode: CreateMode = "create",
         scheduler_sync_interval: float | str = 1,
         shutdown_scheduler: bool = True,
@@ -145,6 +148,7 @@ class GCECluster(LimitedCluster):
                 silence_logs=silence_logs,
                 create_mode=create_mode,
                 shutdown_on_close=shutdown_on_close,
+                joinable=joinable,
                 scheduler_sync_interval=scheduler_sync_interval,
                 shutdown_scheduler=shutdown_scheduler,
             )

@@ -397,10 +397,6 @@ class LimitedCluster(TellingCluster):
         limits = self.limits
         return text if limits.nearest is None else f"{text[:-1]}, {limits})"
 
-    def _repr_html_(self, cluster_status: Any = None) -> Any:
-        rows = "" if self._lost is not None else self.limits.render_row() + self._render_cost()
-        return super()._repr_html_(f"{cluster_status or ''}{rows}" or None)
-
 
 def _parse(duration: float | str, method: str) -> float:
     try:

@@ -229,20 +229,18 @@ async def _reach(connection: Connection, scheduler: Machine, approach: Approach)
 
 async def _read(remote: Any, scheduler: str) -> dict[str, list[str]]:
     """Return the lines of the scheduler and of each worker, by name, oldest first."""
-    identity, own, workers = await asyncio.gather(
-        remote.identity(),
-        remote.get_logs(),
-        # One worker that does not answer keeps nobody from the logs of the others.
-        remote.broadcast(msg={"op": "get_logs"}, on_error="ignore"),
-    )
-    found = {scheduler: own}
-    for address, messages in workers.items():
-        # One that has gone meanwhile has no name.
-        if address in identity["workers"]:
-            found[str(identity["workers"][address]["name"])] = messages
+    from dask_gce.log_reading import read_dask_logs
+
+    workers = (await remote.identity())["workers"]
+    told = await read_dask_logs(remote, list(workers))
+    if told.obstacle:
+        raise OSError(told.obstacle)
+    found = {scheduler: told.scheduler}
+    for address, entries in told.workers.items():
+        found[str(workers[address]["name"])] = entries
     return {
-        name: [line for _, message in reversed(messages) for line in message.splitlines()]
-        for name, messages in found.items()
+        name: [line for entry in entries for line in entry.text.splitlines()]
+        for name, entries in found.items()
     }
 
 
