@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
+import select
 import selectors
 import shutil
 import signal
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import platformdirs
 import yaml
 from clusters import PATIENCE
 from pages import ROOT, Block, Page, find_difference, name_of
@@ -134,6 +137,8 @@ class Session:
             **kept,
             "HOME": str(home),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            # Where machine images are kept from one run to the next.
+            "XDG_CACHE_HOME": str(Path(platformdirs.user_cache_dir("dask-gce")).parent),
             "TMPDIR": str(self._folder / "tmp"),
             "PAGE_STATE": str(self._folder / "exported"),
             "PYTHONWARNINGS": "ignore::FutureWarning",
@@ -215,6 +220,12 @@ class Session:
             text = f"cd {folder}\n{text}\ncd {self._folder / 'work'}"
         if "keeps running" in block.markers:
             self._start(text, block.markers["keeps running"])
+            return
+        if "answers" in block.markers:
+            text = _BEGIN + text + _END
+            self._printed = _run_at_terminal(
+                text, self._environment, self._folder / "work", block.markers["answers"]
+            )
             return
         self._printed = self._shell(text)
 
@@ -361,6 +372,43 @@ def _run(text: str, environment: dict[str, str], folder: Path) -> str:
     if running.returncode:
         raise BlockError(f"exit status {running.returncode}\n{output}\n{errors}")
     return output + errors
+
+
+def _run_at_terminal(text: str, environment: dict[str, str], folder: Path, answer: str) -> str:
+    """Run text in bash at a terminal at which something is typed; return what it showed."""
+    ours, theirs = pty.openpty()
+    shown = b""
+    try:
+        with subprocess.Popen(
+            [*_bash(), text],
+            cwd=folder,
+            env={**environment, "TERM": "xterm", "COLUMNS": "120"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        ) as running:
+            os.close(theirs)
+            os.write(ours, f"{answer}\n".encode())
+            deadline = time.monotonic() + PATIENCE
+            try:
+                while select.select([ours], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                    piece = os.read(ours, 2**16)
+                    if not piece:
+                        break
+                    shown += piece
+            except OSError:
+                pass  # so Linux says that nobody has the terminal any more
+            finally:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.wait(max(1.0, deadline - time.monotonic()))
+                _kill(running)
+    finally:
+        os.close(ours)
+    output = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode(errors="replace"))
+    if running.returncode:
+        raise BlockError(f"exit status {running.returncode}\n{output}")
+    return output
 
 
 def _interrupt(running: subprocess.Popen[Any]) -> None:

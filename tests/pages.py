@@ -39,6 +39,7 @@ Markers are HTML comments before a block, each a comment of its own. Readers do 
                         what takes hardware or images that are not here. Nothing is made
 ``keeps running: TEXT`` bash: it runs on beside the others until the page ends; they begin when
                         it has said TEXT
+``answers: TEXT``       bash: it runs at a terminal, where somebody types this and Enter
 ``in checkout``         bash: it runs in a copy of the repository
 ``output of: COMMAND``  text: what this bash command prints
 ``value of: CODE``      text: what ``print(CODE)`` prints in the page's Python
@@ -46,7 +47,8 @@ Markers are HTML comments before a block, each a comment of its own. Readers do 
 ``excerpt of: FILE``    Not run: its lines are in this file of the repository, in this order
 ``run by: FILE``        Not run here: this test or script names the page, or has its commands
 ``needs: WHAT``         Not run: it takes what is not here, one of `NEEDS`. Python is compiled,
-                        bash is parsed, and gcloud's own parser reads gcloud's commands
+                        bash is parsed, and gcloud's own parser reads gcloud's commands. What
+                        needs ``real machines`` is run where they are
 ======================= =========================================================================
 """
 
@@ -58,10 +60,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import machines
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "images").glob("*.md")])
 
-#: What cannot be here.
+#: What may be here: namespace machines.
+REAL_MACHINES = "real machines"
+
+#: What cannot be here, or may be missing.
 NEEDS = (
     "a Google account",
     "a container engine",
@@ -70,10 +77,12 @@ NEEDS = (
     "another computer",
     "another shell",
     "hours",
+    REAL_MACHINES,
 )
 
 #: The markers that are followed by a value, and those that are not.
 _WITH_VALUE = (
+    "answers",
     "machines",
     "fails",
     "keeps running",
@@ -132,6 +141,8 @@ class Block:
     def reason(self) -> str | None:
         """Why it is not run here; None if it is."""
         found = [f"{key}: {self.markers[key]}" for key in NOT_RUN if key in self.markers]
+        if found == [f"needs: {REAL_MACHINES}"] and machines.find_obstacle() is None:
+            return None
         return found[0] if found else None
 
 
@@ -240,6 +251,7 @@ def _check(block: Block) -> None:
     """Raise if a block's markers are not for it."""
     languages = {
         "keeps running": ("bash",),
+        "answers": ("bash",),
         "in checkout": ("bash",),
         "plan": ("python",),
         "output of": ("text",),
