@@ -1,0 +1,117 @@
+"""``export``: a cluster for other tools to make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from dask_gce.cli.interruption import run_while_wanted
+from dask_gce.cli.output import note
+from dask_gce.cli.setting_options import SettingsCommand, parse_settings, setting_options
+
+if TYPE_CHECKING:
+    from dask_gce.settings import Settings
+    from dask_gce.terraform.fixed import FixedCluster
+
+__all__ = ["export"]
+
+_DAYS: Final = click.option(
+    "--certificate-days",
+    "days",
+    metavar="DAYS",
+    # A little more than a hundred years.
+    type=click.FloatRange(min=0.01, max=36_525),
+    default=365,
+    show_default=True,
+    help="How long the cluster's certificates last.",
+)
+_FORCE: Final = click.option("--force", is_flag=True, help="Write in place of what is there.")
+
+
+@click.group()
+def export() -> None:
+    """Write files by which other tools make a cluster.
+
+    \b
+      dask gce export terraform cluster/ --name grid --n-workers 4
+      dask gce export certificates other.tfvars.json
+    """
+
+
+@export.command(cls=SettingsCommand)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@_DAYS
+@_FORCE
+@setting_options(without=["progress"])
+def terraform(folder: Path, days: float, force: bool, **typed: tuple[str, ...]) -> None:
+    """Write a fixed cluster for Terraform into FOLDER.
+
+    Every setting of the configuration is an option, as with create; a name is needed. What is found
+    out for a cluster is found out now: machine types, zones, network and its rules, your address.
+    Nothing is made.
+
+    FOLDER gets main.tf.json, which has no secret unless instance-overrides or options of scheduler
+    and workers have one, and certificates.auto.tfvars.json with the cluster's private keys, for you
+    alone. With --force the former is written anew, while keys that are there stay.
+
+    \b
+      dask gce export terraform cluster/ --name grid --n-workers 4 --idle-timeout .inf
+      cd cluster && terraform init && terraform apply
+      terraform output -json connection | dask gce join -
+    """
+    keywords = parse_settings(typed)
+    settings, fixed = run_while_wanted(_describe(keywords))
+    from dask_gce.terraform.document import build_document
+    from dask_gce.terraform.files import write_files
+
+    written = write_files(
+        folder,
+        build_document(fixed),
+        cluster=str(settings.name),
+        days=days if settings.security else None,
+        env_vars=settings.env_vars,
+        overwrite=force,
+    )
+    for path in written:
+        click.echo(path)
+    for text in fixed.notes:
+        note(text)
+
+
+async def _describe(keywords: dict[str, Any]) -> tuple[Settings, FixedCluster]:
+    from dask_gce.preparation import open_compute
+    from dask_gce.settings import Settings
+    from dask_gce.terraform.fixed import check_fixed, describe_fixed
+
+    settings = Settings.load(**keywords)
+    # What needs nobody's answer is not kept waiting for one.
+    check_fixed(settings)
+    compute = await open_compute(settings)
+    try:
+        return settings, await describe_fixed(compute, settings)
+    finally:
+        await compute.close()
+
+
+@export.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--name", default="dask", show_default=True, help="Name that they are made out to.")
+@_DAYS
+@_FORCE
+def certificates(file: Path, name: str, days: float, force: bool) -> None:
+    """Write a new set of certificates and private keys to FILE.
+
+    Each workspace of Terraform's is a cluster, and each cluster has keys of its own. A cluster that
+    runs is made anew when its keys change.
+
+    \b
+      dask gce export certificates other.tfvars.json
+      terraform workspace new other
+      terraform apply -var-file=other.tfvars.json
+    """
+    from dask_gce.names import check_cluster_name
+    from dask_gce.terraform.files import write_certificates
+
+    click.echo(write_certificates(file, check_cluster_name(name), days, overwrite=force))

@@ -1,0 +1,449 @@
+"""What a fixed cluster is made of, found out by the same look-ups as those of any other cluster.
+
+Owns the difference between the two: what a cluster that is made now knows of itself (its identity,
+its end, its scheduler's place, its keys) is left to Terraform, by stand-ins in the same request
+bodies. What is made of those is in `document`. Nothing is created in the cloud.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from dask_gce import names
+from dask_gce.blueprint import Blueprint
+from dask_gce.compute import Compute
+from dask_gce.connection_content import Connection, parse_json, render
+from dask_gce.countdown import spell
+from dask_gce.errors import SettingsError
+from dask_gce.instance import InstanceSpec, build_insert
+from dask_gce.placement import Location
+from dask_gce.preparation import Preparation, prepare
+from dask_gce.reach.firewall_needs import Needs
+from dask_gce.reach.firewall_rules import Mark
+from dask_gce.secret_names import secret_id
+from dask_gce.settings import Settings
+from dask_gce.startup import Role, Tls, bundle
+from dask_gce.terraform.attributes import firewall_attributes, instance_attributes
+from dask_gce.terraform.expressions import StandIns
+
+__all__ = ["MAX_NAME", "FixedCluster", "Secrets", "describe_fixed"]
+
+#: What is left of a name of 63 characters by the longest that is put behind it, a rule's.
+MAX_NAME: Final = 43
+
+#: Never in a hexadecimal number, so that no digest can hold what is drawn of them.
+_LETTERS: Final = "ghijklmnopqrstuvwxyz"
+
+_ROLES: Final[tuple[Role, ...]] = ("scheduler", "worker")
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Where certificates are, if they are in Secret Manager.
+
+    Parameters
+    ----------
+    ids : mapping of str to str
+        By role, the secret's name as a template.
+    account : str
+        The email of the machines' service account, which may read them.
+    regions : tuple of str
+        Where they are kept.
+    """
+
+    ids: Mapping[Role, str]
+    account: str
+    regions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FixedCluster:
+    """A fixed cluster, in Terraform's words: its strings are templates.
+
+    Parameters
+    ----------
+    settings : Settings
+        The cluster's settings, completed by what was found out.
+    project : str
+        The project ID.
+    scheduler_zone : str
+        Where the scheduler is.
+    scheduler : mapping
+        Its machine's attributes, but for name and zone.
+    workers : mapping of str to mapping
+        By zone, in the settings' order, those of a worker's machine on demand; empty if all are
+        Spot.
+    spot_workers : mapping of str to mapping
+        The same of a Spot machine; empty if none is.
+    client_rules : mapping of str to mapping
+        By version of IP (``"4"``, ``"6"``) the rule that lets clients in, but for their addresses;
+        empty where no rules are to be made.
+    client_ranges : tuple of str
+        The addresses that are let in, unless Terraform is told others.
+    machines_rule : mapping or None
+        The rule that lets the machines in to one another; None where there is one already.
+    labels : mapping of str to str
+        Labels of what belongs to the cluster as a whole.
+    connection : mapping
+        What is in a connection file.
+    secrets : Secrets or None
+        Where the certificates are; None for the machines' metadata.
+    notes : tuple of str
+        What there is to know about it, in sentences.
+    """
+
+    settings: Settings
+    project: str
+    scheduler_zone: str
+    scheduler: Mapping[str, Any]
+    workers: Mapping[str, Mapping[str, Any]]
+    spot_workers: Mapping[str, Mapping[str, Any]]
+    client_rules: Mapping[str, Mapping[str, Any]]
+    client_ranges: tuple[str, ...]
+    machines_rule: Mapping[str, Any] | None
+    labels: Mapping[str, str]
+    connection: Mapping[str, Any]
+    secrets: Secrets | None
+    notes: tuple[str, ...] = ()
+
+
+async def describe_fixed(compute: Compute, settings: Settings) -> FixedCluster:
+    """Find out what a fixed cluster of these settings is made of.
+
+    Parameters
+    ----------
+    compute : Compute
+        The Compute API of its project.
+    settings : Settings
+        The cluster's settings.
+
+    Returns
+    -------
+    FixedCluster
+        What Terraform is to make.
+
+    Raises
+    ------
+    SettingsError
+        If Terraform cannot make such a cluster, or nobody could.
+    GCEError
+        If Compute Engine does not answer or refuses.
+    """
+    check_fixed(settings)
+    draft = _Draft()
+    prepared = await prepare(compute, settings, draft.cluster, detached=True)
+    _check_environment(prepared.blueprint)
+    secrets = None
+    if prepared.blueprint.keeps_secrets:
+        account = str(prepared.blueprint.settings.service_account)
+        if account == "default":
+            account = str((await compute.get_project()).get("defaultServiceAccount", ""))
+        if not account:
+            raise SettingsError(
+                f"service_account = 'default': project {compute.project} has no such account, so "
+                "no machine could read the certificates (secrets = 'secret-manager'). Name one.",
+                key="service_account",
+            )
+        regions = sorted({names.region_of(zone) for zone in settings.zone})
+        secrets = Secrets(draft.secret_ids(), account, tuple(regions))
+    return draft.describe(prepared, secrets)
+
+
+def check_fixed(settings: Settings) -> None:
+    """Refuse settings of which Terraform cannot make a cluster.
+
+    Parameters
+    ----------
+    settings : Settings
+        The cluster's settings.
+
+    Raises
+    ------
+    SettingsError
+        If there are such.
+    """
+    if settings.name is None:
+        raise SettingsError(
+            "name: a fixed cluster has a name that stays; give it one, such as name='grid' "
+            "(--name grid).",
+            key="name",
+        )
+    if len(settings.name) > MAX_NAME:
+        raise SettingsError(
+            f"name = {settings.name!r}: a fixed cluster's name has {MAX_NAME} characters at most, "
+            "for the names of its machines and rules begin with it and cannot be drawn anew.",
+            key="name",
+        )
+    if not isinstance(settings.security, bool):
+        raise SettingsError(
+            "security: a fixed cluster's certificates are made with its files, or there are none; "
+            "your own cannot be put there. Use security=True, or make the cluster with "
+            "GCECluster(security=...).",
+            key="security",
+        )
+
+
+def _check_environment(blueprint: Blueprint) -> None:
+    environment = blueprint.environment
+    if environment is not None and environment.wheels:
+        shipped = ", ".join(each.name for each in environment.wheels)
+        raise SettingsError(
+            "environment: a fixed cluster has no client that could send its machines what no "
+            f"index has: {shipped}. Put them into an index or a container image.",
+            key="environment",
+        )
+
+
+class _Draft:
+    """Stand-ins for what only Terraform knows, and the requests that are made with them."""
+
+    def __init__(self) -> None:
+        self._stand_ins = stand_ins = StandIns()
+        self.cluster = stand_ins.new("local.cluster")
+        # As a real one most likely does, it begins with a digit, for which labels are quoted.
+        self.identity = "0" + "".join(secrets.choice(_LETTERS) for _ in range(31))
+        stand_ins.new("local.identity", self.identity)
+        # What is shown of it in names.
+        stand_ins.new("local.mark", self.identity[:8])
+        self._address = stand_ins.new("google_compute_address.scheduler.address")
+        self._env_vars = {stand_ins.new("null"): ""}
+        self._all_env_vars = stand_ins.new("var.env_vars")
+        self._n_workers = stand_ins.new("var.n_workers")
+
+    def secret_ids(self) -> dict[Role, str]:
+        ids = {role: secret_id(self.cluster, self.identity, role) for role in _ROLES}
+        return {role: self._stand_ins.render(each) for role, each in ids.items()}
+
+    def describe(self, prepared: Preparation, secrets: Secrets | None) -> FixedCluster:
+        found = prepared.blueprint
+        # What is too large for an instance's metadata is refused before it is replaced.
+        found.scheduler("scheduler", prepared.schedulers.locations[0])
+        settings = found.settings
+        blueprint = replace(
+            found,
+            cluster=self.cluster,
+            identity=self.identity,
+            expires=None,
+            tls=self._certificates() if found.tls else {},
+            settings=replace(
+                settings,
+                # The provider has no attribute for it.
+                preemption_notice=False,
+                env_vars=self._hide_env_vars(settings.env_vars),
+                labels={**settings.labels, names.DECLARED_LABEL: "terraform"},
+            ),
+        )
+        scheduler = prepared.schedulers.locations
+        places = _by_zone(blueprint.settings, prepared.workers.locations)
+        home = min(
+            scheduler, key=lambda each: _rank(settings, each, settings.scheduler_machine_type)
+        )
+        if not settings.allow_cross_zone:
+            places = {zone: each for zone, each in places.items() if zone == home.zone}
+        address = f"{blueprint.protocol}://{self._address}:{settings.scheduler_port}"
+        spot = settings.spot is not False and settings.spot_fraction > 0
+        usual = not (spot and settings.spot_fraction >= 1 and not settings.min_on_demand)
+
+        def workers(spot: bool) -> dict[str, Any]:
+            return {
+                zone: self._machine(
+                    blueprint, blueprint.worker("worker", replace(each, spot=spot), address)
+                )
+                for zone, each in places.items()
+            }
+
+        if secrets is not None:
+            self._point_to_secrets(found.project, secrets)
+        rules, ranges, machines_rule = self._rules(prepared.firewall.needs, blueprint)
+        return FixedCluster(
+            settings=settings,
+            project=found.project,
+            scheduler_zone=home.zone,
+            scheduler=self._machine(
+                blueprint, blueprint.scheduler("scheduler", home), address=self._address
+            ),
+            workers=workers(spot=False) if usual else {},
+            spot_workers=workers(spot=True) if spot else {},
+            client_rules=rules,
+            client_ranges=ranges,
+            machines_rule=machines_rule,
+            labels=self._stand_ins.render(
+                {**blueprint.settings.labels, **blueprint.labels("scheduler")}
+            ),
+            connection=self._connection(blueprint, settings),
+            secrets=secrets,
+            notes=_notes(settings, ranges if prepared.route.kind == "external" else ()),
+        )
+
+    def _certificates(self) -> dict[Role, Tls]:
+        found: dict[Role, Tls] = {}
+        authority = self._stand_ins.new("var.certificates.ca")
+        for role in _ROLES:
+            parts = [f"var.certificates.{role}.{part}" for part in ("certificate", "key")]
+            found[role] = Tls(authority, *map(self._stand_ins.new, parts))
+            # As JSON in one line: the text of a certificate has several.
+            ca, certificate, key = "var.certificates.ca", *parts
+            self._stand_ins.new(
+                f"jsonencode({{ca = {ca}, cert = {certificate}, key = {key}}})",
+                bundle(found[role]),
+            )
+        return found
+
+    def _hide_env_vars(self, env_vars: Mapping[str, str]) -> Mapping[str, str]:
+        """Return what stands for environment variables, which may hold a password."""
+        if not env_vars:
+            return env_vars
+        # As it becomes a metadata item.
+        self._stand_ins.new("jsonencode(var.env_vars)", json.dumps(self._env_vars))
+        return self._env_vars
+
+    def _point_to_secrets(self, project: str, secrets: Secrets) -> None:
+        """Have machines read the versions that Terraform has made, once they are there."""
+        for role in _ROLES:
+            version = f"google_secret_manager_secret_version.{role}.version"
+            path = f"projects/{project}/secrets/{secret_id(self.cluster, self.identity, role)}"
+            name = self._stand_ins.render(path)
+            self._stand_ins.new(f'"{name}/versions/${{{version}}}"', f"{path}/versions/1")
+
+    def _machine(
+        self, blueprint: Blueprint, spec: InstanceSpec, *, address: str | None = None
+    ) -> dict[str, Any]:
+        lifetime = blueprint.settings.max_lifetime
+        now = time.time()
+        expires = None if lifetime == math.inf else math.floor(now) + math.ceil(lifetime)
+        # Whole seconds, which are the same each time.
+        body = build_insert(replace(spec, expires=expires), now=math.floor(now))
+        if address is not None:
+            for interface in body["networkInterfaces"][:1]:
+                interface["networkIP"] = address
+        attributes = instance_attributes(body)
+        del attributes["name"]
+        scheduling = attributes["scheduling"]
+        if scheduling.get("provisioning_model") == "SPOT":
+            # Compute Engine says so of each, and the provider asks for it; it is no limit of time.
+            scheduling["preemptible"] = True
+        for interface in attributes["network_interface"]:
+            for key in ("network", "subnetwork"):
+                if key in interface:
+                    interface[key] = _whole_path(interface[key], blueprint.project)
+        rendered: dict[str, Any] = self._stand_ins.render(attributes)
+        return rendered
+
+    def _rules(
+        self, needs: Needs, blueprint: Blueprint
+    ) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any] | None]:
+        """Return the rules for clients, whom they let in, and the rule for machines."""
+        if not needs.settings.firewall:
+            return {}, (), None
+        network = needs.survey.network
+        if network is None:
+            raise needs.unknown_network()
+        missing = {need.purpose: need for need in needs.missing}
+        clients = [each for need in needs.missing for each in need.ranges]
+        ranges = tuple(str(ipaddress.ip_network(each)) for each in clients)
+        mark = Mark(self.cluster, self.identity, blueprint.owner, blueprint.client)
+        # Of each version of IP one, for whatever Terraform is told.
+        examples = ("192.0.2.0/24", "2001:db8::/32")
+        rules: dict[str, Any] = {}
+        machines = None
+        for need in replace(needs, mark=mark, clients=examples):
+            attributes = firewall_attributes(replace(needs, mark=mark).build(need, network))
+            attributes["project"] = network.project
+            rendered = self._stand_ins.render(attributes)
+            if need.purpose == "clients":
+                del rendered["source_ranges"]
+                rules["6" if ":" in need.ranges[0] else "4"] = rendered
+            elif need.purpose in missing:
+                machines = rendered
+        return rules, ranges, machines
+
+    def _connection(self, blueprint: Blueprint, settings: Settings) -> dict[str, Any]:
+        tls = blueprint.tls
+        client = None
+        if tls:
+            parts = [f"var.certificates.client.{part}" for part in ("certificate", "key")]
+            client = Tls(tls["worker"].ca, *map(self._stand_ins.new, parts))
+        dumped = {
+            **settings.dump(),
+            "name": self.cluster,
+            "project": blueprint.project,
+            "n_workers": self._n_workers,
+        }
+        if settings.env_vars:
+            dumped["env_vars"] = self._all_env_vars
+        content = parse_json(
+            render(
+                Connection(
+                    cluster=self.cluster,
+                    project=blueprint.project,
+                    identity=self.identity,
+                    owner=blueprint.owner,
+                    client_tls=client,
+                    worker_tls=tls.get("worker"),
+                    settings=dumped,
+                    environment=blueprint.environment,
+                )
+            )
+        )
+        rendered: dict[str, Any] = self._stand_ins.render(content)
+        return rendered
+
+
+def _rank(settings: Settings, place: Location, types: tuple[str, ...]) -> tuple[int, int]:
+    # Not in the order of what is to be had at the moment, for this is to hold.
+    return settings.zone.index(place.zone), types.index(place.machine_type)
+
+
+def _by_zone(settings: Settings, places: tuple[Location, ...]) -> dict[str, Location]:
+    """Return the preferred place of each zone."""
+    found: dict[str, Location] = {}
+    types = settings.worker_machine_type
+    for each in sorted(places, key=lambda place: _rank(settings, place, types)):
+        found.setdefault(each.zone, each)
+    return found
+
+
+def _whole_path(path: str, project: str) -> str:
+    return path if path.startswith(("projects/", "http")) else f"projects/{project}/{path}"
+
+
+def _notes(settings: Settings, ranges: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what one would not expect of such a cluster."""
+    notes = []
+    ends = {
+        "idle_timeout": "after {} without work",
+        "no_client_timeout": "after {} without a client",
+        "max_lifetime": "{} after they were made",
+    }
+    told = [
+        f"{text.format(spell(limit))} ({key})"
+        for key, text in ends.items()
+        if (limit := getattr(settings, key)) not in (None, math.inf)
+    ]
+    if told:
+        notes.append(
+            f"The machines end by themselves {'; '.join(told)}. Terraform makes them again when it "
+            "is applied next; with infinity (.inf) there is no such limit."
+        )
+    if settings.spot == "fallback":
+        notes.append("Terraform does not fall back: where there are no Spot machines, it fails.")
+    if settings.spot and settings.preemption_notice:
+        notes.append(
+            "Spot machines are told 30 seconds ahead that they are taken away: Terraform's google "
+            "provider cannot ask for two minutes (preemption_notice)."
+        )
+    if settings.max_hourly_cost is not None:
+        notes.append("max_hourly_cost does not bind Terraform.")
+    if ranges and settings.allow_ingress_from is None:
+        notes.append(
+            f"The scheduler lets in {', '.join(ranges)}, which is where you are now. The variable "
+            "allow_ingress_from tells others."
+        )
+    return tuple(notes)
