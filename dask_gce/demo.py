@@ -31,6 +31,7 @@ from dask_gce.cluster import GCECluster
 from dask_gce.emulator import ComputeEmulator, Timings
 from dask_gce.errors import GCEError
 from dask_gce.grid_search import FITS, Digits, build_search, load_digits
+from dask_gce.progress.display import describe
 
 if TYPE_CHECKING:
     from sklearn.model_selection import GridSearchCV
@@ -206,7 +207,7 @@ def _demand_workers(
     futures = client.map(_warm_up, range(100 * workers), pure=False)
     try:
         while (count := len(cluster.scheduler_info["workers"])) < workers:
-            tell(f"{count} of {workers}")
+            tell(describe(cluster.board, workers))
             if time.monotonic() > deadline:
                 raise GCEError(
                     f"{count} of {workers} workers came within {DEADLINE:g} s. "

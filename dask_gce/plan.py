@@ -160,6 +160,11 @@ class PlannedCluster(SpecCluster):
         """
         return self._board.machines()
 
+    @property
+    def board(self) -> StateBoard:
+        """The same states, counted: for what shows them again and again."""
+        return self._board
+
     def summary(self) -> str:
         """Say which workers there are, and how long it took until all had come.
 

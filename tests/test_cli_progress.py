@@ -15,6 +15,7 @@ from test_cli_inventory import remember
 
 from dask_gce.cli import progress
 from dask_gce.cli.progress import Progress, following
+from dask_gce.progress import lines, showing
 
 
 def test_nothing_is_told_of_what_is_quick(capsys):
@@ -59,8 +60,9 @@ def test_a_terminal_has_one_line_that_goes_away():
 
 
 async def test_how_far_the_machines_are_is_told(paper_workers, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "INTERVAL", 0.01)
-    monkeypatch.setattr(progress, "SILENCE", 0)
+    monkeypatch.setattr(showing, "INTERVAL", 0.01)
+    monkeypatch.setattr(showing, "SILENCE", 0)
+    monkeypatch.setattr(lines, "FIRST_PAUSE", 0)
     told = ""
 
     def is_told(text: str) -> bool:
@@ -68,22 +70,21 @@ async def test_how_far_the_machines_are_is_told(paper_workers, capsys, monkeypat
         told += capsys.readouterr().err
         return text in told
 
-    cluster = cluster_on(paper_workers)
+    cluster = cluster_on(paper_workers, n_workers=1)
     async with following(cluster, "Creating grid", 1):
-        scheduler = f"{cluster.name}-scheduler-1"
-        cluster.events.note(scheduler, "running")
-        await until(lambda: is_told("Creating grid: the scheduler, running\n"))
-        cluster.events.note(scheduler, "booting", "image-pulling: 1 of 3 layers")
-        cluster.events.note(f"{cluster.name}-worker-1", "booting", "image-\x1b[31mpulling")
-        await until(lambda: is_told("the scheduler, image-pulling: 1 of 3 layers\n"))
-        async with cluster:
-            cluster.events.note(scheduler, "ready")
-            await until(lambda: is_told("0 of 1 workers, image-pulling\n"))
+        await until(lambda: is_told("Creating grid: preparing\n"))
+        await cluster
+        (worker,) = cluster.worker_spec
+        await until(lambda: is_told("Creating grid: 0 of 1 workers running, 1 booting\n"))
+        cluster.events.note(worker, "booting", "image-\x1b[31mpulling")
+        await until(lambda: is_told("1 getting their image (image-pulling)\n"))
+        cluster.events.note(worker, "ready")
+    assert is_told("Creating grid: 1 worker, 2 cores, 2 GB in ")
+    await cluster.close()
 
 
 async def test_what_goes_wrong_is_told_at_once(paper_workers, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "INTERVAL", 0.01)
-    monkeypatch.setattr(progress, "SILENCE", 1000)
+    monkeypatch.setattr(showing, "SILENCE", 1000)
     refuse(paper_workers)
     told = ""
 
@@ -97,6 +98,18 @@ async def test_what_goes_wrong_is_told_at_once(paper_workers, capsys, monkeypatc
         await until(is_told)
     assert "Invalid value." in told
     assert "requested" not in told
+
+
+async def test_nothing_is_told_to_who_wants_to_hear_nothing(paper_workers, capsys, monkeypatch):
+    monkeypatch.setattr(showing, "SILENCE", 0)
+    refuse(paper_workers)
+    async with (
+        cluster_on(paper_workers, progress="none") as cluster,
+        following(cluster, "Scaling grid", 1),
+    ):
+        cluster.scale(1)
+        await until(lambda: cluster.failures)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

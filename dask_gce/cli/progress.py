@@ -1,32 +1,26 @@
 """What a command tells while it waits: on standard error, and only if the wait is long.
 
-On a terminal one line changes in place; elsewhere each change is a line. What goes wrong with a
-machine is told in any case, at once.
+How far a cluster is shows as in Python, see `dask_gce.progress`; what goes wrong with a machine is
+told at once. For what is no cluster there is one line, which changes in place on a terminal.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from dask_gce.cli.output import note
-from dask_gce.terminal import harmless
+from dask_gce.progress.choice import choose_display
+from dask_gce.progress.showing import SILENCE, showing
 
 if TYPE_CHECKING:
     from dask_gce.cluster import GCECluster
     from dask_gce.events import Event
 
-__all__ = ["Progress", "following", "tell_boots"]
-
-#: Seconds that a command may take without a word.
-SILENCE = 2.0
-
-#: Seconds between looks at the cluster.
-INTERVAL = 0.25
+__all__ = ["Progress", "following"]
 
 #: Events that a user wants to know of even if all ends well.
 NOTABLE = frozenset({"blocked", "disconnected", "failed", "gave up", "lost", "moved", "unknown"})
@@ -77,12 +71,12 @@ class Progress:
 
 @asynccontextmanager
 async def following(cluster: GCECluster, title: str, wanted: int) -> AsyncIterator[None]:
-    """Tell what a cluster does meanwhile.
+    """Tell what a cluster does meanwhile, as its setting ``progress`` says.
 
     Parameters
     ----------
     cluster : GCECluster
-        The cluster, asynchronous.
+        The cluster, asynchronous, which is quiet itself.
     title : str
         What is going on.
     wanted : int
@@ -93,61 +87,22 @@ async def following(cluster: GCECluster, title: str, wanted: int) -> AsyncIterat
     None
         While it is followed.
     """
-    progress = Progress(title)
-    task = asyncio.ensure_future(_follow(cluster, progress, wanted))
+    display = choose_display(cluster.settings.progress)
+    board = cluster.board
+    stop = cluster.events.listen(_tell_notable) if display is not None else lambda: None
+    before = board.began
+
+    def summary() -> str:
+        came = board.began != before and not board.growing and board.running_workers
+        return board.summary() if came else ""
+
     try:
-        yield
+        async with showing(display, board, title, wanted, summary=summary):
+            yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        progress.close()
+        stop()
 
 
-def tell_boots(events: Iterable[Event]) -> str:
-    """Say how far machines are that boot.
-
-    Parameters
-    ----------
-    events : iterable of Event
-        What has happened, oldest first.
-
-    Returns
-    -------
-    str
-        The last phase that one of them told which is not ready yet; empty if none did.
-
-    Examples
-    --------
-    >>> from dask_gce.events import Event
-    >>> tell_boots([Event("w1", "booting", "image-pulling"), Event("w2", "booting", "starting"),
-    ...             Event("w2", "ready")])
-    'image-pulling'
-    """
-    phases: dict[str, str] = {}
-    for event in events:
-        # The last one told is the last in the mapping.
-        phases.pop(event.instance, None)
-        if event.what == "booting":
-            phases[event.instance] = event.why
-    return harmless(next(reversed(phases.values()), ""))
-
-
-async def _follow(cluster: GCECluster, progress: Progress, wanted: int) -> None:
-    told = 0
-    while True:
-        events = list(cluster.events)
-        for event in events[told:]:
-            if event.what in NOTABLE:
-                note(str(event))
-        told = len(events)
-        if cluster.scheduler_comm is None:
-            # A machine tells how far it is only when it takes its time.
-            phase = tell_boots(event for event in events if "-scheduler-" in event.instance)
-            what = phase or (events[-1].what if events else "")
-            progress.tell(f"the scheduler, {what}" if what else "preparing")
-        else:
-            phase = tell_boots(events)
-            count = f"{len(cluster.scheduler_info['workers'])} of {wanted} workers"
-            progress.tell(f"{count}, {phase}" if phase else count)
-        await asyncio.sleep(INTERVAL)
+def _tell_notable(event: Event) -> None:
+    if event.what in NOTABLE:
+        note(str(event))
