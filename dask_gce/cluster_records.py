@@ -150,6 +150,9 @@ class ClusterRecord:
     ends : mapping of str to datetime.datetime
         When its limits end it, as things are, by their settings' names. Labels tell the lifetime
         only; `ends` asks for the others.
+    declared : str
+        By what it is declared that makes its machines again when they are deleted, for example
+        ``"terraform"``; empty for a cluster that nothing makes again.
     """
 
     name: str
@@ -160,6 +163,7 @@ class ClusterRecord:
     expires: datetime | None
     machines: tuple[Machine, ...]
     ends: Mapping[str, datetime] = field(default_factory=dict)
+    declared: str = ""
 
     @property
     def next_end(self) -> tuple[str, datetime] | None:
@@ -255,6 +259,7 @@ class ClusterRecord:
             "project": self.project,
             "owner": self.owner,
             "client": self.client,
+            "declared": self.declared or None,
             "state": self.state,
             "created": _iso(self.created),
             "expires": None if self.expires is None else _iso(self.expires),
@@ -308,6 +313,7 @@ def _record(
         client=_first(labels, names.CLIENT_LABEL),
         expires=max(ends, default=None),
         machines=tuple(map(_machine, ordered)),
+        declared=_first(labels, names.DECLARED_LABEL),
     )
 
 

@@ -91,13 +91,13 @@ class Connection:
         return Settings.restore({**self.settings, "name": self.cluster, "project": self.project})
 
 
-def useless(path: Path, reason: str) -> CredentialsError:
+def useless(path: Path | None, reason: str) -> CredentialsError:
     """Make the error about a file that is of no use.
 
     Parameters
     ----------
-    path : Path
-        The file.
+    path : Path or None
+        The file; None for what is to become one.
     reason : str
         Why, without anything that is in it.
 
@@ -106,6 +106,12 @@ def useless(path: Path, reason: str) -> CredentialsError:
     CredentialsError
         The error.
     """
+    if path is None:
+        return CredentialsError(
+            f"This is no connection to a cluster: {reason}. Give what terraform output -json "
+            "connection prints, or the connection file of the computer and account that made the "
+            "cluster."
+        )
     return CredentialsError(
         f"The connection file {path} cannot be used: {reason}. Copy it again from the machine and "
         f"account that made the cluster, or delete it: rm {shlex.quote(str(path))}"
@@ -145,13 +151,13 @@ def _render_tls(tls: Tls | None) -> dict[str, str] | None:
     return {"ca": tls.ca, "certificate": tls.certificate, "key": tls.key}
 
 
-def parse(path: Path, text: bytes) -> Connection:
+def parse(path: Path | None, text: bytes) -> Connection:
     """Read what `render` wrote.
 
     Parameters
     ----------
-    path : Path
-        The file that it comes from, to be named in errors.
+    path : Path or None
+        The file that it comes from, to be named in errors; None for what is to become one.
     text : bytes
         What is in it.
 
@@ -171,9 +177,10 @@ def parse(path: Path, text: bytes) -> Connection:
     if type(version) is not int or version < _VERSION:
         raise useless(path, "it is not what dask_gce writes")
     if version > _VERSION:
+        what = "This connection" if path is None else f"The connection file {path}"
         raise CredentialsError(
-            f"The connection file {path} was written by a newer dask_gce (format "
-            f"{version}, this one reads {_VERSION}). Update dask_gce here."
+            f"{what} was written by a newer dask_gce (format {version}, this one reads "
+            f"{_VERSION}). Update dask_gce here."
         )
     read = {
         **{key: _parse_text(content.get(key)) for key in ("cluster", "project", "identity")},
@@ -244,13 +251,13 @@ def _parse_text(content: Any) -> str | None:
     return content if isinstance(content, str) and content else None
 
 
-def check_end(path: Path, connection: Connection) -> None:
+def check_end(path: Path | None, connection: Connection) -> None:
     """Refuse certificates that have ended: the other side would, and say less.
 
     Parameters
     ----------
-    path : Path
-        The file that holds them, to be named in errors.
+    path : Path or None
+        The file that holds them, to be named in errors; None for what is to become one.
     connection : Connection
         What it holds.
 

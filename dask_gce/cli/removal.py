@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dask_gce.secret_sweeping import SecretRecord
     from dask_gce.sweeping import Orphan
 
-__all__ = ["ask_whether_to_delete", "delete", "sweep"]
+__all__ = ["ask_whether_to_delete", "delete", "sweep", "tell_declaration"]
 
 
 @click.command()
@@ -62,6 +62,9 @@ async def _delete(
             # Whether all of them exist is found out before the first is deleted.
             inventory = await survey(compute)
             records = [find_cluster(inventory, name) for name in names]
+        for record in records:
+            if record.declared:
+                note(tell_declaration(record))
         if not yes:
             _ask(records)
         errors: list[GCEError] = []
@@ -77,6 +80,26 @@ async def _delete(
     _raise_all(errors)
     if as_json:
         print_json({"project": compute.project, "deleted": [_brief(each) for each in records]})
+
+
+def tell_declaration(record: ClusterRecord) -> str:
+    """Say what becomes of a cluster's machines that something declares.
+
+    Parameters
+    ----------
+    record : ClusterRecord
+        A cluster that is declared.
+
+    Returns
+    -------
+    str
+        Sentences.
+    """
+    return (
+        f"{record.name} is declared with {record.declared.capitalize()}, which makes again what is "
+        "deleted in another way, the next time it is applied; the scheduler's address stays "
+        "reserved. To end it for good: terraform destroy"
+    )
 
 
 def _raise_all(errors: Sequence[GCEError]) -> None:
