@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+from dask_gce.html_tables import render_table
+
 __all__ = ["Event", "EventLog"]
 
 logger = logging.getLogger(__name__)
 
-#: How many events are kept; the oldest go first.
-KEPT = 10_000
+#: How many events are kept; the oldest go first. And how many a notebook shows, the last.
+KEPT, SHOWN = 10_000, 100
 
 
 def _now() -> datetime:
@@ -162,3 +164,15 @@ class EventLog:
 
     def __repr__(self) -> str:
         return "\n".join(map(str, self)) or "no events"
+
+    def _repr_html_(self) -> str:
+        events = list(self)
+        more = len(events) - SHOWN
+        return render_table(
+            ("time (UTC)", "machine or cluster", "what", "why"),
+            (
+                (f"{each.time:%Y-%m-%d %H:%M:%S}", each.instance, each.what, each.why)
+                for each in events[-SHOWN:]
+            ),
+            f"and {more} earlier" if more > 0 else "",
+        )

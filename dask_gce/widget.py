@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import html
 import itertools
-from typing import Any, SupportsIndex, overload
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from dask.widgets.widgets import get_template
 from distributed.objects import SchedulerInfo
 
-from dask_gce.html_tables import render_link, render_row, render_table
+from dask_gce.html_tables import render_link, render_row
 from dask_gce.machine_logs import LoggedCluster
-from dask_gce.machine_states import MachineState, StateBoard, render_time
+from dask_gce.machine_tables import MachineList, render_machines
 
-__all__ = ["MachineList", "WidgetCluster", "render_machines"]
+__all__ = ["WidgetCluster"]
 
-#: Machines and workers that are listed one by one.
+#: Workers that are listed one by one.
 SHOWN = 20
-
-_HEADINGS = ("machine", "state", "since (UTC)", "after", "zone", "type", "")
 
 
 class WidgetCluster(LoggedCluster):
@@ -73,68 +71,3 @@ class WidgetCluster(LoggedCluster):
         if not isinstance(link, str) or not link:
             return ""
         return urlunsplit(urlsplit(link)._replace(query="", fragment=""))
-
-
-class MachineList(list[MachineState]):
-    """Machines with their states: a list, which a notebook shows as a table."""
-
-    def __repr__(self) -> str:
-        return "\n".join(map(str, self)) or "no machines"
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> MachineState: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> MachineList: ...
-
-    def __getitem__(self, index: SupportsIndex | slice) -> MachineState | MachineList:
-        if isinstance(index, slice):
-            return MachineList(super().__getitem__(index))
-        return super().__getitem__(index)
-
-    def _repr_html_(self) -> str:
-        rows = [_render_cells(each) for each in itertools.islice(self, 10 * SHOWN)]
-        more = len(self) - len(rows)
-        return render_table(_HEADINGS, rows, f"and {more} more" if more else "")
-
-
-def render_machines(board: StateBoard) -> str:
-    """Return how many machines are in which state, and those of most interest, as HTML.
-
-    Parameters
-    ----------
-    board : StateBoard
-        The machines' states.
-
-    Returns
-    -------
-    str
-        HTML of about the same size for any number of machines; empty if there is none.
-    """
-    counts = board.counts()
-    if not counts:
-        return ""
-    heading = ", ".join(f"{count} {state}" for state, count in counts.items())
-    shown = board.pick(SHOWN)
-    more = sum(counts.values()) - len(shown)
-    table = render_table(
-        _HEADINGS, map(_render_cells, shown), f"and {more} more" if more > 0 else ""
-    )
-    return (
-        f"<details><summary><strong>Machines:</strong> {html.escape(heading)}</summary>"
-        f"{table}</details>"
-    )
-
-
-def _render_cells(machine: MachineState) -> tuple[str, ...]:
-    state = f"{machine.state}: {machine.detail}" if machine.detail else machine.state
-    after = machine.seconds(machine.state)
-    return (
-        machine.name,
-        state,
-        f"{machine.since:%H:%M:%S}",
-        "" if after is None else render_time(after),
-        machine.zone,
-        machine.machine_type,
-        "Spot" if machine.spot else "",
-    )

@@ -29,6 +29,10 @@ def choose_display(progress: str) -> type[Display] | None:
         from dask_gce.progress.terminal import TerminalDisplay
 
         return TerminalDisplay
+    from dask_gce.progress.notebook import NotebookDisplay, in_notebook
+
+    if progress in ("auto", "notebook") and in_notebook():
+        return NotebookDisplay
     from dask_gce.progress.lines import LinesDisplay
 
     return LinesDisplay

@@ -1,0 +1,107 @@
+"""Progress in a notebook: one output of the cell, drawn anew, which becomes the summary.
+
+The constructor of a cluster blocks the kernel, so the output is updated from another thread. What
+is shown later is the cluster's own widget.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+import sys
+from typing import Any, ClassVar
+
+from dask_gce.machine_states import StateBoard
+from dask_gce.machine_tables import render_picked
+from dask_gce.progress.display import Display, describe
+
+__all__ = ["NotebookDisplay", "in_notebook"]
+
+#: Machines that are shown by name.
+NAMED = 8
+
+
+def in_notebook() -> bool:
+    """Tell whether this process is the kernel of a notebook.
+
+    Returns
+    -------
+    bool
+        Whether outputs with HTML reach somebody who can see them.
+    """
+    # Who has a notebook has imported it.
+    module = sys.modules.get("IPython")
+    shell = None if module is None else module.get_ipython()
+    return getattr(shell, "kernel", None) is not None
+
+
+class NotebookDisplay:
+    """An output of the cell that is being run.
+
+    Parameters
+    ----------
+    board : StateBoard
+        The states of the cluster's machines.
+    title : str
+        What is going on.
+    wanted : int
+        How many workers are waited for.
+    """
+
+    #: Whatever was printed before goes out first, which may take a moment.
+    in_thread: ClassVar[bool] = True
+    #: An output that changes disturbs nobody who types in another cell.
+    afterwards: ClassVar[type[Display] | None]
+
+    def __init__(self, board: StateBoard, title: str, wanted: int) -> None:
+        self._board = board
+        self._title = title
+        self._wanted = wanted
+        self._handle: Any = None
+        self._version = -1
+
+    def update(self) -> None:
+        """Draw it anew, if something has changed."""
+        version = self._board.version
+        if version != self._version:
+            self._version = version
+            self._show(describe(self._board, self._wanted), self._render())
+
+    def close(self, summary: str) -> None:
+        """Leave nothing but what has come of it.
+
+        Parameters
+        ----------
+        summary : str
+            What has come of it; empty if there is nothing to say.
+        """
+        if summary:
+            title = html.escape(self._title)
+            self._show(summary, f"<div><strong>{title}:</strong> {html.escape(summary)}</div>")
+        elif self._handle is not None:
+            self._show("", "<div></div>")
+
+    def _render(self) -> str:
+        """Return how far the cluster is, as HTML."""
+        counts = self._board.workers_by_state()
+        wanted = max(1, self._wanted)
+        done = min(100.0, 100 * counts.get("running", 0) / wanted)
+        return (
+            f"<div><strong>{html.escape(self._title)}:</strong> "
+            f"{html.escape(describe(self._board, self._wanted))}</div>"
+            '<div style="height: 8px; max-width: 480px; margin: 4px 0; background: #e1e1e1;">'
+            f'<div style="height: 8px; width: {done:.0f}%; background: #ecb172;"></div></div>'
+            f"{render_picked(self._board, NAMED)}"
+        )
+
+    def _show(self, text: str, markup: str) -> None:
+        display: Any = importlib.import_module("IPython.display").display
+        plain = f"{self._title}: {text}" if text else ""
+        bundle = {"text/plain": plain, "text/html": markup}
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+
+
+NotebookDisplay.afterwards = NotebookDisplay
