@@ -83,7 +83,8 @@ def terraform(folder: Path, days: float, force: bool, **typed: tuple[str, ...]) 
 async def _describe(keywords: dict[str, Any]) -> tuple[Settings, FixedCluster]:
     from dask_gce.preparation import open_compute
     from dask_gce.settings import Settings
-    from dask_gce.terraform.fixed import check_fixed, describe_fixed
+    from dask_gce.terraform.fixed import describe_fixed
+    from dask_gce.terraform.suitability import check_fixed
 
     settings = Settings.load(**keywords)
     # What needs nobody's answer is not kept waiting for one.

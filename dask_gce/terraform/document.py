@@ -17,7 +17,9 @@ from typing import Any, Final
 from dask_gce import names
 from dask_gce.startup import SECRET_ITEMS
 from dask_gce.terraform.expressions import escape
-from dask_gce.terraform.fixed import MAX_NAME, FixedCluster
+from dask_gce.terraform.fixed import FixedCluster
+from dask_gce.terraform.outputs import build_outputs
+from dask_gce.terraform.suitability import MAX_NAME
 
 __all__ = ["build_document"]
 
@@ -51,10 +53,11 @@ def build_document(fixed: FixedCluster) -> dict[str, Any]:
     dict
         JSON data for ``main.tf.json``.
     """
+    workers = _workers(fixed)
     resources = {
         "terraform_data": {"cluster": _generation(fixed)},
         "google_compute_address": {"scheduler": _address(fixed)},
-        "google_compute_instance": {"scheduler": _scheduler(fixed), **_workers(fixed)},
+        "google_compute_instance": {"scheduler": _scheduler(fixed), **workers},
     }
     if rules := _rules(fixed):
         resources["google_compute_firewall"] = rules
@@ -71,7 +74,7 @@ def build_document(fixed: FixedCluster) -> dict[str, Any]:
         "variable": _variables(fixed),
         "locals": _locals(fixed),
         "resource": resources,
-        "output": _outputs(fixed),
+        "output": build_outputs(fixed, workers),
     }
 
 
@@ -355,65 +358,3 @@ def _secrets(fixed: FixedCluster) -> dict[str, dict[str, Any]]:
             for role in ids
         },
     }
-
-
-# -- what is told ---------------------------------------------------------------------------------
-
-
-def _outputs(fixed: FixedCluster) -> dict[str, Any]:
-    settings = fixed.settings
-    scheme = "tls" if settings.security else "tcp"
-    machine = "google_compute_instance.scheduler"
-    internal = "google_compute_address.scheduler.address"
-    interface = fixed.scheduler["network_interface"][0]
-    external = "null"
-    if interface.get("access_config"):
-        external = f"{machine}.network_interface[0].access_config[0].nat_ip"
-    reached = internal if external == "null" else external
-    port = settings.scheduler_port
-
-    def at(host: str) -> str:
-        return f'"{scheme}://${{{host}}}:{port}"'
-
-    return {
-        "scheduler": {
-            "description": "The scheduler: its machine, and its addresses inside and outside the "
-            "network.",
-            "value": {
-                "name": f"${{{machine}.name}}",
-                "zone": f"${{{machine}.zone}}",
-                "internal_ip": f"${{{internal}}}",
-                "external_ip": f"${{{external}}}",
-                "address": f"${{{at(reached)}}}",
-                "internal_address": f"${{{at(internal)}}}",
-            },
-        },
-        "dashboard": {
-            "description": "The dashboard, for who is let in.",
-            "value": f"http://${{{reached}}}:{settings.dashboard_port}/status",
-        },
-        "workers": {
-            "description": "The workers' machines by name.",
-            "value": f"${{merge({', '.join(_told_workers(fixed))})}}",
-        },
-        "connection": {
-            "description": "What dask gce join takes: terraform output -json connection | "
-            "dask gce join -",
-            "sensitive": True,
-            "value": dict(fixed.connection),
-        },
-    }
-
-
-def _told_workers(fixed: FixedCluster) -> list[str]:
-    return [
-        f"{{for each in google_compute_instance.{name} : each.name => {{zone = each.zone, "
-        f"internal_ip = each.network_interface[0].network_ip, "
-        f"spot = {json.dumps(_is_spot(resource))}}}}}"
-        for name, resource in _workers(fixed).items()
-    ]
-
-
-def _is_spot(resource: Mapping[str, Any]) -> bool:
-    scheduling: Mapping[str, Any] = resource["scheduling"]
-    return scheduling.get("provisioning_model") == "SPOT" or bool(scheduling.get("preemptible"))

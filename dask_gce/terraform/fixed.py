@@ -20,7 +20,6 @@ from dask_gce import names
 from dask_gce.blueprint import Blueprint
 from dask_gce.compute import Compute
 from dask_gce.connection_content import Connection, parse_json, render
-from dask_gce.countdown import spell
 from dask_gce.errors import SettingsError
 from dask_gce.instance import InstanceSpec, build_insert
 from dask_gce.placement import Location
@@ -32,11 +31,9 @@ from dask_gce.settings import Settings
 from dask_gce.startup import Role, Tls, bundle
 from dask_gce.terraform.attributes import firewall_attributes, instance_attributes
 from dask_gce.terraform.expressions import StandIns
+from dask_gce.terraform.suitability import check_environment, check_fixed, explain
 
-__all__ = ["MAX_NAME", "FixedCluster", "Secrets", "describe_fixed"]
-
-#: What is left of a name of 63 characters by the longest that is put behind it, a rule's.
-MAX_NAME: Final = 43
+__all__ = ["FixedCluster", "Secrets", "describe_fixed"]
 
 #: Never in a hexadecimal number, so that no digest can hold what is drawn of them.
 _LETTERS: Final = "ghijklmnopqrstuvwxyz"
@@ -139,7 +136,7 @@ async def describe_fixed(compute: Compute, settings: Settings) -> FixedCluster:
     check_fixed(settings)
     draft = _Draft()
     prepared = await prepare(compute, settings, draft.cluster, detached=True)
-    _check_environment(prepared.blueprint)
+    check_environment(prepared.blueprint.environment)
     secrets = None
     if prepared.blueprint.keeps_secrets:
         account = str(prepared.blueprint.settings.service_account)
@@ -154,51 +151,6 @@ async def describe_fixed(compute: Compute, settings: Settings) -> FixedCluster:
         regions = sorted({names.region_of(zone) for zone in settings.zone})
         secrets = Secrets(draft.secret_ids(), account, tuple(regions))
     return draft.describe(prepared, secrets)
-
-
-def check_fixed(settings: Settings) -> None:
-    """Refuse settings of which Terraform cannot make a cluster.
-
-    Parameters
-    ----------
-    settings : Settings
-        The cluster's settings.
-
-    Raises
-    ------
-    SettingsError
-        If there are such.
-    """
-    if settings.name is None:
-        raise SettingsError(
-            "name: a fixed cluster has a name that stays; give it one, such as name='grid' "
-            "(--name grid).",
-            key="name",
-        )
-    if len(settings.name) > MAX_NAME:
-        raise SettingsError(
-            f"name = {settings.name!r}: a fixed cluster's name has {MAX_NAME} characters at most, "
-            "for the names of its machines and rules begin with it and cannot be drawn anew.",
-            key="name",
-        )
-    if not isinstance(settings.security, bool):
-        raise SettingsError(
-            "security: a fixed cluster's certificates are made with its files, or there are none; "
-            "your own cannot be put there. Use security=True, or make the cluster with "
-            "GCECluster(security=...).",
-            key="security",
-        )
-
-
-def _check_environment(blueprint: Blueprint) -> None:
-    environment = blueprint.environment
-    if environment is not None and environment.wheels:
-        shipped = ", ".join(each.name for each in environment.wheels)
-        raise SettingsError(
-            "environment: a fixed cluster has no client that could send its machines what no "
-            f"index has: {shipped}. Put them into an index or a container image.",
-            key="environment",
-        )
 
 
 class _Draft:
@@ -279,7 +231,7 @@ class _Draft:
             ),
             connection=self._connection(blueprint, settings),
             secrets=secrets,
-            notes=_notes(settings, ranges if prepared.route.kind == "external" else ()),
+            notes=explain(settings, ranges if prepared.route.kind == "external" else ()),
         )
 
     def _certificates(self) -> dict[Role, Tls]:
@@ -412,38 +364,3 @@ def _by_zone(settings: Settings, places: tuple[Location, ...]) -> dict[str, Loca
 
 def _whole_path(path: str, project: str) -> str:
     return path if path.startswith(("projects/", "http")) else f"projects/{project}/{path}"
-
-
-def _notes(settings: Settings, ranges: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what one would not expect of such a cluster."""
-    notes = []
-    ends = {
-        "idle_timeout": "after {} without work",
-        "no_client_timeout": "after {} without a client",
-        "max_lifetime": "{} after they were made",
-    }
-    told = [
-        f"{text.format(spell(limit))} ({key})"
-        for key, text in ends.items()
-        if (limit := getattr(settings, key)) not in (None, math.inf)
-    ]
-    if told:
-        notes.append(
-            f"The machines end by themselves {'; '.join(told)}. Terraform makes them again when it "
-            "is applied next; with infinity (.inf) there is no such limit."
-        )
-    if settings.spot == "fallback":
-        notes.append("Terraform does not fall back: where there are no Spot machines, it fails.")
-    if settings.spot and settings.preemption_notice:
-        notes.append(
-            "Spot machines are told 30 seconds ahead that they are taken away: Terraform's google "
-            "provider cannot ask for two minutes (preemption_notice)."
-        )
-    if settings.max_hourly_cost is not None:
-        notes.append("max_hourly_cost does not bind Terraform.")
-    if ranges and settings.allow_ingress_from is None:
-        notes.append(
-            f"The scheduler lets in {', '.join(ranges)}, which is where you are now. The variable "
-            "allow_ingress_from tells others."
-        )
-    return tuple(notes)
