@@ -82,5 +82,5 @@ class TellingCluster(AttendedCluster):
         if len(self.scheduler_info["workers"]) >= n_workers:
             await super()._wait_for_workers(n_workers, timeout)
             return
-        async with self._shown_while(f"Waiting for {n_workers} workers of {self.name}", n_workers):
+        async with self._shown_while(str(self.name), n_workers):
             await super()._wait_for_workers(n_workers, timeout)
