@@ -438,6 +438,19 @@ class Fleet:
         self._keep_console(member)
         return member.failed(cls, what)
 
+    async def inspect(self, only: Collection[str]) -> None:
+        """Ask instances that somebody has given up for what is known of them, while they are there.
+
+        Parameters
+        ----------
+        only : collection of str
+            Names of instances; some of them are asked.
+        """
+        members = [self.members[name] for name in only if name in self.members][:DETAILED]
+        await _in_time(*(member.inspect(self.compute) for member in members))
+        for member in members:
+            self._keep_console(member)
+
     def _keep_console(self, member: Member) -> None:
         if not member.console:
             return

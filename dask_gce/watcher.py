@@ -16,6 +16,7 @@ from dask.utils import parse_timedelta
 
 from dask_gce.errors import GCEError, InstanceError, InstanceLost
 from dask_gce.fleet import Fleet
+from dask_gce.member import Member
 
 logger = logging.getLogger(__name__)
 
@@ -136,22 +137,34 @@ class Watcher:
         self._unregistered = {name: self._unregistered.get(name, now) for name in short}
         # How long a worker may be away is Dask's own setting: a nanny restarts its worker.
         patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
-        for name, since in self._unregistered.items():
+        lost = [name for name, since in self._unregistered.items() if now - since > patience]
+        if not lost:
+            return
+        # Their consoles go with them.
+        await fleet.inspect(lost)
+        registered = self._registered()
+        for name in lost:
             member = fleet.members.get(name)
-            if now - since > patience and member is not None:
-                self._drop(name, _loss(name, member.zone, registered.get(name, 0), patience))
+            if member is not None and registered.get(name, 0) < processes:
+                self._drop(name, _loss(member, registered.get(name, 0), patience))
 
 
-def _loss(name: str, zone: str, left: int, patience: float) -> InstanceError:
+def _loss(member: Member, left: int, patience: float) -> InstanceError:
     """Make the error of a machine that workers have left."""
+    name, zone = member.name, member.zone
+    cls: type[InstanceError]
     if left:
-        text = (
+        cls, text = (
+            InstanceError,
             f"Some workers of {name} left the scheduler {patience:g} s ago and did not come back. "
-            f"The {left} others are retired, and the instance in zone {zone} is replaced."
+            f"The {left} others are retired, and the instance in zone {zone} is replaced.",
         )
-        return InstanceError(text, name=name, zone=zone)
-    text = (
-        f"The worker {name} left the scheduler {patience:g} s ago and did not come "
-        f"back. Its instance in zone {zone} is deleted."
-    )
-    return InstanceLost(text, name=name, zone=zone)
+    else:
+        cls, text = (
+            InstanceLost,
+            f"The worker {name} left the scheduler {patience:g} s ago and did not come "
+            f"back. Its instance in zone {zone} is deleted.",
+        )
+    if member.tail:
+        text += f"\nIts serial console ends with:\n{member.tail}"
+    return cls(text, name=name, zone=zone, phase=member.phase, serial_tail=member.tail)
