@@ -136,6 +136,7 @@ class Session:
         return {
             **kept,
             "HOME": str(home),
+            "LOGNAME": "ada",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             # Where machine images are kept from one run to the next.
             "XDG_CACHE_HOME": str(Path(platformdirs.user_cache_dir("dask-gce")).parent),
@@ -440,7 +441,10 @@ def check_unrun(block: Block) -> str | None:
             return f"there is no {path}"
         text = path.read_text("utf-8")
         page = block.place.partition(":")[0]
-        if Path(page).name in text or all(one in text for one in commands_of(block)):
+        wanted = (
+            ".*".join(rf"\b{re.escape(w)}\b" for w in one.split()) for one in commands_of(block)
+        )
+        if Path(page).name in text or all(re.search(one, text) for one in wanted):
             return None
         return f"{name_of(path)} does neither name {page} nor have its commands"
     if block.language == "python":

@@ -43,7 +43,7 @@ Markers are HTML comments before a block, each a comment of its own. Readers do 
 ``in checkout``         bash: it runs in a copy of the repository
 ``output of: COMMAND``  text: what this bash command prints
 ``value of: CODE``      text: what ``print(CODE)`` prints in the page's Python
-``other numbers``       text: each number may be another one
+``other numbers``       text, pycon: each number and each duration may be another one
 ``excerpt of: FILE``    Not run: its lines are in this file of the repository, in this order
 ``run by: FILE``        Not run here: this test or script names the page, or has its commands
 ``needs: WHAT``         Not run: it takes what is not here, one of `NEEDS`. Python is compiled,
@@ -73,6 +73,7 @@ NEEDS = (
     "a Google account",
     "a container engine",
     "a display",
+    "a package index",
     "root",
     "another computer",
     "another shell",
@@ -282,6 +283,8 @@ _VARYING = (
     (re.compile(r"-(?=[0-9a-f]*\d|[a-f]{4})[0-9a-f]{4,8}\b"), "-<random>"),
     (re.compile(r"\b0x[0-9a-f]+\b"), "<id>"),
 )
+_DURATION = re.compile(r"\b\d+(\.\d+)? ?(d|h|min|m|s)(?![a-z])( ?\d+ ?(h|min|m|s)(?![a-z]))*")
+_HOURS = re.compile(r"\bmachine (hours?|minutes?)\b")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -309,6 +312,7 @@ def find_difference(shown: str, printed: str, *, other_numbers: bool = False) ->
         for pattern, replacement in _VARYING:
             text = pattern.sub(replacement, text)
         if other_numbers:
+            text = _HOURS.sub("machine <unit>", _DURATION.sub("<duration>", text))
             text = _NUMBER.sub("<number>", text)
         return " ".join(text.split())
 
