@@ -77,6 +77,8 @@ class AssembledCluster(GuardedCluster):
         Whether to make machines, to find them, or what is possible.
     shutdown_on_close : bool or None
         Whether closing deletes them; None: if they were made here.
+    joinable : bool
+        Whether others can connect also to machines that closing deletes.
     **options
         What SpecCluster takes.
     """
@@ -88,8 +90,10 @@ class AssembledCluster(GuardedCluster):
         *,
         create_mode: CreateMode = "create",
         shutdown_on_close: bool | None = None,
+        joinable: bool = False,
         **options: Any,
     ) -> None:
+        self._joinable = joinable
         self._mode = _check_mode(create_mode, settings)
         self._ends_by_default = shutdown_on_close is None
         # Whether another process has made the machines.
@@ -119,6 +123,12 @@ class AssembledCluster(GuardedCluster):
             self._fleet.delete_at_exit = self.shutdown_on_close
             self._prepared.firewall.delete_at_exit = self.shutdown_on_close
 
+    @property
+    def _detached(self) -> bool:
+        """Whether it is not over when this process is, as others may use it."""
+        stays = not (self._ends_by_default or self.shutdown_on_close)
+        return stays or self._mode != "create"
+
     async def _assemble(self) -> None:
         """Find out what is needed, then ask for the first machines or find them."""
         if self._mode == "connect":
@@ -134,9 +144,7 @@ class AssembledCluster(GuardedCluster):
                 connection = await self._load_connection(compute.project)
                 self._joined = True
             else:
-                stays = not (self._ends_by_default or self.shutdown_on_close)
-                # What others may use is not over when this process is.
-                detached = stays or self._mode != "create"
+                detached = self._detached
                 prepared = await prepare(
                     compute, self.settings, self.name, detached=detached, tell=self._log
                 )
@@ -147,7 +155,7 @@ class AssembledCluster(GuardedCluster):
                 self._wanted = max(self._wanted, self._local_count)
                 if self._ends_by_default:
                     self.shutdown_on_close = True
-                if detached:
+                if detached or self._joinable:
                     # On record before the first machine is.
                     await self._record(prepared)
                 self._prepared = prepared
@@ -212,16 +220,11 @@ class AssembledCluster(GuardedCluster):
 
     def _begin(self, prepared: Preparation) -> None:
         """Ask for the scheduler's machine and for those of the first workers, side by side."""
-        blueprint = prepared.blueprint
+        fleet = self._lay_out(prepared)
         location = prepared.schedulers.locations[0]
-        name = names.instance_name(self.name, "scheduler")
-        fleet = self._prepare_fleet(prepared, name, location, moved=self._follow_scheduler)
-        # A worker that could not even be asked for is better found out before the scheduler runs.
-        address = self._scheduler.contact_address
-        build_insert(blueprint.worker("worker", self._choose_location(), address))
         self._log(
             f"Starting the scheduler of {self.name}: {location.machine_type} in {location.zone}, "
-            f"project {blueprint.project}"
+            f"project {prepared.blueprint.project}"
         )
         machines = self._machines_for(self._wanted, adapting=False)
         self._check_first(prepared, machines)
@@ -231,25 +234,37 @@ class AssembledCluster(GuardedCluster):
         self._fill()
         self._correct_state()
 
+    def _lay_out(self, prepared: Preparation) -> Fleet:
+        """Settle where the scheduler will be, and with it where its workers can be."""
+        location = prepared.schedulers.locations[0]
+        name = names.instance_name(self.name, "scheduler")
+        fleet = self._prepare_fleet(prepared, name, location, moved=self._follow_scheduler)
+        # A worker that could not even be asked for is better found out before the scheduler runs.
+        address = self._scheduler.contact_address
+        build_insert(prepared.blueprint.worker("worker", self._choose_location(), address))
+        return fleet
+
     async def _keep_secrets(self, prepared: Preparation) -> None:
         """Bring the certificates to where machines look for them, before the first does."""
         blueprint = prepared.blueprint
         if not blueprint.keeps_secrets:
             return
         self._secrets = await self._open_secrets(blueprint)
+        await self._secrets.create(await self._plan_secrets(prepared))
+
+    async def _plan_secrets(self, prepared: Preparation) -> SecretPlan:
+        blueprint = prepared.blueprint
         account = str(self.settings.service_account)
         if account == "default":
             account = await _find_default_account(prepared.compute)
-        await self._secrets.create(
-            SecretPlan(
-                bundles=blueprint.tls,
-                account=account,
-                regions=sorted({names.region_of(zone) for zone in self.settings.zone}),
-                labels=blueprint.labels("scheduler"),
-                end=latest_end(blueprint.expires, end_of(*blueprint.tls.values())),
-                # It may be tried in one place after the other.
-                patience=self.settings.start_timeout * len(prepared.schedulers.locations),
-            )
+        return SecretPlan(
+            bundles=blueprint.tls,
+            account=account,
+            regions=sorted({names.region_of(zone) for zone in self.settings.zone}),
+            labels=blueprint.labels("scheduler"),
+            end=latest_end(blueprint.expires, end_of(*blueprint.tls.values())),
+            # It may be tried in one place after the other.
+            patience=self.settings.start_timeout * len(prepared.schedulers.locations),
         )
 
     async def _settle_down(self, prepared: Preparation) -> None:

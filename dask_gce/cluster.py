@@ -20,6 +20,7 @@ from distributed.deploy.spec import SpecCluster
 
 from dask_gce import names
 from dask_gce.assembly import CreateMode
+from dask_gce.declaration.planned_workers import Plan
 from dask_gce.errors import GCEError, SettingsError, StartTimeout
 from dask_gce.probing import find_refusal
 from dask_gce.settings import OF_WHO_JOINS, Settings
@@ -103,6 +104,10 @@ class GCECluster(WidgetCluster):
     ...         client.submit(sum, range(10)).result()
     45
     """
+
+    #: For Dask the names of the workers that should be there. Called, it tells what a start would
+    #: do: ``cluster.plan()`` that of this cluster, ``GCECluster.plan(n_workers=4)`` of another.
+    plan = Plan()
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from dask_gce.errors import AlreadyExists, GCEError, NotFound
 from dask_gce.exit import at_exit, not_at_exit
@@ -26,7 +27,7 @@ from dask_gce.secret_names import secret_id
 from dask_gce.services import Services
 from dask_gce.startup import Role, Tls, bundle
 
-__all__ = ["ClusterSecrets", "SecretPlan"]
+__all__ = ["ClusterSecrets", "SecretCall", "SecretPlan", "creation", "prolongation"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,116 @@ class SecretPlan:
         return self.end + SPARE
 
 
+@dataclass(frozen=True)
+class SecretCall:
+    """One call of Secret Manager.
+
+    Parameters
+    ----------
+    verb : str
+        The HTTP method.
+    path : str
+        Its path, with the version.
+    body : mapping
+        The request body in API JSON.
+    params : mapping of str to str
+        The query.
+    action : str
+        What it is for, in words.
+    """
+
+    verb: str
+    path: str
+    body: Mapping[str, Any] = field(repr=False)
+    params: Mapping[str, str] = field(default_factory=dict)
+    action: str = ""
+
+
+def creation(
+    project: str, cluster: str, identity: str, role: Role, plan: SecretPlan
+) -> tuple[SecretCall, SecretCall, SecretCall]:
+    """Return the calls that make the secret of a role.
+
+    Parameters
+    ----------
+    project : str
+        The project ID.
+    cluster : str
+        The cluster's name.
+    identity : str
+        What tells it from other clusters of that name.
+    role : {"scheduler", "worker"}
+        The role.
+    plan : SecretPlan
+        What the secrets are to be like.
+
+    Returns
+    -------
+    tuple of SecretCall
+        The one that makes it; after that one, side by side, those that write it and that say who
+        may read it.
+    """
+    name = secret_id(cluster, identity, role)
+    secrets = f"/v1/projects/{project}/secrets"
+    body = {
+        "replication": {
+            "userManaged": {"replicas": [{"location": region} for region in plan.regions]}
+        },
+        "labels": dict(plan.labels),
+        "expireTime": _render(plan.first_end),
+    }
+    payload = base64.b64encode(bundle(plan.bundles[role]).encode()).decode()
+    policy = {"bindings": [{"role": ACCESSOR, "members": [f"serviceAccount:{plan.account}"]}]}
+    return (
+        SecretCall("POST", secrets, body, {"secretId": name}, f"make secret {name}"),
+        SecretCall(
+            "POST",
+            f"{secrets}/{name}:addVersion",
+            {"payload": {"data": payload}},
+            action=f"write secret {name}",
+        ),
+        SecretCall(
+            "POST",
+            f"{secrets}/{name}:setIamPolicy",
+            {"policy": policy},
+            action=f"let {plan.account} read secret {name}",
+        ),
+    )
+
+
+def prolongation(
+    project: str, cluster: str, identity: str, role: Role, end: datetime
+) -> SecretCall:
+    """Return the call that lets the secret of a role last as long as the cluster.
+
+    Parameters
+    ----------
+    project : str
+        The project ID.
+    cluster : str
+        The cluster's name.
+    identity : str
+        What tells it from other clusters of that name.
+    role : {"scheduler", "worker"}
+        The role.
+    end : datetime.datetime
+        When it ends if nobody deletes it, with its zone.
+
+    Returns
+    -------
+    SecretCall
+        The call.
+    """
+    name = secret_id(cluster, identity, role)
+    return SecretCall(
+        "PATCH",
+        f"/v1/projects/{project}/secrets/{name}",
+        {"expireTime": _render(end)},
+        {"updateMask": "expireTime"},
+        f"prolong secret {name}",
+    )
+
+
 class ClusterSecrets:
     """The secrets of one cluster.
 
@@ -134,40 +245,19 @@ class ClusterSecrets:
             await asyncio.wait(making)
 
     async def _create(self, role: Role, plan: SecretPlan) -> None:
-        name = secret_id(self._cluster, self._identity, role)
-        body = {
-            "replication": {
-                "userManaged": {"replicas": [{"location": region} for region in plan.regions]}
-            },
-            "labels": dict(plan.labels),
-            "expireTime": _render(plan.first_end),
-        }
+        make, *fill = creation(self._services.project, self._cluster, self._identity, role, plan)
         with contextlib.suppress(AlreadyExists):  # a repeat whose first answer was lost
-            await self._services.call(
-                "secretmanager",
-                "POST",
-                f"/v1/projects/{self._services.project}/secrets",
-                params={"secretId": name},
-                body=body,
-                action=f"make secret {name}",
-            )
-        payload = base64.b64encode(bundle(plan.bundles[role]).encode()).decode()
-        policy = {"bindings": [{"role": ACCESSOR, "members": [f"serviceAccount:{plan.account}"]}]}
-        await asyncio.gather(
-            self._services.call(
-                "secretmanager",
-                "POST",
-                f"{self._path(role)}:addVersion",
-                body={"payload": {"data": payload}},
-                action=f"write secret {name}",
-            ),
-            self._services.call(
-                "secretmanager",
-                "POST",
-                f"{self._path(role)}:setIamPolicy",
-                body={"policy": policy},
-                action=f"let {plan.account} read secret {name}",
-            ),
+            await self._call(make)
+        await asyncio.gather(*map(self._call, fill))
+
+    async def _call(self, call: SecretCall) -> None:
+        await self._services.call(
+            "secretmanager",
+            call.verb,
+            call.path,
+            params=call.params or None,
+            body=dict(call.body),
+            action=call.action,
         )
 
     async def prolong(self) -> None:
@@ -181,19 +271,9 @@ class ClusterSecrets:
         if self._to_last is None:
             return
         roles, end = self._to_last
-        await asyncio.gather(
-            *(
-                self._services.call(
-                    "secretmanager",
-                    "PATCH",
-                    self._path(role),
-                    params={"updateMask": "expireTime"},
-                    body={"expireTime": _render(end)},
-                    action=f"prolong secret {secret_id(self._cluster, self._identity, role)}",
-                )
-                for role in roles
-            )
-        )
+        project, cluster, identity = self._services.project, self._cluster, self._identity
+        calls = [prolongation(project, cluster, identity, role, end) for role in roles]
+        await asyncio.gather(*map(self._call, calls))
         self._to_last = None
 
     def _path(self, role: Role) -> str:

@@ -7,7 +7,6 @@ threads and memory are shared is that of `shares` and `fit`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,7 @@ from dask_gce.placement import Location, MachineShape
 from dask_gce.settings import Settings
 from dask_gce.sources import refusal
 
-__all__ = ["check_hardware", "check_image", "warn_of_architecture"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["check_hardware", "check_image", "doubt_architecture"]
 
 _NUMBERS = "https://docs.cloud.google.com/compute/docs/disks/local-ssd#choose_number_local_ssds"
 
@@ -167,7 +164,7 @@ def _mismatch(settings: Settings, shape: MachineShape, architecture: str) -> Set
     )
 
 
-def warn_of_architecture(settings: Settings, locations: Sequence[Location]) -> None:
+def doubt_architecture(settings: Settings, locations: Sequence[Location]) -> str:
     """Say so where the default container image is not known to run on the machines.
 
     Parameters
@@ -176,16 +173,20 @@ def warn_of_architecture(settings: Settings, locations: Sequence[Location]) -> N
         The cluster's settings.
     locations : sequence of Location
         Where machines may be.
+
+    Returns
+    -------
+    str
+        What is doubtful, and the remedy; empty if nothing is.
     """
     arm = [shape.name for shape in _shapes(locations) if shape.architecture == "ARM64"]
     image = settings.container_image or ""
     if arm and settings.runtime == "container" and image.startswith(images.OFFICIAL_IMAGE):
-        logger.warning(
-            "Dask publishes %s for x86, and %s is Arm: the machines may not find an image to pull. "
-            "Set container_image to one of your own, or runtime to 'vm'.",
-            image,
-            arm[0],
+        return (
+            f"Dask publishes {image} for x86, and {arm[0]} is Arm: the machines may not find an "
+            "image to pull. Set container_image to one of your own, or runtime to 'vm'."
         )
+    return ""
 
 
 def _refuse(settings: Settings, key: str, reason: str) -> SettingsError:

@@ -33,7 +33,7 @@ from dask_gce.credentials import discover_project, load_credentials
 from dask_gce.errors import APIError, NotFound, PermissionDenied, SettingsError
 from dask_gce.fit import check_fit
 from dask_gce.gpus import check_gpus, complete_for_gpus
-from dask_gce.hardware import check_hardware, check_image, warn_of_architecture
+from dask_gce.hardware import check_hardware, check_image, doubt_architecture
 from dask_gce.images import architecture_of
 from dask_gce.inventory import list_clusters
 from dask_gce.obtainability import ask_for_advice, order, zones_like
@@ -83,6 +83,8 @@ class Preparation:
         The same as PEM text; None for plain TCP.
     order : str
         In which order the places are tried and why, in words; empty for that of the settings.
+    warnings : tuple of str
+        What does not keep the cluster from being made, but may not be meant so.
     """
 
     compute: Compute
@@ -94,6 +96,7 @@ class Preparation:
     security: Security = field(repr=False)
     client_tls: Tls | None = field(default=None, repr=False)
     order: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 async def open_compute(settings: Settings) -> Compute:
@@ -187,9 +190,9 @@ async def prepare(
     settings = complete_for_gpus(settings, schedulers, workers)
     check_fit(settings, schedulers, workers)
     check_image(settings, image, [*schedulers, *workers])
-    warn_of_architecture(settings, [*schedulers, *workers])
-    _warn_of_open_door(settings, route)
-    environment = await _resolve_environment(settings, tell)
+    environment = await asyncio.to_thread(
+        resolve, settings.environment, runtime=settings.runtime, tell=tell
+    )
     blueprint = Blueprint(
         settings=settings,
         project=compute.project,
@@ -204,7 +207,14 @@ async def prepare(
     )
     mark = Mark(cluster, blueprint.identity, blueprint.owner, blueprint.client, expires)
     needs = Needs(settings, compute.project, mark, found, clients)
-    _warn_of_blockers(needs)
+    warnings = [
+        doubt_architecture(settings, [*schedulers, *workers]),
+        _describe_open_door(settings, route),
+        _describe_left_out(environment),
+        *_describe_blockers(needs),
+    ]
+    for warning in filter(None, warnings):
+        logger.warning("%s", warning)
     return Preparation(
         compute,
         blueprint,
@@ -215,6 +225,7 @@ async def prepare(
         trust.client,
         await asyncio.to_thread(client_tls, trust.client),
         why,
+        tuple(filter(None, warnings)),
     )
 
 
@@ -283,30 +294,28 @@ async def find_route(compute: Compute, settings: Settings) -> Route:
     return choose_route(settings, project=compute.project, network=network, here=here)
 
 
-def _warn_of_open_door(settings: Settings, route: Route) -> None:
+def _describe_open_door(settings: Settings, route: Route) -> str:
     """Say so where everybody may knock at the scheduler's door."""
     ranges = settings.allow_ingress_from or ()
-    if settings.firewall and route.kind == "external" and reach_everybody(ranges):
-        logger.warning(
-            "allow_ingress_from = %s: the whole Internet reaches the scheduler's port, which "
-            "certificates %s, and its dashboard, which asks for nothing. Name your own address.",
-            ", ".join(ranges),
-            "guard" if settings.security else "do not guard (security=False)",
-        )
+    if not (settings.firewall and route.kind == "external" and reach_everybody(ranges)):
+        return ""
+    guarded = "guard" if settings.security else "do not guard (security=False)"
+    return (
+        f"allow_ingress_from = {', '.join(ranges)}: the whole Internet reaches the scheduler's "
+        f"port, which certificates {guarded}, and its dashboard, which asks for nothing. Name your "
+        "own address."
+    )
 
 
-def _warn_of_blockers(needs: Needs) -> None:
+def _describe_blockers(needs: Needs) -> list[str]:
     """Say so where a rule of somebody else's keeps out what the cluster's own would let in."""
-    for need in needs:
-        # No refusal: a policy of the organisation, which is not seen here, may let it in all the
-        # same.
-        if blocker := needs.blocker(need):
-            logger.warning(
-                "Firewall rule %s keeps out %s. A rule of the cluster's own does not help against "
-                "it; let whoever made it change it: dask gce check has more.",
-                blocker,
-                need,
-            )
+    # No refusal: a policy of the organisation, which is not seen here, may let it in all the same.
+    return [
+        f"Firewall rule {blocker} keeps out {need}. A rule of the cluster's own does not help "
+        "against it; let whoever made it change it: dask gce check has more."
+        for need in needs
+        if (blocker := needs.blocker(need))
+    ]
 
 
 async def _look_up_network(compute: Compute, settings: Settings) -> Network | None:
@@ -327,18 +336,12 @@ async def _look_up_network(compute: Compute, settings: Settings) -> Network | No
     return None if path is None else Network(path[1], path[2])
 
 
-async def _resolve_environment(
-    settings: Settings, tell: Callable[[str], object]
-) -> Environment | None:
-    environment = await asyncio.to_thread(
-        resolve, settings.environment, runtime=settings.runtime, tell=tell
-    )
-    if environment is not None and environment.left_out:
-        logger.warning(
-            "environment: these packages are left out of the machines: %s",
-            "; ".join(f"{name} ({reason})" for name, reason in environment.left_out.items()),
-        )
-    return environment
+def _describe_left_out(environment: Environment | None) -> str:
+    """Say so where not all that is installed here comes to the machines."""
+    if environment is None or not environment.left_out:
+        return ""
+    packages = "; ".join(f"{name} ({reason})" for name, reason in environment.left_out.items())
+    return f"environment: these packages are left out of the machines: {packages}"
 
 
 async def _look_up_image(compute: Compute, settings: Settings) -> dict[str, Any]:

@@ -106,16 +106,21 @@ class ReplacingCluster(SharedCluster):
 
     def _add_worker(self, name: str, spec: dict[str, Any]) -> None:
         """Ask for the machine of one that is planned, or take note of it if it exists."""
-        worker = spec["cls"](
-            self._scheduler.contact_address,
-            **{"name": name, "location": self._choose_location(), **spec.get("options", {})},
-        )
+        worker: Any = self._draw_worker(name, spec)
         worker._cluster = weakref.ref(self)
-        if not worker.location.spot:
-            self._on_demand.add(name)
         self._created.add(worker)
         self.workers[name] = worker
         worker.request().add_done_callback(partial(self._asked, worker))
+
+    def _draw_worker(self, name: str, spec: dict[str, Any]) -> GCEWorker:
+        """Return the machine of one that is planned, which nobody has asked for yet."""
+        worker: GCEWorker = spec["cls"](
+            self._scheduler.contact_address,
+            **{"name": name, "location": self._choose_location(), **spec.get("options", {})},
+        )
+        if not worker.location.spot:
+            self._on_demand.add(name)
+        return worker
 
     def _plan_machine(self, fleet: Fleet, instance: Instance, location: Location) -> None:
         with self._plan_lock:

@@ -24,6 +24,7 @@ NO_SUCH_CLUSTER: Final = 3
 #: The module of each command, in which the command has the name of the second word.
 _COMMANDS: Final[Mapping[str, str]] = {
     "check": "check.check",
+    "plan": "planning.plan",
     "create": "create.create",
     "list": "listing.list_all",
     "show": "listing.show",
