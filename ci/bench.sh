@@ -7,6 +7,8 @@ cd "$(dirname "$0")/.."
 status=0
 echo "== what importing the package costs"
 "${VENV:-.venv}/bin/python" benchmarks/import_cost.py || status=1
+echo "== what it costs to show a cluster in a notebook"
+"${VENV:-.venv}/bin/python" -m benchmarks.widget || status=1
 echo "== what a cluster costs, beside the floor and GCPCluster"
 "${VENV:-.venv}/bin/python" -m benchmarks.fleet "$@" || status=1
 echo "== what goes through a tunnel"

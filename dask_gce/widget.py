@@ -1,21 +1,22 @@
 """How a cluster shows itself in a notebook: its machines, its limits, its cost and the way to it.
 
 Owns what is shown, and that it costs the same however many workers there are: it is made anew twice
-a second, on the event loop that also keeps the connection to the scheduler. The controls beside it,
-which scale the cluster, are Dask's own.
+a second, on the event loop that also keeps the connection to the scheduler. Dask would list all
+workers, and compiles its templates each time. The controls beside it, which scale the cluster, are
+Dask's own.
 """
 
 from __future__ import annotations
 
 import html
 import itertools
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from dask.widgets.widgets import get_template
-from distributed.objects import SchedulerInfo
+from dask.utils import format_bytes
 
-from dask_gce.html_tables import render_link, render_row
+from dask_gce.html_tables import render_link, render_row, render_table
 from dask_gce.machine_logs import LoggedCluster
 from dask_gce.machine_tables import MachineList, render_machines
 
@@ -23,6 +24,36 @@ __all__ = ["WidgetCluster"]
 
 #: Workers that are listed one by one.
 SHOWN = 20
+
+_HEADINGS = ("worker", "address", "threads", "memory")
+
+#: Looks as other clusters of Dask do.
+_PAGE = """
+<div class="jp-RenderedHTMLCommon jp-RenderedHTML jp-mod-trusted jp-OutputArea-output">
+  <div style="width: 24px; height: 24px; background-color: #e1e1e1; border: 3px solid #9D9D9D; \
+border-radius: 5px; position: absolute;"></div>
+  <div style="margin-left: 48px;">
+    <h3 style="margin-bottom: 0px; margin-top: 0px;">{type}</h3>
+    <p style="color: #9D9D9D; margin-bottom: 0px;">{name}</p>
+    <table style="width: 100%; text-align: left;">
+      <tr>
+        <td style="text-align: left;"><strong>Dashboard:</strong> {dashboard}</td>
+        <td style="text-align: left;"><strong>Workers:</strong> {workers}</td>
+      </tr>
+      <tr>
+        <td style="text-align: left;"><strong>Total threads:</strong> {threads}</td>
+        <td style="text-align: left;"><strong>Total memory:</strong> {memory}</td>
+      </tr>
+      {rows}
+    </table>
+    <details>
+      <summary style="margin-bottom: 20px;"><h3 style="display: inline;">Scheduler Info</h3>\
+</summary>
+      {listed}
+    </details>
+  </div>
+</div>
+"""
 
 
 class WidgetCluster(LoggedCluster):
@@ -37,16 +68,19 @@ class WidgetCluster(LoggedCluster):
         return MachineList(self._board.machines())
 
     def _repr_html_(self, cluster_status: Any = None) -> Any:
-        info, workers = self.scheduler_info, dict(self.scheduler_info["workers"])
-        shown = dict(itertools.islice(workers.items(), SHOWN))
-        return get_template("cluster.html.j2").render(
-            type=type(self).__name__,
+        # A copy: workers come and go in the loop's thread.
+        workers = dict(self.scheduler_info["workers"])
+        threads = sum(each["nthreads"] for each in workers.values())
+        memory = sum(each["memory_limit"] or 0 for each in workers.values())
+        return _PAGE.format(
+            type=html.escape(type(self).__name__),
             name=html.escape(self.name),
-            workers=workers,
-            dashboard_link=html.escape(self.dashboard_link),
-            # Dask would list all workers.
-            scheduler_info_repr=SchedulerInfo({**info, "workers": shown})._repr_html_(),
-            cluster_status=f"{cluster_status or ''}{self._render_rows()}" or None,
+            dashboard=render_link(self.dashboard_link),
+            workers=len(workers),
+            threads=threads,
+            memory=format_bytes(memory),
+            rows=f"{cluster_status or ''}{self._render_rows()}",
+            listed=_render_workers(str(self.scheduler_address), workers),
         )
 
     def _render_rows(self) -> str:
@@ -71,3 +105,19 @@ class WidgetCluster(LoggedCluster):
         if not isinstance(link, str) or not link:
             return ""
         return urlunsplit(urlsplit(link)._replace(query="", fragment=""))
+
+
+def _render_workers(scheduler: str, workers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the scheduler's address and the first workers, as HTML."""
+    rows = [
+        (
+            str(each["name"]),
+            address,
+            str(each["nthreads"]),
+            format_bytes(each["memory_limit"]) if each["memory_limit"] else "",
+        )
+        for address, each in itertools.islice(workers.items(), SHOWN)
+    ]
+    more = len(workers) - len(rows)
+    table = render_table(_HEADINGS, rows, f"and {more} more" if more else "")
+    return f"<p>{html.escape(scheduler)}</p>{table}"

@@ -8,7 +8,6 @@ security and cancelled starts in test_cluster, failing starts in test_failed_sta
 from __future__ import annotations
 
 import asyncio
-import html.parser
 import logging
 import time
 
@@ -28,6 +27,7 @@ from distributed import Client
 from distributed.core import Status
 from distributed.deploy.adaptive import Adaptive
 from distributed.deploy.spec import SpecCluster, close_clusters
+from html_reader import Page
 
 import dask_gce.exit
 from dask_gce import GCECluster
@@ -44,31 +44,6 @@ class Fixed(Adaptive):
 
     async def target(self):
         return self.wanted
-
-
-class Page(html.parser.HTMLParser):
-    """Reads a representation, and fails where it is no well-formed HTML."""
-
-    EMPTY = frozenset({"br", "img", "hr", "input"})
-
-    def __init__(self, source):
-        super().__init__()
-        self.open = []
-        self.text = ""
-        self.feed(source)
-        self.close()
-        assert not self.open
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 # -- a life ---------------------------------------------------------------------------------------
