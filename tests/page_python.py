@@ -53,7 +53,12 @@ class Namespace:
         tree = ast.parse(code, place)
         if mode == "plan":
             tree = ast.fix_missing_locations(_Plans().visit(tree))
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         self._execute(compile(tree, place, "exec", _FLAGS, True))
+        if last is not None:
+            # As a notebook does, whose blocks these may be.
+            shown = ast.Interactive([last])
+            self._execute(compile(shown, place, "single", _FLAGS, True))
 
     def _execute(self, code: Any) -> None:
         if code.co_flags & inspect.CO_COROUTINE:

@@ -97,7 +97,6 @@ class Session:
         self._python: Python | None = None
         self._folder = Path()
         self._environment: dict[str, str] = {}
-        self._words: dict[str, str] = {}
         self._emulator: ComputeEmulator | None = None
 
     def __enter__(self) -> Session:
@@ -120,9 +119,9 @@ class Session:
                 )
             )
             self._environment = self._make_environment(self._emulator.endpoint)
-            self._words = {"PORT": self._emulator.endpoint.rpartition(":")[2], "PROJECT": PROJECT}
             if self._page.tls:
-                self._words["TLS_PORT"] = self._emulator.tls_endpoint.rpartition(":")[2]
+                port = self._emulator.tls_endpoint.rpartition(":")[2]
+                self._environment["PAGE_TLS_PORT"] = port
             self._ends.callback(self._end_python)
         return self._emulator
 
@@ -141,6 +140,8 @@ class Session:
             # Where machine images are kept from one run to the next.
             "XDG_CACHE_HOME": str(Path(platformdirs.user_cache_dir("dask-gce")).parent),
             "TMPDIR": str(self._folder / "tmp"),
+            "PAGE_PORT": endpoint.rpartition(":")[2],
+            "PAGE_PROJECT": PROJECT,
             "PAGE_STATE": str(self._folder / "exported"),
             "PYTHONWARNINGS": "ignore::FutureWarning",
             "DASK_GCE__API_ENDPOINT": endpoint,
@@ -213,8 +214,11 @@ class Session:
         return {key: value for key, _, value in pairs}
 
     def _run_bash(self, block: Block, text: str) -> None:
-        for word, value in self._words.items():
-            text = re.sub(rf"(?<![\w-]){word}(?![\w-])", value, text)
+        if not block.hidden:
+            for name, value in self._exported().items():
+                word = name.removeprefix("PAGE_")
+                if word not in (name, "STATE"):
+                    text = re.sub(rf"(?<![\w$-]){word}(?![\w-])", value, text)
         folder = self._folder / "work"
         if "in checkout" in block.markers:
             folder = self._checkout()

@@ -10,11 +10,13 @@ type and container image exists, so that ``GCECluster(...)`` and ``dask gce ...`
 printed. What is in ``/tmp/`` is the session's own, and so are the home and the working folder,
 which is empty. Blocks of
 
-- ``python`` are executed, with ``await`` at the top level where they want it. A cluster that no
-  variable refers to any more is closed after the block; all others when the page ends.
+- ``python`` are executed, with ``await`` at the top level where they want it; the value of the last
+  expression is printed as in a notebook. A cluster that no variable refers to any more is closed
+  after the block; all others when the page ends.
 - ``pycon`` are executed, and show what they print.
 - ``bash`` are run with ``-euo pipefail``. ``PORT``, ``TLS_PORT`` and ``PROJECT`` as whole words are
-  the local Compute Engine's. ``gcloud compute`` reaches the local Compute Engine too.
+  the local Compute Engine's, and ``WORD`` is what a block that readers do not see has exported as
+  ``PAGE_WORD``. ``gcloud compute`` reaches the local Compute Engine too.
 - ``yaml`` are loaded as Dask's configuration and checked against the settings, if they begin with
   ``gce:``.
 - ``text``, or nothing, are compared with what the block before them printed: their lines are there,
@@ -44,6 +46,7 @@ Markers are HTML comments before a block, each a comment of its own. Readers do 
 ``output of: COMMAND``  text: what this bash command prints
 ``value of: CODE``      text: what ``print(CODE)`` prints in the page's Python
 ``other numbers``       text, pycon: each number and each duration may be another one
+``any order``           text: its lines may be in another order
 ``excerpt of: FILE``    Not run: its lines are in this file of the repository, in this order
 ``run by: FILE``        Not run here: this test or script names the page, or has its commands
 ``needs: WHAT``         Not run: it takes what is not here, one of `NEEDS`. Python is compiled,
@@ -93,7 +96,7 @@ _WITH_VALUE = (
     "run by",
     "needs",
 )
-_ALONE = ("new session", "in checkout", "plan", "tls", "other numbers")
+_ALONE = ("new session", "in checkout", "plan", "tls", "other numbers", "any order")
 
 #: Of which a page has at most one, and before its first block.
 _OF_PAGE = ("machines", "tls")
@@ -258,6 +261,7 @@ def _check(block: Block) -> None:
         "output of": ("text",),
         "value of": ("text",),
         "other numbers": ("text", "pycon"),
+        "any order": ("text",),
         "fails": ("python", "bash"),
     }
     for key in block.markers:
@@ -288,7 +292,9 @@ _HOURS = re.compile(r"\bmachine (hours?|minutes?)\b")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
-def find_difference(shown: str, printed: str, *, other_numbers: bool = False) -> str | None:
+def find_difference(
+    shown: str, printed: str, *, other_numbers: bool = False, any_order: bool = False
+) -> str | None:
     """Return the first line of a text that is not in what was printed; None if all are there.
 
     Parameters
@@ -299,6 +305,8 @@ def find_difference(shown: str, printed: str, *, other_numbers: bool = False) ->
         What there is.
     other_numbers : bool
         Whether each number may be another one.
+    any_order : bool
+        Whether the lines may be in another order.
 
     Examples
     --------
@@ -324,10 +332,14 @@ def find_difference(shown: str, printed: str, *, other_numbers: bool = False) ->
         if line == "...":
             continue
         pattern = re.compile(".*".join(map(re.escape, line.split("..."))))
+        if any_order:
+            at = 0
         while at < len(lines) and not pattern.fullmatch(lines[at]):
             at += 1
         if at == len(lines):
             break
+        if any_order:
+            del lines[at]
         at += 1
     else:
         return None
