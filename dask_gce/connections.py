@@ -19,6 +19,7 @@ from typing import Final
 from platformdirs import user_data_path
 
 from dask_gce import names
+from dask_gce.client_variables import PemFiles
 from dask_gce.connection_content import (
     Connection,
     check_end,
@@ -36,6 +37,7 @@ __all__ = [
     "forget_connection",
     "list_connections",
     "load_connection",
+    "save_certificates",
     "save_connection",
 ]
 
@@ -109,6 +111,46 @@ def save_connection(connection: Connection) -> Path:
     return path
 
 
+def save_certificates(connection: Connection) -> PemFiles | None:
+    """Write the certificates of a cluster's clients as files that Dask's configuration can name.
+
+    They lie beside the connection file, as private as that, and go with it.
+
+    Parameters
+    ----------
+    connection : Connection
+        What holds them.
+
+    Returns
+    -------
+    PemFiles or None
+        Where they are; None if there are none, for plain TCP.
+
+    Raises
+    ------
+    CredentialsError
+        If they cannot be written.
+    """
+    tls = connection.client_tls
+    if tls is None:
+        return None
+    files = _pem_files(connection_path(connection.cluster, connection.project))
+    for path, text in (
+        (files.authority, tls.ca),
+        (files.certificate, tls.certificate),
+        (files.key, tls.key),
+    ):
+        write_private(path, text.encode())
+    return files
+
+
+def _pem_files(path: Path) -> PemFiles:
+    """Return where the certificates are that belong to a connection file."""
+    return PemFiles(
+        *(path.with_name(f"{path.stem}.{each}.pem") for each in ("ca", "client", "client-key"))
+    )
+
+
 def load_connection(name: str, project: str | None = None) -> Connection:
     """Read a cluster's connection file.
 
@@ -149,7 +191,7 @@ def load_connection(name: str, project: str | None = None) -> Connection:
 
 
 def delete_connection(name: str, project: str, identity: str | None = None) -> bool:
-    """Delete a cluster's connection file.
+    """Delete a cluster's connection file, and the certificates that were written beside it.
 
     Parameters
     ----------
@@ -179,6 +221,9 @@ def delete_connection(name: str, project: str, identity: str | None = None) -> b
             content = parse_json(read_private(path, _LIMIT))
             if isinstance(content, dict) and content.get("identity", identity) != identity:
                 return False
+    files = _pem_files(path)
+    for each in (files.key, files.certificate, files.authority):
+        delete_private(each)
     return delete_private(path)
 
 

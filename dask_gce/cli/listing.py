@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dask_gce.cli.cloud import find, open_compute, survey
+from dask_gce.cli.environment import print_environment
 from dask_gce.cli.interruption import run_while_wanted
 from dask_gce.cli.options import cluster_argument, identity_option, json_option, project_option
 from dask_gce.cli.output import (
@@ -91,12 +92,33 @@ async def _survey(project: str | None) -> Inventory:
 @identity_option
 @project_option
 @json_option
-def show(name: str, identity: str | None, project: str | None, as_json: bool) -> None:
+@click.option("--env", is_flag=True, help="Print what makes a bare Client() find it, for a shell.")
+@click.option("--yaml", "as_yaml", is_flag=True, help="With --env: print it as Dask's YAML.")
+def show(
+    name: str,
+    identity: str | None,
+    project: str | None,
+    as_json: bool,
+    env: bool,
+    as_yaml: bool,
+) -> None:
     """Show a cluster, its machines and its firewall rules.
+
+    With --env it prints variables by which Dask's own Client() connects to the cluster, for a shell
+    to evaluate, or as configuration. They name files with the certificates, which only you can
+    read, and which go when the cluster is deleted from here.
 
     \b
       dask gce show grid
+      eval "$(dask gce show grid --env)" && python -c "from distributed import Client; Client()"
     """
+    if as_yaml and not env:
+        raise click.UsageError("--yaml goes with --env.")
+    if env and as_json:
+        raise click.UsageError("--env and --json exclude each other.")
+    if env:
+        print_environment(name, identity, project, as_yaml=as_yaml)
+        return
     record, rules = run_while_wanted(_find(name, identity, project))
     known = _is_known(record)
     if as_json:
