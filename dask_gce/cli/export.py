@@ -58,8 +58,9 @@ def terraform(folder: Path, days: float, force: bool, **typed: tuple[str, ...]) 
 
     \b
       dask gce export terraform cluster/ --name grid --n-workers 4 --idle-timeout .inf
-      cd cluster && terraform init && terraform apply
-      terraform output -json connection | dask gce join -
+      terraform -chdir=cluster init
+      terraform -chdir=cluster apply
+      terraform -chdir=cluster output -json connection | dask gce join -
     """
     keywords = parse_settings(typed)
     settings, fixed = run_while_wanted(_describe(keywords))

@@ -51,14 +51,12 @@ class Terraform:
         self.folder = folder
         self._providers = providers
 
-    def start(self, *arguments: str, workspace: str = "default") -> subprocess.Popen[str]:
-        """Start a command."""
-        program = _program()
-        assert program is not None
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a command, but for its workspace."""
         settings = self.folder / "terraform.rc"
         # One that is empty, so that nobody's own has a say.
         settings.touch()
-        environment = {
+        return {
             "CHECKPOINT_DISABLE": "1",
             "HOME": str(self.folder),
             "PATH": os.environ["PATH"],
@@ -67,15 +65,19 @@ class Terraform:
             "TF_IN_AUTOMATION": "1",
             "TF_INPUT": "0",
             "TF_REATTACH_PROVIDERS": self._providers,
-            "TF_WORKSPACE": workspace,
             "TMPDIR": tempfile.gettempdir(),
             # Whatever would be asked outside is asked of nobody, and fails.
             **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9"),
         }
+
+    def start(self, *arguments: str, workspace: str = "default") -> subprocess.Popen[str]:
+        """Start a command."""
+        program = _program()
+        assert program is not None
         return subprocess.Popen(
             [program, *arguments],
             cwd=self.folder,
-            env=environment,
+            env={**self.environment(), "TF_WORKSPACE": workspace},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
