@@ -1,0 +1,79 @@
+"""A notebook in a real kernel: what its outputs hold while a cluster comes, and afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from clusters import PATIENCE, is_worker
+from html_reader import Page
+
+from dask_gce.emulator import Fault
+
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+pytest.importorskip("ipywidgets", reason="ipywidgets is not installed")
+
+SETUP = """
+import dask_gce.progress.showing
+dask_gce.progress.showing.SILENCE = 0
+from dask_gce import GCECluster
+settings = dict(api_endpoint={endpoint!r}, machine_type="e2-small", security=False,
+                worker_class="distributed.Worker")
+"""
+
+
+class Reader(nbclient.NotebookClient):  # type: ignore[misc]
+    """Runs a notebook, and keeps each text that an output had, not only the last."""
+
+    def __init__(self, *cells: str) -> None:
+        notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+        super().__init__(notebook, timeout=int(PATIENCE), kernel_name="python3")
+        self.shown: list[tuple[int, str, str]] = []
+
+    def process_message(self, message: Any, cell: Any, cell_index: int) -> Any:
+        """Take note of what is displayed."""
+        if message["msg_type"] in ("display_data", "update_display_data"):
+            data = message["content"]["data"]
+            self.shown.append((cell_index, data["text/plain"], data.get("text/html", "")))
+        return super().process_message(message, cell, cell_index)
+
+    def outputs(self, cell: int) -> list[Any]:
+        """Return the outputs of a cell, as they are saved."""
+        return list(self.nb.cells[cell].outputs)
+
+
+def test_progress_widget_and_logs_in_a_notebook(light):
+    # Until then a machine is asked for, and nothing more.
+    light.faults.add(Fault("compute.instances.insert", delay=3, match=is_worker))
+    reader = Reader(
+        SETUP.format(endpoint=light.endpoint),
+        "cluster = GCECluster(**settings)",
+        "cluster.scale(1); cluster.wait_for_workers(1)",
+        "cluster",
+        "cluster.get_logs()",
+        "cluster.events",
+        "cluster.machines",
+        "silent = GCECluster(n_workers=1, quiet=True, **settings); silent.wait_for_workers(1)",
+        "cluster.close(); silent.close()",
+    )
+    reader.execute()
+
+    texts = [text for _, text, _ in reader.shown]
+    assert any("the scheduler is " in text for text in texts)
+    assert any("0 of 1 workers running, 1 requested" in text for text in texts)
+    for _, _, html in reader.shown:
+        Page(html)
+    # One output, which has become the summary.
+    (output,) = reader.outputs(2)
+    assert "1 worker, 2 cores, 2 GB in " in Page(output.data["text/html"]).text
+    assert "1 worker, 2 cores, 2 GB in " in output.data["text/plain"]
+
+    (output,) = reader.outputs(3)
+    assert "application/vnd.jupyter.widget-view+json" in output.data
+    assert "2 running" in Page(output.data["text/html"]).text
+    for cell, said in ((4, "Register worker"), (5, "requested"), (6, "running")):
+        (output,) = reader.outputs(cell)
+        assert said in Page(output.data["text/html"]).text
+    assert reader.outputs(7) == []
