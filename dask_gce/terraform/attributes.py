@@ -89,6 +89,11 @@ def _reservation(value: Any, path: str) -> dict[str, Any]:
     return {"reservation_affinity": {**found, **({"specific_reservation": which} if which else {})}}
 
 
+def _account(value: Any, path: str) -> dict[str, Any]:
+    # Which account that is only Compute Engine knows, and would be taken for a change.
+    return {} if value == "default" else {"email": value}
+
+
 def _disks(value: Any, path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for number, disk in enumerate(listed(value, path)):
@@ -299,9 +304,7 @@ _INSTANCE: Final[Mapping[str, Rule]] = {
     "reservationAffinity": _reservation,
     "resourcePolicies": as_("resource_policies", list),
     "scheduling": block("scheduling", _SCHEDULING),
-    "serviceAccounts": only(
-        "service_account", {"email": as_("email"), "scopes": as_("scopes", list)}
-    ),
+    "serviceAccounts": only("service_account", {"email": _account, "scopes": as_("scopes", list)}),
     "shieldedInstanceConfig": block(
         "shielded_instance_config",
         {

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import terraform_command
 from exports import CLUSTERS, export
+from records import compute_of
 from terraform_command import Terraform, terraform_at
 
 from dask_gce import names
@@ -175,6 +176,42 @@ def test_more_workers_leave_those_that_are_there(terraform, emulator, tmp_path):
     outputs = terraform.read("output")
     told = outputs["workers"]["value"].values()
     assert sum(each["spot"] for each in told) == 11 - mix.on_demand(11)
+
+
+def test_regions_take_turns_and_whoever_is_told_is_let_in(terraform, emulator, tmp_path):
+    zones = ["us-central1-a", "us-east1-b", "europe-west1-b"]
+    asyncio.run(
+        export(
+            emulator,
+            tmp_path,
+            n_workers=5,
+            zone=zones,
+            allow_cross_zone=True,
+            subnetwork="default",
+            security=False,
+        )
+    )
+    told = json.dumps(["203.0.113.0/24", "2001:db8::/48"])
+    terraform.run("apply", "-auto-approve", f"-var=allow_ingress_from={told}")
+    workers = {each["name"]: each for each in emulator.instances() if "worker" in each["name"]}
+    assert len(workers) == 5
+    for number in range(5):
+        assert workers[f"grid-worker-{number}"]["zone"].endswith(zones[number % 3])
+    assert len(terraform.read("output")["workers"]["value"]) == 5
+
+    async def ours() -> dict[str, Any]:
+        async with compute_of(emulator) as compute:
+            rules = await compute.list_firewalls()
+        return {each["name"]: each for each in rules if each["name"].startswith("grid-")}
+
+    rules = asyncio.run(ours())
+    identity = workers["grid-worker-0"]["labels"][names.ID_LABEL]
+    stem = f"grid-{identity[:8]}-clients"
+    assert rules[stem]["sourceRanges"] == ["203.0.113.0/24"]
+    assert rules[f"{stem}-v6"]["sourceRanges"] == ["2001:db8::/48"]
+    assert rules[stem]["targetTags"] == [f"grid-{identity[:8]}-scheduler"]
+    # A workspace's name is a part of names.
+    terraform.run("plan", workspace="Evening", status=1)
 
 
 def test_processes_share_machines_and_a_wrong_number_is_refused(terraform, emulator, tmp_path):
