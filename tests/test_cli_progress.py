@@ -77,7 +77,7 @@ async def test_how_far_the_machines_are_is_told(paper_workers, capsys, monkeypat
         (worker,) = cluster.worker_spec
         await until(lambda: is_told("Creating grid: 0 of 1 workers running, 1 booting\n"))
         cluster.events.note(worker, "booting", "image-\x1b[31mpulling")
-        await until(lambda: is_told("1 getting their image (image-pulling)\n"))
+        await until(lambda: is_told("1 getting its image (image-pulling)\n"))
         cluster.events.note(worker, "ready")
     assert is_told("Creating grid: 1 worker, 2 cores, 2 GB in ")
     await cluster.close()

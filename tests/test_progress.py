@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from clusters import cluster_on, refuse, settings, until
@@ -20,7 +22,7 @@ from rich.console import Console
 
 from dask_gce import GCECluster
 from dask_gce.events import Event
-from dask_gce.machine_states import StateBoard
+from dask_gce.machine_states import MachineFacts, StateBoard
 from dask_gce.progress import lines, showing, terminal
 from dask_gce.progress.choice import choose_display
 from dask_gce.progress.display import describe
@@ -171,6 +173,32 @@ def test_who_types_again_hears_only_what_came(capsys):
     assert capsys.readouterr().err == "grid: 2 workers\n"
 
 
+def test_the_page_shows_what_is_said(capsys, monkeypatch):
+    monkeypatch.setattr(lines, "FIRST_PAUSE", 0)
+    facts = MachineFacts("worker", cores=4, memory=16 * 2**30)
+    board = StateBoard(lambda name: facts if "-worker-" in name else None)
+    start = datetime.now(timezone.utc)
+    board.expect(2, start)
+    starting = LinesDisplay(board, "Starting grid", 2)
+    for what, why in (("requested", ""), ("running", "")):
+        board.take(Event("grid-scheduler-5e", what, why))
+    starting.update()
+    board.take(Event("grid-scheduler-5e", "booting", "image-pulling: 3 of 12 layers"))
+    starting.update()
+    starting.close("")
+    waiting = LinesDisplay(board, "grid", 2)
+    board.take(Event("grid-scheduler-5e", "ready"))
+    for name in ("grid-worker-9c", "grid-worker-2a"):
+        board.take(Event(name, "requested"))
+        board.take(Event(name, "booting", "starting"))
+    waiting.update()
+    for name in ("grid-worker-9c", "grid-worker-2a"):
+        board.take(Event(name, "ready", time=start + timedelta(seconds=41)))
+    waiting.close(board.summary())
+    page = (Path(__file__).parents[1] / "docs" / "progress.md").read_text()
+    assert f"```text\n{capsys.readouterr().err}```" in page
+
+
 # -- the region -----------------------------------------------------------------------------------
 
 
@@ -229,7 +257,7 @@ def test_the_bar_is_never_longer_than_it_is():
 REGION = """
 import asyncio, sys
 from dask_gce.events import Event
-from dask_gce.machine_states import StateBoard
+from dask_gce.machine_states import MachineFacts, StateBoard
 from dask_gce.progress import showing
 from dask_gce.progress.choice import choose_display
 showing.SILENCE, showing.INTERVAL = 0, 0.01

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dask_gce.machine_states import BOOTING_STATES, StateBoard
+from dask_gce.machine_states import BOOTING_STATES, STATES, StateBoard
 
 __all__ = ["Display", "describe"]
 
-#: What is said of machines in these states, where the state's own name is no word for it.
-_WORDS = {"image": "getting their image"}
+#: What is said of one machine and of several, where the name of their state is no word for it.
+_OF_ONE, _OF_SEVERAL = {"image": "getting its image"}, {"image": "getting their image"}
 
 
 class Display(Protocol):
@@ -79,24 +79,29 @@ def describe(board: StateBoard, wanted: int) -> str:
     >>> for what, why in (("requested", ""), ("booting", "image-pulling")):
     ...     board.take(Event("dask-1f-worker-9c", what, why))
     >>> describe(board, 2)
-    '0 of 2 workers running, 1 getting their image (image-pulling)'
+    '0 of 2 workers running, 1 getting its image (image-pulling)'
     """
     scheduler = board.scheduler()
     if scheduler is None:
         return "preparing"
     if scheduler.state in BOOTING_STATES:
-        detail = f" ({scheduler.detail})" if scheduler.detail else ""
-        return f"the scheduler is {_WORDS.get(scheduler.state, scheduler.state)}{detail}"
+        state = scheduler.state
+        return f"the scheduler is {_OF_ONE.get(state, state)}{_in_brackets(scheduler.detail)}"
     workers = board.workers_by_state()
     parts = [f"{workers.get('running', 0)} of {wanted} workers running"]
     on_their_way = [
-        f"{workers[state]} {_WORDS.get(state, state)}"
+        f"{workers[state]} {(_OF_ONE if workers[state] == 1 else _OF_SEVERAL).get(state, state)}"
         for state in reversed(BOOTING_STATES)
         if state in workers
     ]
-    if on_their_way and (detail := board.latest_phase()):
-        on_their_way[0] += f" ({detail})"
+    if on_their_way:
+        on_their_way[0] += _in_brackets(board.latest_phase())
     parts += on_their_way
     if failures := board.failures():
         parts.append(f"{failures} failed")
     return ", ".join(parts)
+
+
+def _in_brackets(phase: str) -> str:
+    # A state of the same name says it already.
+    return f" ({phase})" if phase and phase not in STATES else ""

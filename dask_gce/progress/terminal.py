@@ -150,7 +150,9 @@ def render(
     if shown:
         lines.append(_machines(shown, now))
     if (more := sum(board.counts().values()) - board.counts().get("deleted", 0) - len(shown)) > 0:
-        lines.append(Text(f"  and {more} more machines", style="dim"))
+        lines.append(
+            Text(f"  and {more} more {'machine' if more == 1 else 'machines'}", style="dim")
+        )
     return Group(*lines)
 
 
@@ -192,4 +194,5 @@ def _trail(machine: MachineState) -> str:
         for state in machine.times
         if state != "requested" and (seconds := machine.seconds(state)) is not None
     ]
-    return "; ".join(filter(None, [machine.detail, ", ".join(times)]))
+    detail = "" if machine.detail == machine.state else machine.detail
+    return "; ".join(filter(None, [detail, ", ".join(times)]))
