@@ -20,12 +20,18 @@ extensions = [
     "settings_table",
     "sphinx.ext.autodoc",
     "sphinx.ext.viewcode",
+    "sphinx_click",
+    # Follows it.
+    "command_pages",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build"]
 
 html_theme = "dask_sphinx_theme"
 html_title = "dask-gce"
+
+# Quotes and dashes are part of commands.
+smartquotes = False
 
 # Headings can be linked to as page.md#heading.
 myst_heading_anchors = 3
