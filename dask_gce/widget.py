@@ -3,26 +3,29 @@
 Owns what is shown, and that it costs the same however many workers there are: it is made anew twice
 a second, on the event loop that also keeps the connection to the scheduler. Dask would list all
 workers, and compiles its templates each time. The controls beside it, which scale the cluster, are
-Dask's own.
+Dask's own. A table of machines has a tab of its own, which stays open while its content changes.
 """
 
 from __future__ import annotations
 
 import html
+import importlib
 import itertools
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from dask.utils import format_bytes
+import dask
+from dask.utils import format_bytes, parse_timedelta
+from tornado.ioloop import PeriodicCallback
 
 from dask_gce.html_tables import render_link, render_row, render_table
 from dask_gce.machine_logs import LoggedCluster
-from dask_gce.machine_tables import MachineList, render_machines
+from dask_gce.machine_tables import MachineList, render_counts, render_machines, render_picked
 
 __all__ = ["WidgetCluster"]
 
-#: Workers that are listed one by one.
+#: Workers and machines that are listed one by one.
 SHOWN = 20
 
 _HEADINGS = ("worker", "address", "threads", "memory")
@@ -82,6 +85,34 @@ class WidgetCluster(LoggedCluster):
             rows=f"{cluster_status or ''}{self._render_rows()}",
             listed=_render_workers(str(self.scheduler_address), workers),
         )
+
+    def _widget(self) -> Any:
+        """Add a table of machines to the widget that Dask makes; None without ipywidgets."""
+        known = "_cached_widget" in vars(self)
+        tab = super()._widget()
+        if known or tab is None:
+            return tab
+        machines = importlib.import_module("ipywidgets").HTML(self._render_machines())
+        tab.children = (*tab.children, machines)
+        tab.set_title(len(tab.children) - 1, "Machines")
+
+        def update() -> None:
+            # Sent to the browser only if it is another one.
+            machines.value = self._render_machines()
+
+        def install() -> None:
+            interval = dask.config.get("distributed.deploy.cluster-repr-interval", default="500ms")
+            callback = PeriodicCallback(update, parse_timedelta(interval) * 1000)
+            self.periodic_callbacks["machines-repr"] = callback
+            callback.start()
+
+        if self.loop is not None:
+            self.loop.add_callback(install)
+        return tab
+
+    def _render_machines(self) -> str:
+        counts = html.escape(render_counts(self._board)) or "none yet"
+        return f"<p>{counts}</p>{render_picked(self._board, SHOWN)}"
 
     def _render_rows(self) -> str:
         """Return what is known of the cluster beyond its workers, as rows of a table."""

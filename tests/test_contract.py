@@ -315,7 +315,7 @@ async def test_its_widget_scales_it(paper_workers):
     async with cluster_on(paper_workers) as cluster:
         tab = cluster._widget()
         assert isinstance(tab, widgets.Tab)
-        _, scaling = tab.children
+        _, scaling, _ = tab.children
         _, accordion = scaling.children
         manual, adaptive = accordion.children
         request, scale = manual.children

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+import dask
+import pytest
 from clusters import cluster_on, until
 from html_reader import Page
 
@@ -109,6 +111,26 @@ async def test_a_cluster_shows_its_machines(paper_workers):
     assert "running" not in Page(cluster._repr_html_()).text
 
 
+async def test_the_widget_has_a_table_of_machines_that_follows_them(paper_workers):
+    pytest.importorskip("ipywidgets", reason="ipywidgets is not installed")
+    with dask.config.set({"distributed.deploy.cluster-repr-interval": "20ms"}):
+        async with cluster_on(paper_workers) as cluster:
+            tab = cluster._widget()
+            assert cluster._widget() is tab
+            *_, machines = tab.children
+            assert [tab.get_title(number) for number in range(3)] == [
+                "Status",
+                "Scaling",
+                "Machines",
+            ]
+            assert "1 running" in Page(machines.value).text
+            await cluster.scale(2)
+            (first, second) = cluster.worker_spec
+            await until(lambda: "2 booting, 1 running" in machines.value)
+            assert first in machines.value
+            assert second in machines.value
+
+
 async def test_a_machine_that_was_refused_is_shown_with_the_reason(paper_workers):
     refused = Fault(
         "compute.instances.insert",
@@ -128,9 +150,10 @@ async def test_a_machine_that_was_refused_is_shown_with_the_reason(paper_workers
 
 def test_the_link_to_jupyter_is_shown_without_its_token():
     class Cluster(WidgetCluster):
+        jupyter_link = "http://127.0.0.1:8787/jupyter/lab?token=abc"
+
         def __init__(self):
             self.settings = type("", (), {"jupyter": True})()
-            self.jupyter_link = "http://127.0.0.1:8787/jupyter/lab?token=abc"
 
         def __del__(self):
             pass
