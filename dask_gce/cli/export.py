@@ -13,7 +13,7 @@ from dask_gce.cli.setting_options import SettingsCommand, parse_settings, settin
 
 if TYPE_CHECKING:
     from dask_gce.settings import Settings
-    from dask_gce.terraform.fixed import FixedCluster
+    from dask_gce.terraform.fixed_cluster import FixedCluster
 
 __all__ = ["export"]
 
@@ -65,7 +65,7 @@ def terraform(folder: Path, days: float, force: bool, **typed: tuple[str, ...]) 
     keywords = parse_settings(typed)
     settings, fixed = run_while_wanted(_describe(keywords))
     from dask_gce.terraform.document import build_document
-    from dask_gce.terraform.files import write_files
+    from dask_gce.terraform.files import CERTIFICATES, write_files
 
     written = write_files(
         folder,
@@ -79,6 +79,8 @@ def terraform(folder: Path, days: float, force: bool, **typed: tuple[str, ...]) 
         click.echo(path)
     for text in fixed.notes:
         note(text)
+    if folder / CERTIFICATES in written:
+        note(f"Its certificates last {days:g} days from now, whenever it is made.")
 
 
 async def _describe(keywords: dict[str, Any]) -> tuple[Settings, FixedCluster]:
@@ -92,7 +94,7 @@ async def _describe(keywords: dict[str, Any]) -> tuple[Settings, FixedCluster]:
     check_fixed(settings)
     compute = await open_compute(settings)
     try:
-        return settings, await describe_fixed(compute, settings)
+        return settings, await describe_fixed(compute, settings, tell=note)
     finally:
         await compute.close()
 

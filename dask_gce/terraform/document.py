@@ -17,8 +17,9 @@ from typing import Any, Final
 from dask_gce import names
 from dask_gce.startup import SECRET_ITEMS
 from dask_gce.terraform.expressions import escape
-from dask_gce.terraform.fixed import FixedCluster
+from dask_gce.terraform.fixed_cluster import FixedCluster
 from dask_gce.terraform.outputs import build_outputs
+from dask_gce.terraform.secret_resources import build_secrets
 from dask_gce.terraform.suitability import MAX_NAME
 
 __all__ = ["build_document"]
@@ -61,7 +62,7 @@ def build_document(fixed: FixedCluster) -> dict[str, Any]:
     }
     if rules := _rules(fixed):
         resources["google_compute_firewall"] = rules
-    resources.update(_secrets(fixed))
+    resources.update(build_secrets(fixed))
     return {
         "//": _ABOUT,
         "terraform": {
@@ -318,43 +319,3 @@ def _rules(fixed: FixedCluster) -> dict[str, Any]:
     if fixed.machines_rule is not None:
         found["machines"] = dict(fixed.machines_rule)
     return found
-
-
-def _secrets(fixed: FixedCluster) -> dict[str, dict[str, Any]]:
-    if fixed.secrets is None:
-        return {}
-    replicas = [{"location": region} for region in fixed.secrets.regions]
-    ids, account = fixed.secrets.ids, escape(fixed.secrets.account)
-
-    def data(role: str) -> str:
-        own = f"var.certificates.{role}"
-        return (
-            "${jsonencode({ca = var.certificates.ca, "
-            f"cert = {own}.certificate, key = {own}.key}})}}"
-        )
-
-    return {
-        "google_secret_manager_secret": {
-            role: {
-                "secret_id": name,
-                "labels": dict(fixed.labels),
-                "replication": {"user_managed": {"replicas": replicas}},
-            }
-            for role, name in ids.items()
-        },
-        "google_secret_manager_secret_version": {
-            role: {
-                "secret": f"${{google_secret_manager_secret.{role}.id}}",
-                "secret_data": data(role),
-            }
-            for role in ids
-        },
-        "google_secret_manager_secret_iam_member": {
-            role: {
-                "secret_id": f"${{google_secret_manager_secret.{role}.id}}",
-                "role": "roles/secretmanager.secretAccessor",
-                "member": f"serviceAccount:{account}",
-            }
-            for role in ids
-        },
-    }

@@ -12,8 +12,8 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from dask_gce import names
@@ -31,9 +31,10 @@ from dask_gce.settings import Settings
 from dask_gce.startup import Role, Tls, bundle
 from dask_gce.terraform.attributes import firewall_attributes, instance_attributes
 from dask_gce.terraform.expressions import StandIns
+from dask_gce.terraform.fixed_cluster import FixedCluster, Secrets
 from dask_gce.terraform.suitability import check_environment, check_fixed, explain
 
-__all__ = ["FixedCluster", "Secrets", "describe_fixed"]
+__all__ = ["describe_fixed"]
 
 #: Never in a hexadecimal number, so that no digest can hold what is drawn of them.
 _LETTERS: Final = "ghijklmnopqrstuvwxyz"
@@ -41,77 +42,9 @@ _LETTERS: Final = "ghijklmnopqrstuvwxyz"
 _ROLES: Final[tuple[Role, ...]] = ("scheduler", "worker")
 
 
-@dataclass(frozen=True)
-class Secrets:
-    """Where certificates are, if they are in Secret Manager.
-
-    Parameters
-    ----------
-    ids : mapping of str to str
-        By role, the secret's name as a template.
-    account : str
-        The email of the machines' service account, which may read them.
-    regions : tuple of str
-        Where they are kept.
-    """
-
-    ids: Mapping[Role, str]
-    account: str
-    regions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class FixedCluster:
-    """A fixed cluster, in Terraform's words: its strings are templates.
-
-    Parameters
-    ----------
-    settings : Settings
-        The cluster's settings, completed by what was found out.
-    project : str
-        The project ID.
-    scheduler_zone : str
-        Where the scheduler is.
-    scheduler : mapping
-        Its machine's attributes, but for name and zone.
-    workers : mapping of str to mapping
-        By zone, in the settings' order, those of a worker's machine on demand; empty if all are
-        Spot.
-    spot_workers : mapping of str to mapping
-        The same of a Spot machine; empty if none is.
-    client_rules : mapping of str to mapping
-        By version of IP (``"4"``, ``"6"``) the rule that lets clients in, but for their addresses;
-        empty where no rules are to be made.
-    client_ranges : tuple of str
-        The addresses that are let in, unless Terraform is told others.
-    machines_rule : mapping or None
-        The rule that lets the machines in to one another; None where there is one already.
-    labels : mapping of str to str
-        Labels of what belongs to the cluster as a whole.
-    connection : mapping
-        What is in a connection file.
-    secrets : Secrets or None
-        Where the certificates are; None for the machines' metadata.
-    notes : tuple of str
-        What there is to know about it, in sentences.
-    """
-
-    settings: Settings
-    project: str
-    scheduler_zone: str
-    scheduler: Mapping[str, Any]
-    workers: Mapping[str, Mapping[str, Any]]
-    spot_workers: Mapping[str, Mapping[str, Any]]
-    client_rules: Mapping[str, Mapping[str, Any]]
-    client_ranges: tuple[str, ...]
-    machines_rule: Mapping[str, Any] | None
-    labels: Mapping[str, str]
-    connection: Mapping[str, Any]
-    secrets: Secrets | None
-    notes: tuple[str, ...] = ()
-
-
-async def describe_fixed(compute: Compute, settings: Settings) -> FixedCluster:
+async def describe_fixed(
+    compute: Compute, settings: Settings, *, tell: Callable[[str], object] = lambda text: None
+) -> FixedCluster:
     """Find out what a fixed cluster of these settings is made of.
 
     Parameters
@@ -120,6 +53,8 @@ async def describe_fixed(compute: Compute, settings: Settings) -> FixedCluster:
         The Compute API of its project.
     settings : Settings
         The cluster's settings.
+    tell : callable
+        Told of what takes time, in a sentence; in another thread too.
 
     Returns
     -------
@@ -135,7 +70,7 @@ async def describe_fixed(compute: Compute, settings: Settings) -> FixedCluster:
     """
     check_fixed(settings)
     draft = _Draft()
-    prepared = await prepare(compute, settings, draft.cluster, detached=True)
+    prepared = await prepare(compute, settings, draft.cluster, detached=True, tell=tell)
     check_environment(prepared.blueprint.environment)
     secrets = None
     if prepared.blueprint.keeps_secrets:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dask_gce.terraform.fixed import FixedCluster
+from dask_gce.terraform.fixed_cluster import FixedCluster
 
 __all__ = ["build_outputs"]
 

@@ -12,7 +12,8 @@ from dask_gce.preparation import open_compute
 from dask_gce.settings import Settings
 from dask_gce.terraform.document import build_document
 from dask_gce.terraform.files import write_files
-from dask_gce.terraform.fixed import FixedCluster, describe_fixed
+from dask_gce.terraform.fixed import describe_fixed
+from dask_gce.terraform.fixed_cluster import FixedCluster
 
 DRIVER_IMAGE = "deeplearning-platform-release/common-cu128-ubuntu-2204-nvidia-570"
 

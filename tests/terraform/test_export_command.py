@@ -48,6 +48,7 @@ def test_the_files_of_a_cluster_are_written_and_named(emulator, tmp_path, usual_
     assert document["variable"]["n_workers"]["default"] == 2
     assert "idle_timeout" in result.stderr
     assert "allow_ingress_from" in result.stderr
+    assert "certificates last 365 days" in result.stderr
     # It was told, and nothing was made.
     assert not emulator.instances()
     assert not [key for key in emulator.requests if key.endswith(("insert", "Insert"))]
