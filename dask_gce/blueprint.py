@@ -229,6 +229,7 @@ class Blueprint:
             gpus=shares.gpus_of(settings, location.shape, workers=settings.single_node),
             versions=self._versions(workers=self.local_workers > 0),
             limits=self._limits(settings.start_timeout),
+            jupyter=settings.jupyter,
             **self._secrets(),
             **self._container(location.shape),
         )

@@ -84,6 +84,15 @@ class GCECluster(WidgetCluster):
         Every other setting of the configuration page, such as ``worker_machine_type``,
         ``container_image``, ``env_vars``, ``security``, ``start_timeout`` or ``api_endpoint``.
 
+    Attributes
+    ----------
+    settings : Settings
+        The settings in use; ``settings.sources`` tells where each came from.
+    events : EventLog
+        What happened to the cluster and its machines, oldest first.
+    failures : list of GCEError
+        Why machines did not do what they were made for, oldest first.
+
     Raises
     ------
     SettingsError
@@ -271,6 +280,7 @@ class GCECluster(WidgetCluster):
             # SpecCluster takes it from here: it finds the scheduler started, and connects.
             self.status = Status.created
             await self._connect()
+            await self._learn_jupyter()
             self._spawn(self._follow_certificates())
             self._spawn(self._attend())
             if self._shared:

@@ -6,11 +6,13 @@ whether workers fit their machines is found out later, by `fit`, once the machin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from dask_gce.addresses import is_loopback
 from dask_gce.errors import SettingsError
+from dask_gce.images import OFFICIAL_IMAGE
 from dask_gce.sources import refusal
 
 __all__ = ["check_far_end", "check_together"]
@@ -44,6 +46,7 @@ def check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> Non
     _check_counts(values, refuse)
     _check_ports(values, refuse)
     _check_runtime(values, sources, refuse)
+    _check_jupyter(values, refuse)
     if values["worker_accelerator_count"] and values["worker_accelerator_type"] is None:
         raise refuse(
             "worker_accelerator_count",
@@ -268,6 +271,33 @@ def _check_runtime(
             "Container-Optimized OS runs nothing but containers; with runtime 'vm' choose an image "
             "such as 'debian-cloud/debian-12', or leave this out",
         )
+
+
+#: Words by which the official image installs more packages when it starts.
+_EXTRA = ("EXTRA_PIP_PACKAGES", "EXTRA_CONDA_PACKAGES", "EXTRA_APT_PACKAGES")
+
+
+def _check_jupyter(values: Mapping[str, Any], refuse: Callable[[str, str], SettingsError]) -> None:
+    """Check that a Jupyter server can be there, and is ours."""
+    if "jupyter" in values["scheduler_options"]:
+        raise refuse(
+            "scheduler_options",
+            "Dask's own 'jupyter' runs code for everybody who reaches the dashboard's port; leave "
+            "it out and set jupyter to true, for a server that asks for a token",
+        )
+    if not values["jupyter"]:
+        return
+    if values["environment"] is None and not any(each in values["env_vars"] for each in _EXTRA):
+        image = values["container_image"]
+        if values["runtime"] == "vm":
+            raise refuse("jupyter", f"with runtime 'vm' there is only Dask; {_JUPYTERLAB}")
+        if re.match(rf"{re.escape(OFFICIAL_IMAGE)}(?=$|[:@])", image):
+            raise refuse("jupyter", f"the image {image} has no JupyterLab; {_JUPYTERLAB}")
+
+
+_JUPYTERLAB = (
+    "add it with environment=['jupyterlab'], or with an image of your own (container_image)"
+)
 
 
 def _is_one_port(value: Any) -> bool:

@@ -176,6 +176,8 @@ class Payload:
         Root URL of Secret Manager's API.
     limits : Limits or None
         After which time the machine ends by itself; None for as long as Dask runs.
+    jupyter : bool
+        Whether a Jupyter server runs beside a scheduler.
     """
 
     role: Role
@@ -200,6 +202,7 @@ class Payload:
     secrets: Mapping[str, str] = field(default_factory=dict)
     secrets_endpoint: str = PUBLIC_SECRETS_ENDPOINT
     limits: Limits | None = None
+    jupyter: bool = False
 
 
 def scheduler_spec(
@@ -440,8 +443,10 @@ def _programs(payload: Payload) -> dict[str, str]:
             programs.append("lifeline.py")
     elif payload.limits is not None:
         programs += ["guard.py", "departures.py"]
+    if payload.jupyter:
+        programs.append("notebook_server.py")
     if payload.role == "scheduler" and (
-        wheels or payload.local is not None or payload.limits is not None
+        wheels or payload.local is not None or payload.limits is not None or payload.jupyter
     ):
         programs.append("config_preloads.py")
     if payload.versions is not None:

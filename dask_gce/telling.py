@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
-from dask_gce.attendance import AttendedCluster
+from dask_gce.jupyter_server import JupyterCluster
 from dask_gce.progress.choice import choose_display
 from dask_gce.progress.display import Display
 from dask_gce.progress.showing import Showing, showing
@@ -21,7 +21,7 @@ from dask_gce.progress.showing import Showing, showing
 PAUSE = 0.5
 
 
-class TellingCluster(AttendedCluster):
+class TellingCluster(JupyterCluster):
     """A cluster that shows how far its machines are."""
 
     #: How many wait for machines, each with a display.

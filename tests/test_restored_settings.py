@@ -147,6 +147,7 @@ def test_each_setting_is_the_same_again(key: str) -> None:
     need = {
         "api_token_file": {"api_endpoint": UNUSUAL["api_endpoint"]},
         "iap_endpoint": {"api_endpoint": UNUSUAL["api_endpoint"]},
+        "jupyter": {"environment": ["jupyterlab"]},
         "scopes": {"service_account": "default"},
         "secrets": {"service_account": "default"},
         "spot_fraction": {"spot": True},

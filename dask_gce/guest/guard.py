@@ -113,6 +113,8 @@ class Guard:
         self._attending: dict[str, float] = {}
         self._heard: dict[str, tuple[float, float]] = {}
         self._transitions = 0
+        # When somebody last did something in the notebooks on this machine, by its clock.
+        self._noted: Any = None
         self._over = 0
         self._warned: dict[str, float] = {}
         self._published: dict[str, Any] = {}
@@ -218,12 +220,24 @@ class Guard:
         alive = any(self._now - when < SILENCE for _, when in heard.values())
         return alive or bool(self._attending)
 
+    def _has_notebook_work(self) -> bool:
+        """Tell whether somebody has done something in the notebooks since the last look."""
+        server = self._scheduler.extensions.get("dask-gce-notebook-server")
+        if server is None:
+            return False
+        before, self._noted = self._noted, server.last_activity()
+        return bool(before != self._noted)
+
     def _count(self) -> None:
         now = time.monotonic()
         self._now += min(now - self._counted, STRIDE)
         self._counted = now
         held = self._now < self._held_until
-        used = {"idle_timeout": self._is_busy(), "no_client_timeout": self._is_attended()}
+        noted = self._has_notebook_work()
+        used = {
+            "idle_timeout": self._is_busy() or noted,
+            "no_client_timeout": self._is_attended() or noted,
+        }
         for name, is_used in used.items():
             if is_used or held:
                 self._since[name] = None

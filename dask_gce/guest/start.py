@@ -347,8 +347,9 @@ def main() -> None:
             programs.append("wheelhouse.py")
         if limits:
             programs.append("guard.py")
-        if (HERE / "departures.py").exists():
-            programs.append("departures.py")
+        # What was sent only where it is wanted.
+        optional = ("departures.py", "notebook_server.py")
+        programs += [program for program in optional if (HERE / program).exists()]
         add_preloads(options, programs)
     else:
         name = options["name"] = metadata("name")
