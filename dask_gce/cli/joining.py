@@ -25,6 +25,7 @@ from dask_gce.cli.removal import tell_declaration
 if TYPE_CHECKING:
     from dask_gce.cluster_records import ClusterRecord
     from dask_gce.connection_content import Connection
+    from dask_gce.inventory import Inventory
     from dask_gce.settings import Settings
 
 __all__ = ["join"]
@@ -37,7 +38,7 @@ _STANDARD_INPUT: Final = "-"
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--replace", is_flag=True, help="Forget another cluster of that name.")
+@click.option("--replace", is_flag=True, help="Also in place of another cluster of that name.")
 @json_option
 def join(file: str, replace: bool, as_json: bool) -> None:
     """Let this computer connect to a cluster that was made elsewhere.
@@ -93,8 +94,6 @@ async def _join(content: bytes, replace: bool) -> tuple[Connection, ClusterRecor
 
     connection = await asyncio.to_thread(_parse, content)
     check_endpoint(Settings.load(), connection)
-    if not replace:
-        await asyncio.to_thread(_refuse_to_replace, connection)
     settings: Settings = connection.restore_settings()
     compute = await open_compute(settings)
     try:
@@ -102,6 +101,8 @@ async def _join(content: bytes, replace: bool) -> tuple[Connection, ClusterRecor
     finally:
         await compute.close()
     record = find_cluster(inventory, connection.cluster, identity=connection.identity)
+    if not replace:
+        await asyncio.to_thread(_refuse_to_replace, connection, inventory)
     return connection, record, await asyncio.to_thread(save_connection, connection)
 
 
@@ -137,7 +138,8 @@ def _unwrap(content: bytes) -> bytes:
     return content if value is None else json.dumps(value).encode()
 
 
-def _refuse_to_replace(connection: Connection) -> None:
+def _refuse_to_replace(connection: Connection, inventory: Inventory) -> None:
+    """Keep what it takes to join another cluster of that name that is still there."""
     from dask_gce.connections import connection_path, load_connection
     from dask_gce.errors import CredentialsError
 
@@ -146,12 +148,14 @@ def _refuse_to_replace(connection: Connection) -> None:
     except CredentialsError:
         # There is none, or one that is of no use.
         return
-    if there.identity != connection.identity:
+    if there.identity == connection.identity:
+        return
+    if inventory.unreachable or there.identity in {each.identity for each in inventory.clusters}:
         path = connection_path(connection.cluster, connection.project)
         raise CredentialsError(
             f"This computer can join another cluster {connection.cluster} of project "
-            f"{connection.project} already, by {path}. If that one is gone, or you do not need it: "
-            "--replace."
+            f"{connection.project} already, by {path}, and that one may still run. To join this "
+            "one instead: --replace"
         )
 
 

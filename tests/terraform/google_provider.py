@@ -179,7 +179,8 @@ class Google:
         found = self._find(kind, state)
         if found is None:
             raise Refusal(f"{kind} has gone as soon as it was made")
-        return _overlay(self.schema[kind], planned, found)
+        # What no answer tells is not there.
+        return dict(_known(_overlay(self.schema[kind], planned, found)))
 
     def read(self, kind: str, state: State) -> State | None:
         """Return what has become of a resource."""
@@ -204,7 +205,8 @@ class Google:
             raise Refusal(f"to change a {kind} is beyond this stand-in")
         found = self._find(kind, planned)
         assert found is not None
-        return _overlay(self.schema[kind], planned, found)
+        # What no answer tells is not there.
+        return dict(_known(_overlay(self.schema[kind], planned, found)))
 
     def delete(self, kind: str, state: State) -> None:
         """Delete a resource."""
