@@ -10,10 +10,10 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from secrets import choice
 from typing import Any, Final
 
 from dask_gce import names
@@ -95,7 +95,7 @@ class _Draft:
         self._stand_ins = stand_ins = StandIns()
         self.cluster = stand_ins.new("local.cluster")
         # As a real one most likely does, it begins with a digit, for which labels are quoted.
-        self.identity = "0" + "".join(secrets.choice(_LETTERS) for _ in range(31))
+        self.identity = "0" + "".join(choice(_LETTERS) for _ in range(31))
         stand_ins.new("local.identity", self.identity)
         # What is shown of it in names.
         stand_ins.new("local.mark", self.identity[:8])
@@ -112,6 +112,7 @@ class _Draft:
         found = prepared.blueprint
         # What is too large for an instance's metadata is refused before it is replaced.
         found.scheduler("scheduler", prepared.schedulers.locations[0])
+        found.worker("worker", prepared.workers.locations[0], "tls://scheduler:8786")
         settings = found.settings
         blueprint = replace(
             found,
