@@ -35,8 +35,8 @@ from dask_gce.settings import Settings
 #: A page does not wait for machines longer than it must.
 TIMINGS = Timings(provisioning=0.01, staging=0.01, deleting=0.05, stopping=5)
 
-#: The name of the local Compute Engine's own project, and of those on the pages.
-PROJECT = "my-project"
+#: The project of who names none.
+PROJECT = "local-project"
 
 #: What a copy of the repository does not have.
 _NOT_COPIED = shutil.ignore_patterns(
@@ -145,7 +145,6 @@ class Session:
             "PAGE_STATE": str(self._folder / "exported"),
             "PYTHONWARNINGS": "ignore::FutureWarning",
             "DASK_GCE__API_ENDPOINT": endpoint,
-            "DASK_GCE__PROJECT": PROJECT,
             "CLOUDSDK_CONFIG": str(home / "gcloud"),
             "CLOUDSDK_CORE_DISABLE_PROMPTS": "true",
             "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "true",
@@ -281,7 +280,12 @@ class Session:
         self._find(block, text)
 
     def _find(self, block: Block, shown: str) -> None:
-        line = find_difference(shown, self._printed, other_numbers="other numbers" in block.markers)
+        line = find_difference(
+            shown,
+            self._printed,
+            other_numbers="other numbers" in block.markers,
+            any_order="any order" in block.markers,
+        )
         if line is not None:
             raise BlockError(f"this is not there:\n  {line}\nbut:\n{self._printed}")
 
@@ -333,6 +337,8 @@ class Python:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while not line.endswith(b"\n"):
                 if not selector.select(max(0.0, deadline - time.monotonic())):
+                    # The blocks behind it are not to wait as long, each of them.
+                    _kill(self._process)
                     raise BlockError(f"it has not ended after {PATIENCE:.0f} s")
                 piece = os.read(self._process.stdout.fileno(), 2**16)
                 if not piece:

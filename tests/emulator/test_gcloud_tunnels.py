@@ -1,4 +1,7 @@
-"""gcloud's own ``start-iap-tunnel`` carries bytes through the local Compute Engine, unchanged."""
+"""gcloud's own ``start-iap-tunnel`` carries bytes through the local Compute Engine, unchanged.
+
+As `docs/emulator.md` says.
+"""
 
 from __future__ import annotations
 
