@@ -57,6 +57,8 @@ def test_progress_widget_and_logs_in_a_notebook(light):
         "cluster.machines",
         "silent = GCECluster(n_workers=1, quiet=True, **settings); silent.wait_for_workers(1)",
         "cluster.close(); silent.close()",
+        "async with GCECluster(n_workers=1, asynchronous=True, **settings) as cluster:\n"
+        "    await cluster.wait_for_workers(1)",
     )
     reader.execute()
 
@@ -77,3 +79,5 @@ def test_progress_widget_and_logs_in_a_notebook(light):
         (output,) = reader.outputs(cell)
         assert said in Page(output.data["text/html"]).text
     assert reader.outputs(7) == []
+    # The event loop of the kernel's own is the cluster's there.
+    assert any(index == 9 and "1 worker, 2 cores" in text for index, text, _ in reader.shown)
