@@ -216,3 +216,18 @@ async def test_what_cannot_be_read_is_told_in_its_place(light):
     logs = await cluster.get_logs()
     assert "Starting the scheduler" in logs["Cluster"]
     assert "does not tell what Dask logged: it is not connected" in logs["Scheduler"]
+
+
+async def test_logs_of_a_cluster_whose_scheduler_is_gone(paper_workers):
+    async with cluster_on(paper_workers, n_workers=1) as cluster:
+        (name,) = cluster.worker_spec
+        scheduler = cluster.scheduler.name
+        paper_workers.delete(scheduler, user="colleague@example.org")
+        await until(lambda: cluster._lost is not None)
+        logs = await cluster.get_logs()
+        assert "colleague@example.org" in logs["Cluster"]
+        assert "does not tell what Dask logged: The scheduler " in logs["Scheduler"]
+        await until(lambda: name not in cluster._fleet.members)
+        assert "Scheduler" in await cluster.get_logs()
+        # Its own events are the rest of what is known.
+        assert "lost: " in (await cluster.get_logs(workers=[scheduler]))[scheduler]
