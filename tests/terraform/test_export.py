@@ -205,6 +205,8 @@ async def test_limits_are_times_and_no_moments(emulator):
         assert each["scheduling"]["instance_termination_action"] == "DELETE"
         assert "dask-gce-expires" not in each["labels"]
         assert each["labels"]["dask-gce-declared"] == "terraform"
+        # One that has no right to delete itself powers off, and is started by the next apply.
+        assert each["desired_status"] == "RUNNING"
     limits = json.loads(found["scheduler"]["metadata"]["dask-gce-limits"])
     assert limits["expires"] is None
     assert limits["max_lifetime"] == 5400
