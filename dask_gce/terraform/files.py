@@ -25,10 +25,8 @@ MAIN: Final = "main.tf.json"
 CERTIFICATES: Final = "certificates.auto.tfvars.json"
 ENVIRONMENT: Final = "environment.auto.tfvars.json"
 
-_IGNORED: Final = (
-    "# Private keys, and Terraform's state, which has them too.\n"
-    "*.tfvars.json\n*.tfstate\n*.tfstate.*\n.terraform/\n*.tfplan\n"
-)
+#: What a repository is not to have: private keys, and Terraform's state, which has them too.
+_IGNORED: Final = ("*.tfvars.json", "*.tfstate", "*.tfstate.*", "*.tfplan", ".terraform/")
 
 
 def write_files(
@@ -77,10 +75,8 @@ def write_files(
     written = [main]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        ignored = folder / ".gitignore"
-        if not ignored.exists():
-            ignored.write_text(_IGNORED, "utf-8")
-            written.append(ignored)
+        if _ignore(folder / ".gitignore"):
+            written.append(folder / ".gitignore")
         if env_vars:
             _write(environment, {"env_vars": dict(env_vars)}, private=True)
             written.append(environment)
@@ -94,6 +90,16 @@ def write_files(
     except OSError as error:
         raise _unwritable(Path(error.filename or folder), error) from error
     return written
+
+
+def _ignore(path: Path) -> bool:
+    """Have git ignore what is secret; tell whether that took a change."""
+    there = path.read_text("utf-8") if path.exists() else ""
+    missing = [each for each in _IGNORED if each not in there.split()]
+    if missing:
+        end = "" if there.endswith("\n") or not there else "\n"
+        path.write_text("\n".join([f"{there}{end}{missing[0]}", *missing[1:], ""]), "utf-8")
+    return bool(missing)
 
 
 def write_certificates(path: Path, cluster: str, days: float, *, overwrite: bool = False) -> Path:

@@ -81,6 +81,19 @@ def test_nothing_is_overwritten_unless_asked_and_keys_stay_even_then(emulator, t
     assert not (tmp_path / ENVIRONMENT).exists()
 
 
+def test_what_git_ignores_already_stays(emulator, tmp_path):
+    path = tmp_path / ".gitignore"
+    path.write_text("notes\n*.tfstate")
+    succeed(emulator, *COMMAND, str(tmp_path), *GRID)
+    lines = path.read_text().splitlines()
+    assert lines[:2] == ["notes", "*.tfstate"]
+    assert "*.tfvars.json" in lines
+    assert len(lines) == len(set(lines))
+    before = path.read_text()
+    assert str(path) not in succeed(emulator, *COMMAND, str(tmp_path), *GRID, "--force")
+    assert path.read_text() == before
+
+
 def test_new_keys_are_a_command_of_their_own(tmp_path):
     path = tmp_path / "other.tfvars.json"
 
