@@ -406,6 +406,11 @@ class AssembledCluster(GuardedCluster):
         names.note_used([name])
         fleet.adopt(self._scheduler.spec, as_instance(reunion.scheduler), self._scheduler.timeout)
         self._log(f"Connecting to {self.name}: its scheduler is {name} in {location.zone}")
+        if reunion.declared:
+            self._log(
+                f"{self.name} is declared with {reunion.declared.capitalize()}, which makes again "
+                "what is deleted from here. To end it for good: terraform destroy"
+            )
         self._watch(fleet)
         for machine, place in reunion.workers.items():
             self._plan_machine(fleet, as_instance(machine), place)

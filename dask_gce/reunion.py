@@ -47,12 +47,15 @@ class Reunion:
         Where that is.
     workers : dict of Machine to Location
         The workers' machines that run or are about to.
+    declared : str
+        By what it is declared that makes again what is deleted; empty for nothing.
     """
 
     prepared: Preparation
     scheduler: Machine
     location: Location
     workers: dict[Machine, Location]
+    declared: str = ""
 
 
 async def rejoin(compute: Compute, settings: Settings, connection: Connection) -> Reunion:
@@ -128,6 +131,7 @@ async def rejoin(compute: Compute, settings: Settings, connection: Connection) -
         scheduler,
         _location(scheduler, schedulers),
         {each: _location(each, workers) for each in record.workers if each.on},
+        record.declared,
     )
 
 

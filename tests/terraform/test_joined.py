@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import terraform_command
 from clusters import until, until_at_work
@@ -65,23 +68,27 @@ def join(emulator: ComputeEmulator, terraform: Terraform, workspace: str = "defa
     assert joined.exit_code == 0, joined.output
 
 
-def join_by_pipe(emulator: ComputeEmulator, terraform: Terraform) -> str:
-    """Join a cluster as its user does; return what is said of it."""
-    connection = terraform.run("output", "-json", "connection")
-    joined = subprocess.run(
-        [sys.executable, "-m", "dask", "gce", "join", "-"],
+def run_page(emulator: ComputeEmulator, terraform: Terraform) -> str:
+    """Join a cluster and use it, word for word as the page on Terraform has it."""
+    here = str(Path(__file__).relative_to(pages.ROOT))
+    page = pages.read_page(pages.ROOT / "docs/terraform.md")
+    joining, using = (each for each in page.blocks if each.markers.get("run by") == here)
+    commands = f"set -o pipefail\n{joining.text}\npython -c {shlex.quote(using.text)}\n"
+    where = environment(emulator.endpoint)
+    programs = os.pathsep.join((str(Path(sys.executable).parent), where["PATH"]))
+    done = subprocess.run(
+        ["bash", "-euc", commands],
         check=False,
-        input=connection,
+        cwd=terraform.folder.parent,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=300,
-        env=environment(emulator.endpoint),
+        env={**terraform.environment(), **where, "NO_PROXY": "127.0.0.1", "PATH": programs},
     )
-    assert joined.returncode == 0, joined.stdout
-    for line in json.loads(connection)["client_tls"]["key"].splitlines():
-        assert line not in joined.stdout
-    return joined.stdout
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 async def test_a_cluster_is_applied_joined_used_scaled_and_destroyed(process_emulator, folder):
@@ -95,14 +102,17 @@ async def test_a_cluster_is_applied_joined_used_scaled_and_destroyed(process_emu
         declared = {"grid-scheduler", "grid-worker-0", "grid-worker-1"}
         assert machines(emulator).keys() == declared == with_keys(emulator)
 
-        output = await asyncio.to_thread(join_by_pipe, emulator, terraform)
+        output = await asyncio.to_thread(run_page, emulator, terraform)
         assert "GCECluster.from_name('grid', project='local-project')" in output
         assert "terraform destroy" in output
+        assert "45\n" in output
+        keys = json.loads((folder / "certificates.auto.tfvars.json").read_text("utf-8"))
+        for role in ("client", "scheduler", "worker"):
+            assert keys["certificates"][role]["key"].splitlines()[1] not in output
 
         cluster = GCECluster.from_name("grid", asynchronous=True, quiet=True)
         async with cluster, Client(cluster, asynchronous=True) as client:
             await until_at_work(client, 2)
-            assert await client.submit(sum, range(10)) == 45
             internal = machines(emulator)["grid-scheduler"]["networkInterfaces"][0]["networkIP"]
             assert cluster.scheduler_address == f"tls://{internal}:8786"
             # Nobody reads the keys any more, and nobody makes up for what is gone.
