@@ -291,7 +291,9 @@ class StateBoard:
             self._advance(machine, "provisioning", event.time)
         elif what == "booting":
             self._told = machine.name
-            self._advance(machine, _state_of_phase(why), event.time, why)
+            # These phases are the state itself, and "running" is said before Dask has registered.
+            detail = "" if why in _STARTING_PHASES else why
+            self._advance(machine, _state_of_phase(why), event.time, detail)
         elif what == "ready":
             self._advance(machine, "running", event.time)
         elif what in ("leaving", "preempting", "retired"):

@@ -7,6 +7,7 @@ asked for. How it looks is in `progress`. What goes wrong is told by whoever not
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import Any
 from dask_gce.jupyter_server import JupyterCluster
 from dask_gce.progress.choice import choose_display
 from dask_gce.progress.display import Display
-from dask_gce.progress.showing import Showing, showing
+from dask_gce.progress.showing import CLOSED_WITHIN, Showing, showing
 
 #: Seconds between looks whether there is something to tell for which nobody waits.
 PAUSE = 0.5
@@ -77,6 +78,38 @@ class TellingCluster(JupyterCluster):
                 text = self._take_summary()
         finally:
             await shown.close(text)
+
+    def wait_for_workers(self, n_workers: int, timeout: Any = None) -> Any:
+        """Wait until the cluster has so many workers, and show how far they are.
+
+        Parameters
+        ----------
+        n_workers : int
+            How many.
+        timeout : float or str, optional
+            How long to wait at most, in seconds or as ``"5 minutes"``; as long as there is hope by
+            default.
+
+        Returns
+        -------
+        awaitable or None
+            Something to await when the cluster is asynchronous.
+
+        Raises
+        ------
+        asyncio.TimeoutError
+            If they are not there in time.
+        GCEError
+            If there is no hope: workers have failed too often, or the cluster has ended.
+        """
+        try:
+            return super().wait_for_workers(n_workers, timeout)
+        except KeyboardInterrupt:
+            # What is written next, the traceback first, must not meet what is drawn.
+            deadline = time.monotonic() + CLOSED_WITHIN
+            while self._watched and time.monotonic() < deadline:
+                time.sleep(0.01)
+            raise
 
     async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
         if len(self.scheduler_info["workers"]) >= n_workers:

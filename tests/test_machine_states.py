@@ -72,11 +72,11 @@ def test_a_machine_goes_through_all_states():
         (["requested", "booting: driver-installing"], "image: driver-installing"),
         (["requested", "booting: environment-building: uv"], "image: environment-building: uv"),
         (["requested", "booting: image-ready"], "image: image-ready"),
-        (["requested", "booting: running"], "starting: running"),
+        (["requested", "booting: running"], "starting"),
         (["requested", "booting: \x1b[31mbooted\x1b[0m"], "booting: booted"),
         # News that come late take nothing back.
         (["requested", "ready", "running", "booting: starting"], "running"),
-        (["requested", "booting: starting", "running"], "starting: starting"),
+        (["requested", "booting: starting", "running"], "starting"),
         (["requested", "ready", "leaving: maintenance in 9 s"], "leaving: maintenance in 9 s"),
         (["requested", "ready", "preempting: soon"], "leaving: soon"),
         (["requested", "ready", "retired", "kept: it holds results"], "running: it holds results"),

@@ -214,7 +214,7 @@ def test_the_region_shows_numbers_and_some_machines():
     assert "━" * terminal.BAR in text[1]
     assert "1 of 3 workers running, 2 getting their image" in text[2]
     assert re.match(
-        r"  dask-1f-worker-1 +image +0 s +image-pulling: 1 of 3 layers; booting \+0 s, image \+0 s",
+        r"  dask-1f-worker-1 +image +0 s +image-pulling: 1 of 3 layers; booting \+0s, image \+0s",
         text[3],
     )
     assert [line.split()[1] for line in text[3:]] == ["image", "image", "running", "running"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dask_gce.machine_states import BOOTING_STATES, STATES, StateBoard
+from dask_gce.machine_states import BOOTING_STATES, StateBoard
 
 __all__ = ["Display", "describe"]
 
@@ -103,5 +103,4 @@ def describe(board: StateBoard, wanted: int) -> str:
 
 
 def _in_brackets(phase: str) -> str:
-    # A state of the same name says it already.
-    return f" ({phase})" if phase and phase not in STATES else ""
+    return f" ({phase})" if phase else ""

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from dask_gce.machine_states import StateBoard
@@ -85,6 +86,7 @@ class Showing:
         display, self._display = self._display, None
         if display is not None:
             closing = asyncio.ensure_future(self._do(display.close, summary))
+            closing.add_done_callback(_note_failure)
             await asyncio.wait({closing}, timeout=CLOSED_WITHIN)
 
     def _is_of_interest(self) -> bool:
@@ -100,9 +102,13 @@ class Showing:
         if not getattr(self._kind, "in_thread", False):
             what(*arguments)
             return
+        try:
+            working = asyncio.get_running_loop().run_in_executor(None, partial(what, *arguments))
+        except RuntimeError:
+            return  # the interpreter ends, and there are no more threads
         # It goes on when this is cancelled, and is waited for by `close`.
-        self._under_way = asyncio.ensure_future(asyncio.to_thread(what, *arguments))
-        await asyncio.shield(self._under_way)
+        self._under_way = working
+        await asyncio.shield(working)
 
 
 @asynccontextmanager
@@ -150,10 +156,14 @@ async def showing(
 
 async def _finish(shown: Showing, drawing: asyncio.Task[None], summary: str) -> None:
     await asyncio.wait({drawing})
-    if not drawing.cancelled() and (error := drawing.exception()) is not None:
-        # Who looks on must not change what happens.
-        logger.error("Progress cannot be shown.", exc_info=error)
+    _note_failure(drawing)
     await shown.close(summary)
+
+
+def _note_failure(drawing: asyncio.Future[None]) -> None:
+    """Log what went wrong with a display: who looks on must not change what happens."""
+    if not drawing.cancelled() and (error := drawing.exception()) is not None:
+        logger.error("Progress cannot be shown.", exc_info=error)
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:

@@ -148,7 +148,7 @@ def render(
         lines.append(_bar(board, wanted))
     lines.append(Text(f"  {describe(board, wanted)}", no_wrap=True, overflow="ellipsis"))
     if shown:
-        lines.append(_machines(shown, now))
+        lines += _machines(shown, now)
     if (more := sum(board.counts().values()) - board.counts().get("deleted", 0) - len(shown)) > 0:
         lines.append(
             Text(f"  and {more} more {'machine' if more == 1 else 'machines'}", style="dim")
@@ -171,28 +171,27 @@ def _bar(board: StateBoard, wanted: int) -> Text:
     return bar
 
 
-def _machines(machines: list[MachineState], now: datetime) -> Table:
-    table = Table.grid(padding=(0, 2), pad_edge=False)
-    for _ in range(2):
-        table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    for each in machines:
-        table.add_row(
-            Text(f"  {harmless(each.name)}"),
-            Text(each.state, style=COLOURS.get(each.state, "")),
-            render_time(each.age(now)),
-            Text(_trail(each), style="dim"),
-        )
-    return table
+def _machines(machines: list[MachineState], now: datetime) -> list[Text]:
+    """Draw a line for each machine; what does not fit is cut off at the end, not in the midst."""
+    names = [harmless(each.name) for each in machines]
+    times = [render_time(each.age(now)) for each in machines]
+    wide, long = max(map(len, names)), max(map(len, times))
+    broad = max(len(each.state) for each in machines)
+    lines = []
+    for each, name, time_ in zip(machines, names, times, strict=True):
+        line = Text(f"  {name:{wide}}  ", no_wrap=True, overflow="ellipsis")
+        line.append(f"{each.state:{broad}}", style=COLOURS.get(each.state, ""))
+        line.append(f"  {time_:>{long}}  ")
+        line.append(_trail(each), style="dim")
+        lines.append(line)
+    return lines
 
 
 def _trail(machine: MachineState) -> str:
     """Say what a machine has told, and how long after it was asked for it came how far."""
     times = [
-        f"{state} +{render_time(seconds)}"
+        f"{state} +{seconds:.0f}s"
         for state in machine.times
         if state != "requested" and (seconds := machine.seconds(state)) is not None
     ]
-    detail = "" if machine.detail == machine.state else machine.detail
-    return "; ".join(filter(None, [detail, ", ".join(times)]))
+    return "; ".join(filter(None, [machine.detail, ", ".join(times)]))

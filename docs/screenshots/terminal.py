@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from fcntl import ioctl
 from io import StringIO
@@ -158,9 +159,9 @@ def run(folder: Path, endpoint: str) -> Iterator[Screen]:
         raise RuntimeError(f"The program ended with {program.returncode}:\n{screen.text}")
 
 
-def states_of(text: str) -> set[str]:
-    """Return the states of workers that are shown by name."""
-    return set(re.findall(rf"-worker-\w+ +({'|'.join(STATES)}) ", text))
+def states_of(text: str) -> Counter[str]:
+    """Count the states of workers that are shown by name."""
+    return Counter(re.findall(rf"-worker-\w+ +({'|'.join(STATES)}) ", text))
 
 
 def main() -> None:
@@ -175,8 +176,8 @@ def main() -> None:
             text = screen.text
             states = states_of(text)
             # The picture in which there is most to see.
-            shown = (len(states), text.count("-worker-"))
-            if "━" in text and shown >= most:
+            shown = (len(states), min(states.values(), default=0))
+            if "━" in text and shown > most:
                 most, meanwhile = shown, screen.render()
             if re.search(r"grid: 8 workers.* in ", text):
                 at_end = screen.render()
@@ -188,7 +189,7 @@ def main() -> None:
             file.write_text(page)
             shown_page = browser.open(file.as_uri())
             wait_for_text(shown_page, "python search.py")
-            size = save_picture(shown_page.locator("pre"), IMAGES / f"{name}.png", colours=64)
+            size = save_picture(shown_page.locator("pre"), IMAGES / f"{name}.png", colours=160)
             print(f"{name}.png: {size} bytes")
 
 
