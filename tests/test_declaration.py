@@ -269,6 +269,41 @@ async def test_the_plan_of_a_cluster(light):
         await cluster.plan()
 
 
+async def test_the_plan_of_a_cluster_that_was_joined(light, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    settings = {"name": "grid", "security": True, "shutdown_on_close": False}
+    async with cluster_on(light, n_workers=2, **settings) as cluster:
+        await cluster.wait_for_workers(2)
+        made = await cluster.plan()
+    again = await GCECluster.from_name("grid", asynchronous=True, quiet=True)
+    plan = await again.plan()
+    await again.shutdown()
+    await until(lambda: not light.leftovers())
+    # Nobody has the scheduler's key any more, and a start would have one.
+    assert levelled(plan) == levelled(made)
+    assert plan.firewall_rules == made.firewall_rules
+    # Prices may have been read in between.
+    assert {(each.name, each.role, each.zone, each.cores) for each in plan.machines} == {
+        (each.name, each.role, each.zone, each.cores) for each in made.machines
+    }
+
+
+async def test_a_plan_within_a_running_loop(emulator):
+    where = {"api_endpoint": emulator.endpoint, "machine_type": "e2-small"}
+    # As in a notebook; and as somebody may have typed who has made a cluster so.
+    plan = GCECluster.plan(1, quiet=True, silence_logs=False, create_mode="create", **where)
+    assert plan.limits["no_client_timeout"] == 600
+    plan = GCECluster.plan(1, shutdown_on_close=False, **where)
+    assert plan.limits["no_client_timeout"] == float("inf")
+
+
+def test_a_plan_of_many_is_short(emulator):
+    where = {"api_endpoint": emulator.endpoint, "machine_type": "e2-small"}
+    plan = GCECluster.plan(n_workers=1000, **where)
+    assert len(plan.machines) == 1001 and plan.requests[1].body["count"] == "1000"
+    assert len(str(plan).splitlines()) < 40
+
+
 async def test_the_plan_of_a_cluster_that_has_not_started(emulator):
     cluster = cluster_on(emulator, n_workers=3)
     plan = await cluster.plan()

@@ -14,7 +14,7 @@ from typing import Any
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 
-from dask_gce import names
+from dask_gce import names, tags
 from dask_gce.assembly import AssembledCluster
 from dask_gce.compute import Compute
 from dask_gce.cost.charges import charge_of
@@ -37,6 +37,8 @@ from dask_gce.placement import Location, MachineShape
 from dask_gce.plan import PlannedCluster
 from dask_gce.preparation import Preparation, open_compute, prepare
 from dask_gce.quota import QuotaView
+from dask_gce.reach.firewall import Firewall
+from dask_gce.reach.firewall_rules import Mark
 from dask_gce.settings import Settings
 from dask_gce.worker import GCEWorker
 
@@ -124,7 +126,7 @@ async def declare_running(cluster: AssembledCluster) -> ClusterPlan:
         place = cluster._choose_location() if worker is None else worker.location
         places[name] = place
         specs.append(blueprint.worker(name, place, scheduler.contact_address))
-    return await _describe(cluster, prepared, specs, places, blockers=[])
+    return await _describe(cluster, _as_made(prepared), specs, places, blockers=[])
 
 
 class _Drawing(AssembledCluster):
@@ -184,6 +186,24 @@ def _without_keys(prepared: Preparation) -> Preparation:
     blueprint = prepared.blueprint
     tls = placeholders() if blueprint.tls else {}
     return replace(prepared, blueprint=replace(blueprint, tls=tls))
+
+
+def _as_made(prepared: Preparation) -> Preparation:
+    """Return what is known of a cluster that runs as if it were to be made.
+
+    Who has joined it has looked at a network that has the cluster's rules, and would make no more
+    than one of their own.
+    """
+    blueprint, firewall = prepared.blueprint, prepared.firewall
+    cluster, identity = blueprint.cluster, blueprint.identity
+    own = {tags.scheduler_tag(cluster, identity), tags.cluster_tag(cluster, identity)}
+    survey = firewall.needs.survey
+    if survey.rules is not None:
+        others = tuple(rule for rule in survey.rules if not rule.target_tags & own)
+        survey = replace(survey, rules=others)
+    mark = Mark(cluster, identity, blueprint.owner, blueprint.client, blueprint.expires)
+    needs = replace(firewall.needs, survey=survey, mark=mark, suffix="")
+    return replace(prepared, firewall=Firewall(prepared.compute, needs))
 
 
 async def _describe(

@@ -8,6 +8,7 @@ Called, the same name answers what a start would do: ``cluster.plan()`` for that
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import MethodType
@@ -18,6 +19,7 @@ from dask_gce.declaration.cluster_plan import ClusterPlan
 from dask_gce.declaration.declare import declare, declare_running
 from dask_gce.plan import PlannedCluster
 from dask_gce.settings import Settings
+from dask_gce.sources import DEFAULTS
 
 __all__ = ["Plan", "PlannedWorkers"]
 
@@ -93,7 +95,8 @@ def plan(
     asynchronous : bool
         Return something to await, instead of waiting.
     **settings
-        What `GCECluster` takes; what is not given comes from the configuration.
+        What `GCECluster` takes; what is not given comes from the configuration. What is no setting,
+        such as ``quiet``, makes no difference.
 
     Returns
     -------
@@ -115,8 +118,14 @@ def plan(
     >>> plan = GCECluster.plan(n_workers=4, machine_type="e2-standard-8")  # doctest: +SKIP
     >>> print(plan)  # doctest: +SKIP
     """
-    loaded = Settings.load(n_workers=n_workers, **settings)
-    planning = declare(loaded, detached=shutdown_on_close is False)
+    # What else makes a cluster object, and makes no difference to its machines.
+    beside = inspect.signature(cls).parameters.keys() - DEFAULTS.keys()
+    detached = shutdown_on_close is False or settings.get("create_mode", "create") != "create"
+    loaded = Settings.load(
+        n_workers=n_workers,
+        **{key: value for key, value in settings.items() if key not in beside},
+    )
+    planning = declare(loaded, detached=detached)
     if asynchronous:
         return planning
     # In a thread, for where an event loop runs already, as in a notebook.
