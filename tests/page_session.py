@@ -452,7 +452,8 @@ def check_unrun(block: Block) -> str | None:
         text = path.read_text("utf-8")
         page = block.place.partition(":")[0]
         wanted = (
-            ".*".join(rf"\b{re.escape(w)}\b" for w in one.split()) for one in commands_of(block)
+            ".*".join(rf"(?<![\w-]){re.escape(w)}(?![\w-])" for w in one.split())
+            for one in commands_of(block)
         )
         if Path(page).name in text or all(re.search(one, text) for one in wanted):
             return None

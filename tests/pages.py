@@ -77,7 +77,6 @@ NEEDS = (
     "a container engine",
     "a display",
     "a package index",
-    "root",
     "another computer",
     "another shell",
     "hours",

@@ -1,60 +1,12 @@
-"""What the documentation shows works when it is typed."""
+"""The documentation's links, and what it says of the code. Its blocks are run by `test_pages`."""
 
 from __future__ import annotations
 
-import ast
 import configparser
 import re
-from pathlib import Path
 
 import pytest
-import sklearn
-
-# Its import sets variables of the environment, which no test is to do.
-_ = sklearn
-
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "images").glob("*.md")])
-
-
-def examples() -> list[tuple[str, str]]:
-    """Return every Python block of every page, with the page and line where it starts."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for block in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            line = text.count("\n", 0, block.start()) + 2
-            found.append((f"{page.relative_to(ROOT)}:{line}", block[1]))
-    return found
-
-
-EXAMPLES = dict(examples())
-# The others need Google, or are parts of a whole.
-COMPLETE = [place for place, code in EXAMPLES.items() if "with ComputeEmulator()" in code]
-
-
-@pytest.mark.parametrize("place", EXAMPLES)
-def test_example_is_python(place):
-    compile(EXAMPLES[place], place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-
-
-@pytest.mark.parametrize("place", COMPLETE)
-def test_example_runs(place, capsys):
-    exec(compile(EXAMPLES[place], place, "exec"), {})  # noqa: S102  # our own documentation
-    if ".result()" in EXAMPLES[place]:
-        assert "45" in capsys.readouterr().out.splitlines()
-
-
-def test_examples_are_found():
-    assert {place.partition(":")[0] for place in COMPLETE} == {
-        "README.md",
-        "docs/decorator.md",
-        "docs/emulator.md",
-        "docs/quickstart.md",
-        "docs/recipes.md",
-        "docs/scaling.md",
-        "docs/single-node.md",
-    }
+from pages import PAGES, ROOT
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
