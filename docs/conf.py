@@ -16,6 +16,7 @@ version = release = __version__
 
 extensions = [
     "myst_parser",
+    "nothing_from_outside",
     "numpydoc",
     "settings_table",
     "sphinx.ext.autodoc",
@@ -29,6 +30,9 @@ exclude_patterns = ["_build"]
 
 html_theme = "dask_sphinx_theme"
 html_title = "dask-gce"
+html_static_path = ["_static"]
+html_css_files = ["fonts.css"]
+templates_path = ["_templates"]
 
 # Quotes and dashes are part of commands.
 smartquotes = False
