@@ -8,6 +8,8 @@ from googleapiclient.discovery import build
 from rest import PROJECT, ZONE, Refused, Rest
 
 from dask_gce.emulator import ComputeEmulator, Timings
+from dask_gce.emulator.machine import AddressTaken
+from dask_gce.emulator.machines.addresses import Leases
 
 REGION = "us-central1"
 ADDRESSES = f"regions/{REGION}/addresses"
@@ -269,3 +271,65 @@ def test_each_kind_of_address_has_permissions_of_its_own(rest):
     rest.emulator.permissions.deny("compute.addresses.useInternal")
     with pytest.raises(Refused, match=r"compute\.addresses\.useInternal"):
         rest.insert(networkInterfaces=[{"networkIP": made["address"]}])
+
+
+# -- what a kind of machines keeps ----------------------------------------------------------------
+
+
+class FewAddresses:
+    """A pool whose addresses come again at once."""
+
+    shared = False
+
+    def __init__(self, *addresses):
+        self.free = list(addresses)
+
+    def allocate(self, requested=None):
+        address = self.free[0] if requested is None else requested
+        self.free.remove(address)
+        return address
+
+    def release(self, address):
+        self.free.insert(0, address)
+
+
+def test_a_reserved_address_never_comes_back_to_the_others():
+    pool = FewAddresses("10.0.0.1", "10.0.0.2")
+    leases, first, second = Leases(pool), object(), object()
+    kept = leases.reserve(None)
+    with pytest.raises(AddressTaken):
+        leases.reserve(kept)
+    assert leases.allocate(first, kept) == kept
+    with pytest.raises(AddressTaken):
+        leases.allocate(second, kept)
+    leases.release(first)
+    assert kept not in pool.free
+    # Whoever has it when it is let go keeps it, and then it is anybody's.
+    assert leases.allocate(second, kept) == kept
+    leases.unreserve(kept)
+    assert kept not in pool.free
+    leases.release(second)
+    assert kept in pool.free
+    # One that somebody has can be reserved.
+    leases.allocate(first, kept)
+    assert leases.reserve(kept) == kept
+    leases.release(first)
+    assert kept not in pool.free
+    leases.unreserve(kept)
+    leases.unreserve(kept)
+    assert sorted(pool.free) == ["10.0.0.1", "10.0.0.2"]
+
+
+def test_loopback_addresses_that_are_all_the_same_are_shared():
+    class OneAddress(FewAddresses):
+        shared = True
+
+        def allocate(self, requested=None):
+            return "127.0.0.1"
+
+        def release(self, address):
+            pass
+
+    leases = Leases(OneAddress())
+    assert leases.reserve(None) == leases.reserve("127.0.0.1") == "127.0.0.1"
+    assert leases.allocate(object(), "127.0.0.1") == "127.0.0.1"
