@@ -20,10 +20,14 @@ from terraform_command import PATIENCE, terraform_at
 from dask_gce import names
 
 OBSTACLE = terraform_command.find_obstacle()
-pytestmark = pytest.mark.skipif(
-    OBSTACLE is not None or shutil.which("terraform") is None,
-    reason=OBSTACLE or "the page is about terraform, which is not installed",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        OBSTACLE is not None or shutil.which("terraform") is None,
+        reason=OBSTACLE or "the page is about terraform, which is not installed",
+    ),
+    # A dozen commands, one after the other.
+    pytest.mark.timeout(2 * PATIENCE + 100),
+]
 
 PAGE = pages.ROOT / "docs/terraform.md"
 
@@ -54,7 +58,7 @@ def test_the_commands_of_the_page_make_the_clusters_that_it_says(emulator, tmp_p
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=2 * PATIENCE,
             check=False,
         )
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
