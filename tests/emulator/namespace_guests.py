@@ -45,6 +45,7 @@ class Guest:
         interface: dict[str, Any] = {"network": fields.pop("network", "global/networks/default")}
         if external:
             interface["accessConfigs"] = [{"type": "ONE_TO_ONE_NAT", "name": "external-nat"}]
+        interface |= fields.pop("interface", {})
         self._rest = rest
         self._path = f"zones/{ZONE}/instances/{name}"
         self._count = 0

@@ -105,6 +105,26 @@ def test_machines_of_the_default_network_reach_each_other_and_know_their_names(r
     assert b.attempt("getent hosts www.example.org")[0] == 2
 
 
+def test_machines_have_the_addresses_that_were_reserved_for_them(rest):
+    addresses = "regions/us-central1/addresses"
+    open_port(rest, sourceRanges=["127.0.0.1/32"])
+    rest.wait(rest.post(addresses, {"name": "inner", "addressType": "INTERNAL"}))
+    rest.wait(rest.post(addresses, {"name": "outer"}))
+    inner, outer = (rest.get(f"{addresses}/{name}")["address"] for name in ("inner", "outer"))
+    a = Guest(rest, "a", interface={"networkIP": inner})
+    assert a.run("hostname -I").split() == [inner] == [a.address]
+    for _ in range(2):  # also the next one
+        b = Guest(rest, "b", interface={"accessConfigs": [{"natIP": outer}]})
+        assert b.external == outer != a.external
+        b.serve(8000)
+        wait_until(lambda: not is_refused(outer, 8000))
+        assert talk(outer, 8000) == CLIENT.encode()
+        rest.wait(rest.delete(f"zones/{ZONE}/instances/b"))
+    rest.wait(rest.delete(f"zones/{ZONE}/instances/a"))
+    for name in ("inner", "outer"):
+        rest.wait(rest.delete(f"{addresses}/{name}"))
+
+
 def test_machines_know_by_name_who_came_later_and_forget_who_is_gone(rest):
     a, b = Guest(rest, "a"), Guest(rest, "b")
     assert a.run("getent ahostsv4 b | head -1").split()[0] == b.address
