@@ -115,6 +115,12 @@ def _last(value: Any) -> str:
     return str(value).rpartition("/")[2]
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
 def _types(value: Any) -> list[str]:
     return [str(each["type"]) for each in value]
 
@@ -227,13 +233,13 @@ _NETWORK_INTERFACE: Final[Mapping[str, Rule]] = {
     "internalIpv6PrefixLength": as_("internal_ipv6_prefix_length", int),
     "ipv6AccessConfigs": blocks("ipv6_access_config", _ACCESS_V6),
     "ipv6Address": as_("ipv6_address"),
-    "network": as_("network"),
+    "network": as_("network", _text),
     "networkAttachment": as_("network_attachment"),
     "networkIP": as_("network_ip"),
     "nicType": as_("nic_type"),
     "queueCount": as_("queue_count", int),
     "stackType": as_("stack_type"),
-    "subnetwork": as_("subnetwork"),
+    "subnetwork": as_("subnetwork", _text),
 }
 _SCHEDULING: Final[Mapping[str, Rule]] = {
     "automaticRestart": as_("automatic_restart", _flag),

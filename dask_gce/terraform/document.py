@@ -231,7 +231,10 @@ def _address(fixed: FixedCluster) -> dict[str, Any]:
     subnetwork = interface.get("subnetwork")
     if subnetwork is None:
         # Of a network that has one in each region, they have its name.
-        owner, _, network = str(interface.get("network", "")).partition("/global/networks/")
+        whole = interface.get(
+            "network", f"projects/{escape(fixed.project)}/global/networks/default"
+        )
+        owner, _, network = whole.partition("/global/networks/")
         subnetwork = f"{owner}/regions/{region}/subnetworks/{network}"
     return {
         "name": "${local.cluster}-scheduler",

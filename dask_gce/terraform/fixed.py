@@ -32,6 +32,7 @@ from dask_gce.startup import Role, Tls, bundle
 from dask_gce.terraform.attributes import firewall_attributes, instance_attributes
 from dask_gce.terraform.expressions import StandIns
 from dask_gce.terraform.fixed_cluster import FixedCluster, Secrets
+from dask_gce.terraform.rules import refusal
 from dask_gce.terraform.suitability import check_environment, check_fixed, explain
 
 __all__ = ["describe_fixed"]
@@ -208,15 +209,17 @@ class _Draft:
         expires = None if lifetime == math.inf else math.floor(now) + math.ceil(lifetime)
         # Whole seconds, which are the same each time.
         body = build_insert(replace(spec, expires=expires), now=math.floor(now))
-        if address is not None:
-            for interface in body["networkInterfaces"][:1]:
-                interface["networkIP"] = address
         attributes = instance_attributes(body)
+        for block, field in (("boot_disk", "disks"), ("network_interface", "networkInterfaces")):
+            if not attributes.get(block):
+                raise refusal(field, "has nothing that the machine could start with")
         del attributes["name"]
-        scheduling = attributes["scheduling"]
+        scheduling = attributes.get("scheduling", {})
         if scheduling.get("provisioning_model") == "SPOT":
             # Compute Engine says so of each, and the provider asks for it; it is no limit of time.
             scheduling["preemptible"] = True
+        if address is not None:
+            attributes["network_interface"][0]["network_ip"] = address
         for interface in attributes["network_interface"]:
             for key in ("network", "subnetwork"):
                 if key in interface:

@@ -83,5 +83,5 @@ def _told_workers(workers: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _is_spot(resource: Mapping[str, Any]) -> bool:
-    scheduling: Mapping[str, Any] = resource["scheduling"]
+    scheduling: Mapping[str, Any] = resource.get("scheduling", {})
     return scheduling.get("provisioning_model") == "SPOT" or bool(scheduling.get("preemptible"))

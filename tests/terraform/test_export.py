@@ -240,6 +240,24 @@ async def test_notes_tell_what_ends_a_cluster_and_what_terraform_does_not_do(emu
     assert [word for word in ("fall back", "30 seconds", "max_hourly_cost") if word in str(told)]
 
 
+async def test_overrides_have_the_last_word_on_where_machines_are(emulator):
+    root = "https://www.googleapis.com/compute/v1/projects/local-project"
+    network = f"{root}/global/networks/default"
+    for interface, subnetwork in (
+        ({"network": network}, f"{root}/regions/us-central1/subnetworks/default"),
+        ({}, "projects/local-project/regions/us-central1/subnetworks/default"),
+    ):
+        changed = {"networkInterfaces": [interface], "scheduling": None}
+        document = await document_of(emulator, n_workers=1, instance_overrides=changed)
+        kept = document["resource"]["google_compute_address"]["scheduler"]
+        assert kept["subnetwork"] == subnetwork
+        for role, machine in machines(document).items():
+            assert "scheduling" not in machine
+            (found,) = machine["network_interface"]
+            assert found.get("network") == interface.get("network")
+            assert ("network_ip" in found) is (role == "scheduler")
+
+
 @pytest.mark.parametrize(
     ("key", "settings", "words"),
     [
@@ -254,6 +272,11 @@ async def test_notes_tell_what_ends_a_cluster_and_what_terraform_does_not_do(emu
             "instance_overrides",
             {"instance_overrides": {"scheduling": {"maxRunDuration": {"seconds": "x"}}}},
             "scheduling.maxRunDuration.seconds has a str",
+        ),
+        (
+            "instance_overrides",
+            {"instance_overrides": {"disks": None}},
+            "disks has nothing that the machine could start with",
         ),
     ],
 )
