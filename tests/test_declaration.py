@@ -200,6 +200,8 @@ def test_a_plan_for_people(emulator):
     assert plan.estimate.amount == pytest.approx(
         sum(each.hourly.amount or 0 for each in plan.machines)
     )
+    # Also those of Spot machines, of which the table that comes with the package knows nothing.
+    assert plan.estimate.complete
     quota = {each.metric: each.needed for each in plan.quota}
     assert quota["INSTANCES"] == quota["IN_USE_ADDRESSES"] == 6
     assert (quota["CPUS"], quota["PREEMPTIBLE_CPUS"]) == (12, 12)

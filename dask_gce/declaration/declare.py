@@ -6,10 +6,12 @@ chosen by the code that chooses the real ones, and the requests are written down
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
@@ -43,6 +45,9 @@ from dask_gce.settings import Settings
 from dask_gce.worker import GCEWorker
 
 __all__ = ["declare", "declare_running"]
+
+#: Seconds that are waited for Google's price list: somebody waits for the plan.
+PRICES_WITHIN: Final = 45.0
 
 
 async def declare(
@@ -167,6 +172,10 @@ class _Drawing(AssembledCluster):
             self.workers[name] = self._draw_worker(name, spec)
         drawn: list[GCEWorker] = list(self.workers.values())
         specs = [self._scheduler.spec, *(worker.spec for worker in drawn)]
+        if not all(self._book.price(charge_of(each)).complete for each in specs):
+            # The table that comes with the package has no prices of Spot machines.
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._refresh_prices(prepared), PRICES_WITHIN)
         places = {self._scheduler.name: self._scheduler.location}
         places.update({worker.name: worker.location for worker in drawn})
         return await _describe(self, prepared, specs, places, blockers=blockers, secrets=secrets)
