@@ -289,7 +289,7 @@ def _missing(name: str, place: str, project: str = "") -> CredentialsError:
     where, option = (f" in project {project}", f" --project {project}") if project else ("", "")
     return CredentialsError(
         f"There is no connection file for cluster {name!r}{where}; it was looked for at {place}. "
-        "The cluster may well run: copy the file to this place from the machine and account that "
-        "made the cluster. Without the file it can be ended, but not joined: "
-        f"dask gce delete {name}{option}"
+        "The cluster may well run: copy the file from the machine and account that made the "
+        "cluster, and store it with dask gce join FILE. Without the file it can be ended, but not "
+        f"joined: dask gce delete {name}{option}"
     )

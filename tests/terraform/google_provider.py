@@ -34,8 +34,8 @@ from attributes_of_instances import (
 from plugin import UNKNOWN, Refusal, State, serve
 from schema import Block
 
-#: Its name in ``required_providers``, with the registry's.
-NAME = "registry.terraform.io/hashicorp/google"
+#: What ``hashicorp/google`` means to Terraform, and to OpenTofu.
+NAMES = ("registry.terraform.io/hashicorp/google", "registry.opentofu.org/hashicorp/google")
 
 #: Seconds that an operation may take.
 PATIENCE = 120.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -298,8 +298,8 @@ def _failed(response: Any, summary: str, detail: str) -> Any:
     return response(diagnostics=[diagnostic])
 
 
-def reattachment(address: str, socket: Path, pid: int) -> str:
+def reattachment(addresses: Iterable[str], socket: Path, pid: int) -> str:
     """Return what ``TF_REATTACH_PROVIDERS`` has to be."""
     there = {"Network": "unix", "String": str(socket)}
     known = {"Protocol": "grpc", "ProtocolVersion": PROTOCOL, "Pid": pid, "Test": True}
-    return json.dumps({address: {**known, "Addr": there}})
+    return json.dumps({each: {**known, "Addr": there} for each in addresses})

@@ -121,7 +121,7 @@ def terraform_at(folder: Path, endpoint: str) -> Iterator[Terraform]:
             assert provider.stdout is not None
             try:
                 assert provider.stdout.readline() == "ready\n"
-                where = plugin.reattachment(google_provider.NAME, socket, provider.pid)
+                where = plugin.reattachment(google_provider.NAMES, socket, provider.pid)
                 yield Terraform(folder, where)
             finally:
                 # The end of its standard input is its end.
