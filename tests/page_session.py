@@ -26,7 +26,6 @@ from typing import Any
 import dask
 import platformdirs
 import yaml
-from clusters import PATIENCE
 from pages import ROOT, Block, Page, find_difference, name_of
 
 from dask_gce.emulator import ComputeEmulator, Timings
@@ -34,6 +33,9 @@ from dask_gce.settings import Settings
 
 #: A page does not wait for machines longer than it must.
 TIMINGS = Timings(provisioning=0.01, staging=0.01, deleting=0.05, stopping=5)
+
+#: Seconds for one block: a few machines boot in each of its commands, on a computer that is busy.
+PATIENCE = 240.0
 
 #: The project of who names none.
 PROJECT = "local-project"
