@@ -12,11 +12,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from clusters import cluster_on, refuse, settings, until
+from clusters import PATIENCE, cluster_on, refuse, settings, until
 from command_line import environment
 from rich.console import Console
 
@@ -449,6 +451,29 @@ async def test_who_wants_silence_has_it(paper_workers, capsys, at_once, silence)
         cluster.scale(1)
         await until(lambda: cluster.failures)
     assert capsys.readouterr() == ("", "")
+
+
+def test_ctrl_c_ends_the_display_before_the_traceback(paper_workers, monkeypatch, at_once):
+    main = threading.main_thread().ident
+
+    class Interrupting(Recorded):
+        calls: ClassVar[list[str]] = []
+
+        def update(self) -> None:
+            if "update" not in self.calls:
+                # In the cluster's thread, while the main thread waits.
+                signal.pthread_kill(main, signal.SIGINT)
+            super().update()
+
+    # However busy this computer is.
+    monkeypatch.setattr("dask_gce.telling.CLOSED_WITHIN", PATIENCE)
+    with GCECluster(**settings(paper_workers, n_workers=1, asynchronous=False)) as cluster:
+        monkeypatch.setattr("dask_gce.telling.choose_display", lambda progress: Interrupting)
+        cluster.quiet = False
+        with pytest.raises(KeyboardInterrupt):
+            cluster.wait_for_workers(1)
+        assert Interrupting.calls[0] == f"{cluster.name} 1"
+        assert Interrupting.calls[-1] == "close"
 
 
 def test_a_start_that_fails_takes_its_display_away(paper_workers, monkeypatch, recorded, at_once):
