@@ -132,10 +132,7 @@ class WidgetCluster(LoggedCluster):
 
     def _jupyter_address(self) -> str:
         """Return where Jupyter is, without the token: what is shown is saved with the notebook."""
-        link = getattr(self, "jupyter_link", "") if self.settings.jupyter else ""
-        if not isinstance(link, str) or not link:
-            return ""
-        return urlunsplit(urlsplit(link)._replace(query="", fragment=""))
+        return urlunsplit(urlsplit(self.jupyter_link)._replace(query="", fragment=""))
 
 
 def _render_workers(scheduler: str, workers: Mapping[str, Mapping[str, Any]]) -> str:
