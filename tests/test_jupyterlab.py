@@ -19,9 +19,11 @@ from typing import Any
 
 import dask
 import pytest
+import yaml
 from clusters import PATIENCE, until, worker_machines
 from distributed import Client
 from distributed.security import Security
+from pages import ROOT, read_page
 
 from dask_gce import jupyterlab
 from dask_gce.connections import list_connections
@@ -139,6 +141,13 @@ def wait(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.05)
+
+
+def test_the_configuration_is_that_of_the_page(sidebar: Any) -> None:
+    blocks = read_page(ROOT / "docs" / "notebooks.md").blocks
+    (shown,) = (yaml.safe_load(each.text) for each in blocks if "labextension:" in each.text)
+    tested = sidebar.configuration("http://127.0.0.1:1")
+    assert shown == {key: tested[key] for key in shown}
 
 
 def test_the_sidebar_makes_a_cluster_shows_it_scales_it_and_ends_it(
