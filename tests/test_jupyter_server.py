@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import pytest
 from clusters import PATIENCE, settings, until
+from command_line import run_process
 from distributed import Client, rpc
 from guests import DASK, Guest
 from ports import quiet_port
@@ -228,6 +229,10 @@ async def test_who_has_the_link_works_beside_the_scheduler_and_nobody_else(
                 assert await client.run_on_scheduler(addresses) == [
                     cluster.scheduler_info["address"]
                 ]
+            opened, _ = await asyncio.to_thread(
+                run_process, process_emulator.endpoint, "dashboard", "lab", "--jupyter", "--json"
+            )
+            assert json.loads(opened)["address"] == cluster.jupyter_link
             joined = await GCECluster.from_name(
                 "lab", asynchronous=True, quiet=True, api_endpoint=process_emulator.endpoint
             )
@@ -246,8 +251,12 @@ async def test_who_has_the_link_works_beside_the_scheduler_and_nobody_else(
 
 
 async def test_without_the_setting_there_is_no_link_and_no_server(light):
-    async with GCECluster(**settings(light)) as cluster:
+    async with GCECluster(**settings(light), name="plain", joinable=True) as cluster:
         assert cluster.jupyter_link == ""
+        _, said = await asyncio.to_thread(
+            run_process, light.endpoint, "dashboard", "plain", "--jupyter", "--no-open", status=1
+        )
+        assert "made without jupyter=True" in said
         host = urlsplit(cluster.dashboard_link).netloc
         async with (
             aiohttp.ClientSession() as session,

@@ -1,4 +1,4 @@
-"""``dashboard``: a cluster's dashboard in a browser.
+"""``dashboard``: a cluster's dashboard in a browser, or the Jupyter server on the same port.
 
 Owns the way there: the one that clients take (`reach`), and if nobody answers there a tunnel of
 gcloud's ssh. Which machine is meant, and how gcloud is called, is the matter of `access`.
@@ -30,6 +30,7 @@ from dask_gce.errors import TunnelError
 
 if TYPE_CHECKING:
     from dask_gce.cluster_records import ClusterRecord, Machine
+    from dask_gce.connection_content import Connection
     from dask_gce.reach.approach import Approach
     from dask_gce.reach.route import Route
     from dask_gce.settings import Settings
@@ -42,12 +43,19 @@ ANSWERS_WITHIN = 3.0
 #: Seconds until a tunnel must stand. gcloud may have to make a key and wait for it to spread.
 TUNNEL_WITHIN = 120.0
 
+#: Seconds that a scheduler has to tell what it is asked.
+ASKED_WITHIN = 30.0
+
+#: What is shown if nothing else is asked for.
+DASHBOARD = "/status"
+
 #: Seconds that a tunnel gets to end by itself.
 ENDS_WITHIN = 5.0
 
 
 @click.command()
 @cluster_argument
+@click.option("--jupyter", is_flag=True, help="Open the Jupyter server on the scheduler's machine.")
 @click.option("--no-open", is_flag=True, help="Print the address, but open no browser.")
 @click.option(
     "--port",
@@ -60,6 +68,7 @@ ENDS_WITHIN = 5.0
 @json_option
 def dashboard(
     name: str,
+    jupyter: bool,
     no_open: bool,
     port: int | None,
     identity: str | None,
@@ -73,11 +82,15 @@ def dashboard(
     made with gcloud compute ssh. Tunnels stand until Ctrl-C. With --json no browser is
     opened.
 
+    With --jupyter it is the Jupyter server of a cluster made with jupyter=True. Its address has the
+    token that lets in whoever has it.
+
     \b
       dask gce dashboard grid
+      dask gce dashboard grid --jupyter
       dask gce dashboard grid --no-open --port 9000
     """
-    way = run_while_wanted(_find_way(name, identity, project))
+    way = run_while_wanted(_find_way(name, identity, project, jupyter=jupyter))
     record, machine, remote = way.record, way.machine, way.settings.dashboard_port
     browse = not (no_open or as_json)
     if not machine.on or machine.internal_ip is None:
@@ -85,8 +98,14 @@ def dashboard(
             f"The scheduler's machine {machine.name} is {machine.status}, so there is no dashboard."
         )
     if way.address is not None and _answers(*way.address):
-        _present(*way.address, as_json=as_json, tunnel=False, browse=browse)
+        _present(*way.address, way.path, as_json=as_json, tunnel=False, browse=browse)
         return
+    if jupyter and way.route.kind != "iap":
+        raise click.ClickException(
+            f"The scheduler of {name} does not answer from here, so nobody tells the token of its "
+            f"Jupyter server. Looked for: {way.asked}. Another way may help "
+            "(DASK_GCE__CONNECT=iap)."
+        )
     if port is not None and not _is_free(port):
         # What answers there is not the other end of the tunnel.
         raise _taken(port)
@@ -112,7 +131,7 @@ def dashboard(
     ):
         try:
             _wait_for(tunnel, local)
-            _present("127.0.0.1", local, as_json=as_json, tunnel=True, browse=browse)
+            _present("127.0.0.1", local, DASHBOARD, as_json=as_json, tunnel=True, browse=browse)
             tunnel.wait()
         finally:
             _end(tunnel)
@@ -131,6 +150,10 @@ class _Way:
     address: tuple[str, int] | None
     #: The same in words.
     asked: str
+    #: What is to be shown there.
+    path: str = DASHBOARD
+    #: By which the scheduler tells the token of its Jupyter server; None for the dashboard.
+    connection: Connection | None = None
 
     def approach(self, local_ports: Mapping[int, int] = MappingProxyType({})) -> Approach:
         """Return what takes the way."""
@@ -139,44 +162,94 @@ class _Way:
         from dask_gce.reach.approach import Approach
 
         # A dashboard asks for no certificates.
-        security = Security()
+        security = Security() if self.connection is None else self.connection.security()
         project = self.record.project
         return Approach(
             self.route, self.settings, project, security=security, local_ports=local_ports
         )
 
 
-async def _find_way(name: str, identity: str | None, project: str | None) -> _Way:
+async def _find_way(name: str, identity: str | None, project: str | None, *, jupyter: bool) -> _Way:
     from dask_gce.preparation import find_route
     from dask_gce.reunion import as_instance
 
     async with open_compute(project) as compute:
         record = await find(compute, name, identity)
         machine = choose_machine(record)
-        settings = await asyncio.to_thread(_settings, record, machine)
+        connection = await asyncio.to_thread(_load_connection, record)
+        settings = await asyncio.to_thread(_settings, record, machine, connection)
         route = await find_route(compute, settings)
-    way = _Way(record, machine, settings, route, None, "")
+    if jupyter:
+        _check_jupyter(record, settings, connection)
+    held = connection if jupyter else None
+    way = _Way(record, machine, settings, route, None, "", connection=held)
     if route.kind == "iap":
         return way
     approach, remote = way.approach(), settings.dashboard_port
     await approach.open(as_instance(machine))
     try:
         address, asked = approach.address(remote), approach.describe(remote)
+        path = await _find_path(way, approach)
     finally:
         await approach.close()
-    return dataclasses.replace(way, address=address, asked=asked)
+    return dataclasses.replace(way, address=address, asked=asked, path=path)
 
 
-def _settings(record: ClusterRecord, machine: Machine) -> Settings:
-    """Return what the cluster was made with, and the way that is configured here."""
+def _load_connection(record: ClusterRecord) -> Connection | None:
+    """Return what this user has to connect to the cluster."""
     from dask_gce.connections import list_connections, load_connection
-    from dask_gce.settings import Settings
 
-    reader = Settings.load(project=record.project)
     if (record.project, record.name) in list_connections():
         made_with = load_connection(record.name, record.project)
         if made_with.identity == record.identity:
-            return made_with.restore_settings().with_way_of(reader)
+            return made_with
+    return None
+
+
+def _check_jupyter(
+    record: ClusterRecord, settings: Settings, connection: Connection | None
+) -> None:
+    if connection is None:
+        raise click.ClickException(
+            f"There is no connection file of {record.name} here, and its scheduler tells the token "
+            "of its Jupyter server to nobody else. Copy the file from where the cluster was made."
+        )
+    if not settings.jupyter:
+        raise click.ClickException(
+            f"{record.name} has no Jupyter server: it was made without jupyter=True."
+        )
+
+
+async def _find_path(way: _Way, approach: Approach) -> str:
+    """Return what is to be shown: the dashboard's path, or the Jupyter server's with its token."""
+    if way.connection is None:
+        return DASHBOARD
+    from distributed.core import rpc
+
+    from dask_gce.jupyter_server import link_to
+
+    place = approach.address(way.settings.scheduler_port)
+    if place is None or await approach.find_obstacle():
+        return DASHBOARD  # is not shown, since nothing answers
+    security = await asyncio.to_thread(way.connection.security)
+    scheme = "tcp" if way.connection.client_tls is None else "tls"
+    asked = rpc(
+        f"{scheme}://{place[0]}:{place[1]}",
+        connection_args=security.get_connection_args("client"),
+        timeout=ASKED_WITHIN,
+    )
+    async with asked as scheduler:
+        told = await asyncio.wait_for(scheduler.dask_gce_jupyter(), ASKED_WITHIN)
+    return link_to("http://scheduler", told["path"], told["token"]).removeprefix("http://scheduler")
+
+
+def _settings(record: ClusterRecord, machine: Machine, connection: Connection | None) -> Settings:
+    """Return what the cluster was made with, and the way that is configured here."""
+    from dask_gce.settings import Settings
+
+    reader = Settings.load(project=record.project)
+    if connection is not None:
+        return connection.restore_settings().with_way_of(reader)
     # Whoever has no connection file knows as much as the machine shows.
     return dataclasses.replace(reader, external_ip=machine.external_ip is not None)
 
@@ -200,9 +273,10 @@ async def _stand(way: _Way, local: int, *, as_json: bool, browse: bool) -> NoRet
                 f"What listens at port {remote} of {name} is no dashboard of Dask. Has the cluster "
                 "another dashboard_port? (DASK_GCE__DASHBOARD_PORT)"
             )
+        path = await _find_path(way, approach)
         # In a thread, since some browsers return when they are closed.
         await asyncio.to_thread(
-            _present, "127.0.0.1", local, as_json=as_json, tunnel=True, browse=browse
+            _present, "127.0.0.1", local, path, as_json=as_json, tunnel=True, browse=browse
         )
         while True:
             await asyncio.get_running_loop().create_future()
@@ -268,8 +342,8 @@ def _end(tunnel: subprocess.Popen[bytes]) -> None:
         tunnel.kill()
 
 
-def _present(host: str, port: int, *, as_json: bool, tunnel: bool, browse: bool) -> None:
-    address = f"http://{host}:{port}/status"
+def _present(host: str, port: int, path: str, *, as_json: bool, tunnel: bool, browse: bool) -> None:
+    address = f"http://{host}:{port}{path}"
     if as_json:
         print_json({"address": address, "tunnel": tunnel})
     else:
