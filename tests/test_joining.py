@@ -70,8 +70,7 @@ def test_what_was_piped_can_be_joined_from_here(emulator, declared):
     more = {"declared": "terraform"} if declared else {}
     make(emulator, s={"role": "scheduler", **more}, w=more)
     whole = connection(emulator.endpoint)
-    # Also without a configuration that says where the API is.
-    result = run(None, "join", "-", input=text(whole))
+    result = run(emulator, "join", "-", input=text(whole))
     assert result.exit_code == 0, result.output
     assert result.stdout == (
         f"Cluster grid of project {PROJECT} can be joined from here: it is running, with 2 "
@@ -167,8 +166,15 @@ def test_a_cluster_that_is_not_there_or_elsewhere_is_refused(emulator):
     make(emulator, s={"role": "scheduler", "identity": "b" * 32})
     assert "grid" in refused(emulator, text(whole), status=3)
 
-    elsewhere = connection("http://127.0.0.1:9")
-    assert "api_endpoint" in refused(emulator, text(elsewhere), status=2)
+
+def test_credentials_go_nowhere_that_the_configuration_does_not_name(emulator):
+    make(emulator, s={"role": "scheduler"})
+    before = emulator.requests.copy()
+    whole = connection(emulator.endpoint)
+    said = refused(None, text(whole), status=2)
+    assert f"DASK_GCE__API_ENDPOINT={emulator.endpoint}" in said
+    assert emulator.requests == before
+    assert "the Compute API at Google" in refused(emulator, text(connection(None)), status=2)
 
 
 def test_another_cluster_that_can_be_joined_is_kept_unless_it_is_gone(emulator):

@@ -89,12 +89,10 @@ async def _join(content: bytes, replace: bool) -> tuple[Connection, ClusterRecor
     from dask_gce.connections import save_connection
     from dask_gce.inventory import find_cluster, list_clusters
     from dask_gce.preparation import open_compute
-    from dask_gce.reunion import check_endpoint
-    from dask_gce.settings import Settings
 
     connection = await asyncio.to_thread(_parse, content)
-    check_endpoint(Settings.load(), connection)
-    settings: Settings = connection.restore_settings()
+    settings = connection.restore_settings()
+    _check_endpoint(settings)
     compute = await open_compute(settings)
     try:
         inventory = await list_clusters(compute, connection.cluster)
@@ -136,6 +134,22 @@ def _unwrap(content: bytes) -> bytes:
         # Text with JSON in it: jsonencode().
         return value.encode()
     return content if value is None else json.dumps(value).encode()
+
+
+def _check_endpoint(settings: Settings) -> None:
+    """Send nobody's credentials where only somebody else's text says that Google is."""
+    from dask_gce.errors import SettingsError
+    from dask_gce.settings import Settings
+
+    here, there = Settings.load().api_endpoint, settings.api_endpoint
+    if here != there:
+        choice = f"DASK_GCE__API_ENDPOINT={there}" if there else "leave api_endpoint out"
+        raise SettingsError(
+            f"api_endpoint: this connection leads to the Compute API at {there or 'Google'}, and "
+            f"the configuration here to {here or 'Google'}. Your credentials would go there. If "
+            f"that is meant: {choice}",
+            key="api_endpoint",
+        )
 
 
 def _refuse_to_replace(connection: Connection, inventory: Inventory) -> None:
