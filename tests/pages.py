@@ -58,6 +58,7 @@ Markers are HTML comments before a block, each a comment of its own. Readers do 
 from __future__ import annotations
 
 import re
+import shutil
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -82,6 +83,9 @@ NEEDS = (
     "hours",
     REAL_MACHINES,
 )
+
+#: Programs that pages show, and that a computer may not have. What takes them is left out there.
+PROGRAMS = ("gcloud", "jq")
 
 #: The markers that are followed by a value, and those that are not.
 _WITH_VALUE = (
@@ -146,7 +150,14 @@ class Block:
         found = [f"{key}: {self.markers[key]}" for key in NOT_RUN if key in self.markers]
         if found == [f"needs: {REAL_MACHINES}"] and machines.find_obstacle() is None:
             return None
+        if not found and self.language == "bash":
+            found = [f"needs: {one}" for one in PROGRAMS if _is_missing(one, self.text)]
         return found[0] if found else None
+
+
+def _is_missing(program: str, text: str) -> bool:
+    used = re.search(rf"(^|[|;(&])\s*{program}\s", text, re.MULTILINE)
+    return used is not None and shutil.which(program) is None
 
 
 @dataclass(frozen=True)
