@@ -108,6 +108,22 @@ async def test_what_happens_is_noted(cloud, fleet):
     assert noted == [("vm", "running"), ("vm", "ready")]
 
 
+async def test_that_a_machine_gets_its_host_is_told_once(cloud, fleet, monkeypatch):
+    await request(fleet, workers("vm"))
+    (seen,) = (await fleet.compute.list_instances(ZONE, fleet._label))[:1] or [{"name": "vm"}]
+    statuses = iter(["PROVISIONING", "STAGING", "RUNNING", "RUNNING"])
+
+    async def listed(*_):
+        return [{**seen, "zone": f"zones/{ZONE}", "status": next(statuses)}]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fleet.compute, "list_instances", listed)
+        for _ in range(4):
+            await fleet.look()
+    noted = [event.what for event in fleet.events]
+    assert noted == ["requested", "provisioning", "running"]
+
+
 async def test_without_an_answer_nothing_is_known(cloud, fleet):
     await request(fleet, workers("vm"))
     await running(fleet, "vm")
