@@ -22,7 +22,7 @@ from distributed.deploy.spec import SpecCluster
 from dask_gce import names
 from dask_gce.blueprint import Blueprint
 from dask_gce.boot.shipping import ship
-from dask_gce.cluster_secrets import ClusterSecrets, SecretPlan, latest_end
+from dask_gce.cluster_secrets import ClusterSecrets
 from dask_gce.compute import Compute
 from dask_gce.connection_content import Connection
 from dask_gce.connections import (
@@ -44,6 +44,7 @@ from dask_gce.quota import QuotaView
 from dask_gce.reach.approach import Approach
 from dask_gce.reunion import Reunion, as_instance, check_endpoint, rejoin
 from dask_gce.scheduler import GCEScheduler
+from dask_gce.secret_calls import SecretPlan, latest_end
 from dask_gce.services import load_services
 from dask_gce.settings import Settings
 from dask_gce.sweeper import sweep_at_start

@@ -16,10 +16,11 @@ from google.auth.credentials import AnonymousCredentials
 from scripted_api import run_python
 
 from dask_gce import GCECluster
-from dask_gce.cluster_secrets import ClusterSecrets, SecretPlan
+from dask_gce.cluster_secrets import ClusterSecrets
 from dask_gce.compute import Compute
 from dask_gce.emulator import ComputeEmulator, Fault
 from dask_gce.errors import GCEError, PermissionDenied, SettingsError
+from dask_gce.secret_calls import SecretPlan
 from dask_gce.services import Services
 from dask_gce.settings import Settings
 from dask_gce.startup import SECRET_ITEMS, Tls

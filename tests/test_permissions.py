@@ -20,7 +20,7 @@ from google.auth.credentials import AnonymousCredentials
 from records import compute_of, labels_of
 
 from dask_gce.checks.identity import features_of
-from dask_gce.cluster_secrets import ClusterSecrets, SecretPlan
+from dask_gce.cluster_secrets import ClusterSecrets
 from dask_gce.emulator import ComputeEmulator
 from dask_gce.errors import APIError, GCEError, NotFound
 from dask_gce.failures import Place, failure_error
@@ -30,6 +30,7 @@ from dask_gce.permissions import FEATURES, advice, feature_of, permissions_of, r
 from dask_gce.policy import Failure
 from dask_gce.price_list import read_tariff
 from dask_gce.reach import own_address
+from dask_gce.secret_calls import SecretPlan
 from dask_gce.services import Services
 from dask_gce.settings import Settings
 from dask_gce.startup import Tls

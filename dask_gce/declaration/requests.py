@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 from dask_gce.bulk import batches, build_bulk_insert
-from dask_gce.cluster_secrets import ROLES, SecretCall, SecretPlan, creation, prolongation
 from dask_gce.declaration.parts import PlannedRequest, PlannedRule
 from dask_gce.instance import InstanceSpec, build_insert
 from dask_gce.reach.firewall_needs import Needs
+from dask_gce.secret_calls import ROLES, SecretCall, SecretPlan, creation, prolongation
 from dask_gce.startup import Role, Tls
 
 __all__ = [
