@@ -12,15 +12,10 @@ https://registry.terraform.io/providers/hashicorp/google/6.50.0/docs
 from __future__ import annotations
 
 import base64
-import dataclasses
-import http.client
-import json
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import schema
 from attributes_of_instances import (
@@ -31,14 +26,12 @@ from attributes_of_instances import (
     to_fields,
     to_instance,
 )
+from google_api import Api, ApiError
 from plugin import UNKNOWN, Refusal, State, serve
-from schema import Block
+from states import check, known, overlay, with_computed, with_unknown
 
 #: What ``hashicorp/google`` means to Terraform, and to OpenTofu.
 NAMES = ("registry.terraform.io/hashicorp/google", "registry.opentofu.org/hashicorp/google")
-
-#: Seconds that an operation may take.
-PATIENCE = 120.0
 
 #: Optional attributes that the provider fills in where they are not given, by their paths. The
 #: package does not tell them; the provider's documentation does.
@@ -79,48 +72,6 @@ FOLLOWING = {
 }
 
 
-class ApiError(Refusal):
-    """An answer that is an error."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"googleapi: Error {status}: {message}")
-        self.status = status
-
-
-class Api:
-    """Google's APIs at one address."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._netloc = urlsplit(endpoint).netloc
-
-    def call(self, verb: str, path: str, body: Any = None) -> State:
-        """Return the JSON of an answer."""
-        connection = http.client.HTTPConnection(self._netloc, timeout=PATIENCE)
-        headers = {"Content-Type": "application/json", "Authorization": "Bearer ya29.any"}
-        try:
-            sent = None if body is None else json.dumps(body)
-            connection.request(verb, f"/{path}", sent, headers)
-            answer = connection.getresponse()
-            content = json.loads(answer.read() or b"{}")
-        finally:
-            connection.close()
-        if answer.status >= 400:
-            raise ApiError(answer.status, content["error"]["message"])
-        return dict(content)
-
-    def change(self, verb: str, path: str, body: Any = None) -> None:
-        """Begin an operation of the Compute API, and wait until it has ended well."""
-        operation = self.call(verb, path, body)
-        where = operation["selfLink"].partition("/compute/v1/")[2]
-        deadline = time.monotonic() + PATIENCE
-        while operation["status"] != "DONE":
-            if time.monotonic() > deadline:
-                raise Refusal(f"timeout while waiting for {path}")
-            operation = self.call("POST", f"compute/v1/{where}/wait")
-        if "error" in operation:
-            raise Refusal("; ".join(each["message"] for each in operation["error"]["errors"]))
-
-
 class Google:
     """The provider.
 
@@ -133,7 +84,7 @@ class Google:
     def __init__(self, endpoint: str) -> None:
         blocks = schema.load()
         self.schema = {
-            kind: _with_computed(blocks[kind], paths, "") for kind, paths in COMPUTED.items()
+            kind: with_computed(blocks[kind], paths, "") for kind, paths in COMPUTED.items()
         } | {"provider": blocks["provider"]}
         self._api = Api(endpoint)
         self._project = ""
@@ -148,7 +99,7 @@ class Google:
 
     def validate(self, kind: str, config: State) -> None:
         """Refuse what the real one refuses besides wrong types."""
-        _check(self.schema[kind], config, kind)
+        check(self.schema[kind], config, kind)
         if kind == "google_compute_instance":
             metadata = config.get("metadata")
             twice = isinstance(metadata, dict) and "startup-script" in metadata
@@ -163,7 +114,7 @@ class Google:
         """Return what a resource will be, and for what it has to be made anew."""
         if proposed is None or prior is None:
             block = self.schema[kind]
-            return None if proposed is None else _with_unknown(block, proposed), []
+            return None if proposed is None else with_unknown(block, proposed), []
         changed = [key for key, value in proposed.items() if value != prior[key]]
         planned = {
             **proposed,
@@ -173,19 +124,19 @@ class Google:
 
     def create(self, kind: str, planned: State) -> State:
         """Make a resource."""
-        state = _known(planned)
+        state = known(planned)
         state["project"] = state.get("project") or self._project
         getattr(self, f"_create_{kind}")(state)
         found = self._find(kind, state)
         if found is None:
             raise Refusal(f"{kind} has gone as soon as it was made")
         # What no answer tells is not there.
-        return dict(_known(_overlay(self.schema[kind], planned, found)))
+        return dict(known(overlay(self.schema[kind], planned, found)))
 
     def read(self, kind: str, state: State) -> State | None:
         """Return what has become of a resource."""
         found = self._find(kind, state)
-        return None if found is None else _overlay(self.schema[kind], state, found)
+        return None if found is None else overlay(self.schema[kind], state, found)
 
     def update(self, kind: str, prior: State, planned: State) -> State:
         """Change a resource."""
@@ -194,7 +145,7 @@ class Google:
             if planned["desired_status"] == "RUNNING" != prior["desired_status"]:
                 self._api.change("POST", f"{path}/start")
             fingerprint = self._api.call("GET", path)["metadata"]["fingerprint"]
-            body = to_instance(self.schema[kind], _known(planned), planned["project"])
+            body = to_instance(self.schema[kind], known(planned), planned["project"])
             self._api.change(
                 "POST", f"{path}/setMetadata", {**body["metadata"], "fingerprint": fingerprint}
             )
@@ -206,7 +157,7 @@ class Google:
         found = self._find(kind, planned)
         assert found is not None
         # What no answer tells is not there.
-        return dict(_known(_overlay(self.schema[kind], planned, found)))
+        return dict(known(overlay(self.schema[kind], planned, found)))
 
     def delete(self, kind: str, state: State) -> None:
         """Delete a resource."""
@@ -363,111 +314,9 @@ class Google:
         return {**_with_labels(found), **where}
 
 
-def _check(block: Block, config: State, where: str) -> None:
-    """Refuse attributes that are missing, and such as nobody but the provider gives a value."""
-    for name, attribute in block.attributes.items():
-        if attribute.required and config[name] is None:
-            raise Refusal(f"{where}: Missing required argument {name}")
-        if attribute.computed_only and config[name] is not None:
-            raise Refusal(f"{where}: Value for unconfigurable attribute {name}")
-    for name, nested in block.blocks.items():
-        for each in config[name] if isinstance(config[name], list) else ():
-            _check(nested.block, each, f"{where}.{name}")
-
-
-def _with_computed(block: Block, paths: tuple[str, ...], prefix: str) -> Block:
-    """Return a block with the optional attributes marked that the provider fills in."""
-    attributes = {
-        name: dataclasses.replace(each, computed=True)
-        if each.optional and f"{prefix}{name}" in paths
-        else each
-        for name, each in block.attributes.items()
-    }
-    blocks = {
-        name: dataclasses.replace(each, block=_with_computed(each.block, paths, f"{prefix}{name}."))
-        for name, each in block.blocks.items()
-    }
-    return Block(attributes, blocks)
-
-
-def _with_unknown(block: Block, proposed: State) -> State:
-    """Return what a resource will be that is to be made."""
-    planned: State = {}
-    for name, value in proposed.items():
-        if name in block.attributes:
-            computed = block.attributes[name].computed
-            planned[name] = UNKNOWN if value is None and computed else value
-        elif isinstance(value, list):
-            inner = block.blocks[name].block
-            planned[name] = [_with_unknown(inner, each) for each in value]
-        else:
-            planned[name] = value
-    return planned
-
-
-def _overlay(block: Block, state: State, found: Mapping[str, Any]) -> State:
-    """Return a state in which what is said of the resource has the values that were found.
-
-    What was not said, and is nothing that the provider fills in, is not looked at, as most of it is
-    by the real one.
-    """
-    result: State = {}
-    for name, value in state.items():
-        now = found.get(name)
-        if name in block.blocks:
-            nested = block.blocks[name]
-            ordered = isinstance(now, list) and isinstance(value, list) and nested.nesting == "list"
-            if ordered and len(now) == len(value):
-                result[name] = [
-                    _overlay(nested.block, *both) for both in zip(value, now, strict=True)
-                ]
-            elif ordered and value:
-                result[name] = [_overlay(nested.block, _blank(nested.block), each) for each in now]
-            else:
-                result[name] = value
-        elif value is UNKNOWN or (name in found and block.attributes[name].computed_only):
-            result[name] = now
-        elif value is None or name not in found:
-            result[name] = value
-        else:
-            result[name] = _same_or(value, now, name, block)
-    return result
-
-
-def _blank(block: Block) -> State:
-    empty = {name: [] for name in block.blocks}
-    return {**dict.fromkeys(block.attributes, UNKNOWN), **empty}
-
-
-def _same_or(value: Any, now: Any, name: str, block: Block) -> Any:
-    """Return what was said if it is what was found, in whichever spelling, else what was found."""
-    kind = block.attributes[name].type
-    if name == "labels":
-        # Labels that others have set are none of the configuration's business.
-        return {key: now[key] for key in value if key in now}
-    if isinstance(kind, list) and kind[0] == "set":
-        return value if sorted(value) == sorted(now) else now
-    if name == "metadata" and "startup-script" not in value:
-        return {key: each for key, each in now.items() if key != "startup-script"}
-    if isinstance(value, str) and isinstance(now, str):
-        # A URL, a path and a name of the same.
-        both = sorted((value, now), key=len)
-        return value if both[1].endswith(f"/{both[0].lstrip('/')}") else now
-    return now
-
-
 def _with_labels(found: State) -> State:
     labels = found.get("labels", {})
     return {**found, "effective_labels": labels, "terraform_labels": labels}
-
-
-def _known(value: Any) -> Any:
-    """Return a value without what is not known yet."""
-    if isinstance(value, dict):
-        return {key: _known(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_known(each) for each in value]
-    return None if value is UNKNOWN else value
 
 
 def _nonempty(**fields: Any) -> State:

@@ -167,7 +167,7 @@ def test_what_others_change_is_seen_but_for_what_is_to_be_ignored(
 
 def set_metadata(emulator: ComputeEmulator, path: str, **items: str) -> None:
     """Set a machine's metadata, as a client does who takes the keys out."""
-    from google_provider import Api
+    from google_api import Api
 
     api = Api(emulator.endpoint)
     before = api.call("GET", f"compute/v1/{path}")["metadata"]["fingerprint"]
