@@ -160,7 +160,10 @@ async def test_a_single_node_is_one_machine_and_can_grow(emulator):
     assert document["variable"]["n_workers"]["default"] == 2
     assert document["locals"]["machines"] == "${ceil(max(0, var.n_workers - 2) / 2)}"
     assert "certificates" not in document["variable"]
-    assert document["output"]["connection"]["value"]["client_tls"] is None
+    connection = document["output"]["connection"]["value"]
+    assert connection["client_tls"] is None
+    assert connection["settings"]["n_workers"] == "${var.n_workers}"
+    assert connection["settings"]["name"] == connection["cluster"] == "${local.cluster}"
     assert "google_compute_firewall" not in document["resource"]
     assert "tcp://" in document["output"]["scheduler"]["value"]["address"]
 
