@@ -59,6 +59,12 @@ def surroundings(folder: Path) -> dict[str, str]:
     }
 
 
+def test_what_the_page_says_to_be_typed_here_is():
+    here = f"tests/{Path(__file__).name}"
+    marked = [block for block in read_page(PAGE).blocks if block.markers.get("run by") == here]
+    assert marked == blocks()
+
+
 def test_the_installation_page_installs_in_the_same_way():
     # docs/install.md, which leaves out what only the quickstart uses.
     page = read_page(ROOT / "docs" / "install.md")

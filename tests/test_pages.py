@@ -26,6 +26,9 @@ LEFT_OUT = {
     "real machines": 2,
 }
 
+#: The test that types blocks word for word into a terminal, which would take as long here again.
+TYPED = "tests/test_newcomer.py"
+
 
 # Some pages are a morning's work, with a dozen clusters.
 @pytest.mark.timeout(900)
@@ -55,8 +58,9 @@ def test_few_blocks_are_not_run():
         print(block.place, block.language, block.reason)
     needs = Counter(block.markers["needs"] for block in elsewhere if "needs" in block.markers)
     assert {what: count for what, count in needs.items() if count > LEFT_OUT[what]} == {}
-    # What another test runs is run, too, but not as readers do it.
-    assert len(elsewhere) < len(blocks) / 4
+    # What another test runs is run, too, but not as readers do it, except for what it types.
+    unlike = [block for block in elsewhere if block.markers.get("run by") != TYPED]
+    assert len(unlike) < len(blocks) / 4
 
 
 @pytest.mark.gcloud
