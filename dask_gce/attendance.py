@@ -22,7 +22,6 @@ from dask_gce.assembly import AssembledCluster
 from dask_gce.errors import CredentialsError, GCEError, StartTimeout, TunnelError
 from dask_gce.probing import UNREACHABLE
 from dask_gce.scheduler_rpc import SchedulerRPC
-from dask_gce.terminal import harmless
 from dask_gce.trust import end_of
 
 logger = logging.getLogger(__name__)
@@ -39,8 +38,6 @@ class AttendedCluster(AssembledCluster):
     """A cluster that stays in touch with its scheduler."""
 
     _scheduler_rpc: SchedulerRPC | None = None
-    #: The phase of the scheduler's boot that was told last.
-    _phase = ""
     #: Whether the scheduler left the last question unanswered which workers there are.
     _unanswered = False
     #: Why nobody can connect any more: the certificates have ended.
@@ -75,15 +72,6 @@ class AttendedCluster(AssembledCluster):
             self._lose(failure)
             # Where the tunnels led to, there is nothing any more.
             self._spawn(scheduler.approach.close())
-
-    def _note_steady(self) -> None:
-        super()._note_steady()
-        # How far the scheduler's machine is, which tells only if it takes its time.
-        if self.status == Status.starting and self._fleet is not None:
-            member = self._fleet.members.get(self._scheduler.name)
-            if member is not None and member.phase != self._phase:
-                self._phase = member.phase
-                self._log(f"The scheduler's machine: {harmless(self._phase)}")
 
     @property
     def _is_deaf(self) -> bool:

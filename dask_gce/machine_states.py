@@ -172,6 +172,22 @@ class _Expectation:
     workers: int = 0
     began: datetime | None = None
     met: datetime | None = None
+    #: When the last machine came.
+    came: datetime | None = None
+    #: When it began and was met the time before.
+    before: tuple[datetime | None, datetime | None] = (None, None)
+
+    def begin(self, time: datetime) -> None:
+        """Expect more workers from now on."""
+        self.before = self.began, self.met
+        self.began, self.met = time, None
+
+    def settle(self) -> None:
+        """Be content with those that have come; of the time since then nobody waited for them."""
+        if self.began is not None and self.came is not None and self.came >= self.began:
+            self.met = self.came
+        else:
+            self.began, self.met = self.before
 
 
 @dataclass
@@ -299,7 +315,8 @@ class StateBoard:
         elif what in ("leaving", "preempting", "retired"):
             self._move(machine, "leaving", event.time, why)
         elif what == "kept":
-            back = "running" if "running" in machine.times else machine.state
+            # To where it was when it was to go; some are on their way in then.
+            back = max(set(machine.times).intersection(_WAY_IN), key=_WAY_IN.index)
             self._move(machine, back, event.time, why)
         elif what in ("disconnected", "reconnected"):
             self._move(machine, machine.state, event.time, what if what[0] == "d" else "")
@@ -331,6 +348,8 @@ class StateBoard:
             if len(self._ended) > KEPT:
                 self._forget(next(iter(self._ended)))
         if state == "running":
+            if machine.state in BOOTING_STATES:
+                self._expected.came = time
             self._see_whether_met(time)
 
     def _put(self, machine: MachineState) -> None:
@@ -362,9 +381,9 @@ class StateBoard:
             expected.workers = workers
             if workers > self.running_workers:
                 if not under_way:
-                    expected.began, expected.met = time, None
+                    expected.begin(time)
             elif under_way:
-                expected.met = time
+                expected.settle()
             self.version += 1
 
     def _see_whether_met(self, time: datetime) -> None:
@@ -401,12 +420,12 @@ class StateBoard:
         with self._lock:
             return self._machines.get(self._scheduler)
 
-    def latest_phase(self) -> str:
-        """Return the phase that a machine on its way in told last; empty if none did."""
+    def told_last(self) -> MachineState | None:
+        """Return the machine on its way in that told a phase last; None if none did."""
         with self._lock:
             machine = self._machines.get(self._told)
-            there = machine is not None and machine.state in BOOTING_STATES
-            return machine.detail if machine is not None and there else ""
+            on_its_way = machine is not None and machine.state in BOOTING_STATES
+            return machine if on_its_way else None
 
     def machines(self) -> list[MachineState]:
         """Return all machines, in the order in which they were asked for.

@@ -80,6 +80,8 @@ def test_a_machine_goes_through_all_states():
         (["requested", "ready", "leaving: maintenance in 9 s"], "leaving: maintenance in 9 s"),
         (["requested", "ready", "preempting: soon"], "leaving: soon"),
         (["requested", "ready", "retired", "kept: it holds results"], "running: it holds results"),
+        (["requested", "running", "retired", "kept: no answer"], "booting: no answer"),
+        (["requested", "running", "retired", "kept: no answer", "ready"], "running"),
         (["requested", "failed: no room", "deleted"], "failed: no room"),
         (
             ["requested", "ready", "lost: it no longer exists", "deleted"],
@@ -176,7 +178,16 @@ def test_whoever_is_content_with_fewer_waits_no_more():
     play(board, "requested", "ready")
     board.expect(1, at(5))
     assert not board.growing
-    assert board.summary() == "1 worker in 5 s"
+    # That took until it came, and not until nobody wanted the other any more.
+    assert board.summary() == "1 worker in 1 s"
+    began = board.began
+    board.expect(3, at(9))
+    assert board.began == at(9)
+    board.expect(1, at(11))
+    # Nothing has come of it.
+    assert not board.growing
+    assert board.began == began
+    assert board.summary() == "1 worker in 1 s"
 
 
 def test_giving_up_holds_until_somebody_asks_again():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import logging
 import os
 import pty
 import re
@@ -56,6 +57,8 @@ def at_once(monkeypatch):
     """Let displays come at once, and as often as something changes."""
     monkeypatch.setattr(showing, "SILENCE", 0)
     monkeypatch.setattr(showing, "INTERVAL", 0.01)
+    # However busy this computer is.
+    monkeypatch.setattr(showing, "CLOSED_WITHIN", PATIENCE)
     monkeypatch.setattr(lines, "FIRST_PAUSE", 0)
 
 
@@ -95,6 +98,11 @@ def test_what_is_said_follows_the_machines():
     # Whoever told the phase is out of it.
     told = "3 of 8 workers running, 4 getting their image, 1 requested, 1 failed"
     assert describe(board, 8) == told
+    # The phase is said of those that are in it.
+    board.take(Event("dask-1f-worker-3", "booting", "starting"))
+    board.take(Event("dask-1f-worker-4", "booting", "image-unpacking"))
+    told = "3 of 8 workers running, 1 starting, 3 getting their image (image-unpacking), "
+    assert describe(board, 8) == told + "1 requested, 1 failed"
     assert describe(board_with(2, 2), 2) == "2 of 2 workers running"
 
 
@@ -160,11 +168,14 @@ def test_nothing_new_is_no_line(capsys, monkeypatch):
     assert capsys.readouterr().err == "grid: 1 of 2 workers running, 1 booting\n"
 
 
-def test_nobody_needs_to_be_there_to_read(monkeypatch):
+def test_nobody_needs_to_be_there_to_read(monkeypatch, capsys):
     stream = io.StringIO()
     stream.close()
-    monkeypatch.setattr(sys, "stderr", stream)
-    lines.tell("anybody there?")
+    for missing in (stream, None):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", missing)
+            lines.tell("anybody there?")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_who_types_again_hears_only_what_came(capsys):
@@ -325,11 +336,51 @@ def test_the_region_goes_and_the_summary_stays():
 
 
 def test_what_is_printed_meanwhile_stays_above():
-    told = on_a_terminal("await until_drawn()\nprint('hello')\nprint('ouch', file=sys.stderr)")
+    # Dask's logs go to the standard error of the moment at which it was imported.
+    said = """
+import logging
+from dask_gce.cli.output import note
+logger = logging.getLogger("distributed")
+logger.addHandler(logging.StreamHandler(sys.stderr))
+logger.propagate = False
+await until_drawn()
+print("hello")
+print("ouch", file=sys.stderr)
+note("refused")
+logger.warning("attention")
+"""
+    told = on_a_terminal(said.strip())
     # Each is on a line of its own, which nothing erases.
-    for word in ("hello", "ouch"):
+    for word in ("hello", "ouch", "refused", "attention"):
         assert re.search(rf"\x1b\[2K{word} *\r\n", told), told
     assert told.endswith("done\r\n")
+
+
+def test_logs_go_where_they_went_once_the_region_is_gone(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    handler = logging.StreamHandler(stream)
+    monkeypatch.setattr(logging.getLogger("distributed"), "handlers", [handler])
+    display = TerminalDisplay(board_with(1), "grid", 1)
+    display._console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    display.update()
+    assert handler.stream is sys.stderr
+    assert handler.stream is not stream
+    display.close("")
+    assert handler.stream is sys.stderr is stream
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_region_needs_no_standard_output(monkeypatch, closed):
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stdout", stream if closed else None)
+    display = TerminalDisplay(board_with(1), "grid", 1)
+    display._console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    display.update()
+    assert "grid" in display._console.file.getvalue()
+    display.close("")
+    assert not TerminalDisplay._screen.locked()
 
 
 def test_ctrl_c_takes_the_region_away():

@@ -5,7 +5,6 @@ Owns JSON, tables and ages.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import click
 
-from dask_gce.terminal import harmless
+from dask_gce.progress.lines import tell
 
 __all__ = [
     "note",
@@ -47,9 +46,8 @@ def note(text: str) -> None:
     text : str
         What to tell.
     """
-    # A terminal that was closed is no reason to stop halfway.
-    with contextlib.suppress(OSError):
-        click.echo(harmless(text), err=True)
+    # Not by click, which writes to the terminal itself, and so into the region that shows progress.
+    tell(text)
 
 
 def render_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

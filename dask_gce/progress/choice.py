@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
 from dask_gce.progress.display import Display
 
-__all__ = ["choose_display"]
+__all__ = ["choose_display", "is_terminal"]
 
 
 def choose_display(progress: str) -> type[Display] | None:
@@ -38,10 +39,26 @@ def choose_display(progress: str) -> type[Display] | None:
     return LinesDisplay
 
 
-def _on_terminal() -> bool:
-    """Tell whether standard error is a terminal on which lines can be drawn anew."""
+def is_terminal(stream: TextIO | None) -> bool:
+    """Tell whether what is written to a stream is seen on a terminal.
+
+    Parameters
+    ----------
+    stream : file or None
+        Standard output or standard error, which may be missing or closed.
+
+    Returns
+    -------
+    bool
+        Whether it is.
+    """
     try:
-        there = sys.stderr is not None and sys.stderr.isatty()
+        return stream is not None and stream.isatty()
     except ValueError:  # it is closed
         return False
+
+
+def _on_terminal() -> bool:
+    """Tell whether standard error is a terminal on which lines can be drawn anew."""
+    there = is_terminal(sys.stderr)
     return there and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")

@@ -89,14 +89,14 @@ def describe(board: StateBoard, wanted: int) -> str:
         return f"the scheduler is {_OF_ONE.get(state, state)}{_in_brackets(scheduler.detail)}"
     workers = board.workers_by_state()
     parts = [f"{workers.get('running', 0)} of {wanted} workers running"]
-    on_their_way = [
-        f"{workers[state]} {(_OF_ONE if workers[state] == 1 else _OF_SEVERAL).get(state, state)}"
-        for state in reversed(BOOTING_STATES)
-        if state in workers
-    ]
-    if on_their_way:
-        on_their_way[0] += _in_brackets(board.latest_phase())
-    parts += on_their_way
+    told = board.told_last()
+    for state in reversed(BOOTING_STATES):
+        if state in workers:
+            count = workers[state]
+            text = f"{count} {(_OF_ONE if count == 1 else _OF_SEVERAL).get(state, state)}"
+            if told is not None and told.state == state:
+                text += _in_brackets(told.detail)
+            parts.append(text)
     if failures := board.failures():
         parts.append(f"{failures} failed")
     return ", ".join(parts)

@@ -26,6 +26,8 @@ def tell(text: str) -> None:
     text : str
         The line.
     """
+    if sys.stderr is None:
+        return  # print() would take standard output
     # A terminal that was closed is no reason to stop halfway.
     with contextlib.suppress(OSError, ValueError):
         print(harmless(text), file=sys.stderr, flush=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dask_gce.machine_states import MachineState, StateBoard, render_time
+from dask_gce.progress.choice import is_terminal
 from dask_gce.progress.display import Display, describe
 from dask_gce.progress.lines import SummaryDisplay
 from dask_gce.terminal import harmless
@@ -69,28 +72,41 @@ class TerminalDisplay:
         self._spinner = Spinner("dots")
         self._console = Console(stderr=True)
         self._live: Live | None = None
+        # What was standard output and standard error, and what is while the region is drawn.
+        self._streams: list[tuple[Any, Any]] = []
 
     def update(self) -> None:
         """Draw the region anew."""
         # The terminal may have been closed.
         with contextlib.suppress(OSError, ValueError):
             if self._live is None:
-                if not self._screen.acquire(blocking=False):
-                    return
-                self._live = Live(
-                    console=self._console,
-                    # No thread of its own.
-                    auto_refresh=False,
-                    # The region goes, and what it has come to is written instead.
-                    transient=True,
-                    # What others print meanwhile is to be above it, unless it goes elsewhere.
-                    redirect_stdout=sys.stdout.isatty(),
-                    redirect_stderr=True,
-                )
-                self._live.start()
+                self._live = self._begin()
+            if self._live is None:
+                return
             self._live.update(
                 render(self._board, self._title, self._wanted, self._spinner), refresh=True
             )
+
+    def _begin(self) -> Live | None:
+        """Draw a region from now on, unless another one is on the screen."""
+        live = Live(
+            console=self._console,
+            # No thread of its own.
+            auto_refresh=False,
+            # The region goes, and what it has come to is written instead.
+            transient=True,
+            # What others print meanwhile is to be above it, unless it goes elsewhere.
+            redirect_stdout=is_terminal(sys.stdout),
+            redirect_stderr=True,
+        )
+        if not self._screen.acquire(blocking=False):
+            return None
+        self._live, before = live, (sys.stdout, sys.stderr)
+        live.start()
+        self._streams = list(zip(before, (sys.stdout, sys.stderr), strict=True))
+        for was, is_now in self._streams:
+            _lead_logs(was, is_now)
+        return live
 
     def close(self, summary: str) -> None:
         """Take the region away, and write what has come of it.
@@ -105,9 +121,34 @@ class TerminalDisplay:
                 try:
                     self._live.stop()
                 finally:
-                    self._live = None
+                    for was, is_now in self._streams:
+                        _lead_logs(is_now, was)
+                    self._live, self._streams = None, []
                     self._screen.release()
         SummaryDisplay(self._board, self._title, self._wanted).close(summary)
+
+
+def _lead_logs(before: Any, after: Any) -> None:
+    """Have logs go where print() goes: past it they would be drawn over, and nobody read them.
+
+    Dask's own go to the standard error of the moment at which it was imported.
+    """
+    if before is None or before is after:
+        return
+    for handler in set(_log_handlers()):
+        if getattr(handler, "stream", None) is before:
+            # It flushes what it has, to a terminal that may be gone.
+            with contextlib.suppress(OSError, ValueError):
+                handler.setStream(after)
+
+
+def _log_handlers() -> Iterator[logging.StreamHandler[Any]]:
+    # A copy: whatever is imported meanwhile makes a logger.
+    for logger in (logging.getLogger(), *logging.Logger.manager.loggerDict.copy().values()):
+        if isinstance(logger, logging.Logger):
+            for handler in logger.handlers:
+                if isinstance(handler, logging.StreamHandler):
+                    yield handler
 
 
 def render(
