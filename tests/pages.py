@@ -76,9 +76,7 @@ REAL_MACHINES = "real machines"
 NEEDS = (
     "a Google account",
     "a container engine",
-    "a display",
     "a package index",
-    "another computer",
     "another shell",
     "hours",
     REAL_MACHINES,
