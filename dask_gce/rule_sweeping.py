@@ -97,7 +97,7 @@ def find_orphaned_rules(
 
     That is a rule whose cluster has no machines, and one of a process of this computer that had
     connected to a cluster and has ended. It is never a rule whose process lives, unless its cluster
-    should have ended long ago.
+    should have ended long ago; or one that something declares, which would make it again.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def find_orphaned_rules(
     found = []
     for each in rules:
         origin = _origin(each)
-        if not is_judged(origin, owner, everybody):
+        if each.mark.declared or not is_judged(origin, owner, everybody):
             continue
         if each.mark.identity not in alive:
             reason = explain_leftover(origin, now, client_state)

@@ -44,6 +44,8 @@ class SecretRecord:
         When the secret was made, with its zone.
     expires : datetime.datetime or None
         When the cluster is past its use, with its zone; None if the labels do not say.
+    declared : str
+        By what it is declared that would make it again; empty for nothing.
     """
 
     name: str
@@ -53,6 +55,7 @@ class SecretRecord:
     client: str
     created: datetime
     expires: datetime | None = None
+    declared: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return it in the types of JSON.
@@ -125,6 +128,7 @@ def _parse(secret: Mapping[str, Any]) -> SecretRecord:
         client=str(labels.get(names.CLIENT_LABEL, "")),
         created=datetime.fromisoformat(created).replace(tzinfo=timezone.utc),
         expires=moment(int(expires)) if expires.isascii() and expires.isdecimal() else None,
+        declared=str(labels.get(names.DECLARED_LABEL, "")),
     )
 
 
@@ -157,8 +161,8 @@ def find_orphaned_secrets(
     Returns
     -------
     list of SecretRecord
-        Those that nobody needs. While a zone does not answer there are none: machines that need
-        them may be there.
+        Those that nobody needs, which is none of what something declares. While a zone does not
+        answer there are none: machines that need them may be there.
     """
     if inventory.unreachable:
         return []
@@ -168,6 +172,7 @@ def find_orphaned_secrets(
         secret
         for secret in secrets
         if secret.identity not in needed
+        and not secret.declared
         and is_judged(_origin(secret), owner, everybody)
         and explain_leftover(_origin(secret), now, client_state)
     ]

@@ -69,7 +69,9 @@ def find_orphans(
     scheduler for 15 minutes, and one whose machines are all off, its scheduler's too. It is never a
     cluster whose process lives, unless Compute Engine should have ended it a quarter of an hour
     ago; one that others can connect to and that has no end; or machines that were given a cluster's
-    label by hand. While a zone does not answer, a scheduler that is not seen may be there.
+    label by hand; or a cluster that something declares, which makes its machines again or starts
+    them, and which alone ends it. While a zone does not answer, a scheduler that is not seen may be
+    there.
 
     Parameters
     ----------
@@ -155,6 +157,9 @@ def _reason(
     """Return why nobody needs a cluster; empty if somebody may."""
     # Without an identity it is not ours, or cannot be told from another of its name.
     if not record.identity or unreachable & set(record.zones):
+        return ""
+    if record.declared:
+        # Machines of its own may be off, and are started again; it is ended by who declares it.
         return ""
     client = client_state(record.client)
     if client == "gone" and _can_be_joined(record):

@@ -29,8 +29,17 @@ def state_of(mark):
     return mark or "unknown"
 
 
-def own(suffix="", *, age=2 * HOUR, client="", owner="ada", expires=None, purpose="clients"):
-    mark = Mark("grid", IDENTITY, owner, client, expires)
+def own(
+    suffix="",
+    *,
+    age=2 * HOUR,
+    client="",
+    owner="ada",
+    expires=None,
+    purpose="clients",
+    declared="",
+):
+    mark = Mark("grid", IDENTITY, owner, client, expires, declared)
     name = tags.rule_name("grid", IDENTITY, purpose, suffix)
     return OwnRule(Rule(name, created=NOON - age), mark, "p")
 
@@ -70,6 +79,11 @@ def test_what_a_dead_process_made_is_left_over_at_once():
 def test_what_a_living_process_made_is_never():
     expired = int(NOON.timestamp()) - 1
     assert not reasons(own(client="alive", age=100 * HOUR, expires=expired))
+
+
+def test_what_something_declares_is_never():
+    assert reasons(own(client="gone"))
+    assert not reasons(own(client="gone", declared="terraform"))
 
 
 @pytest.mark.parametrize("purpose", ["clients", "machines"])

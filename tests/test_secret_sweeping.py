@@ -60,6 +60,10 @@ def test_what_has_no_machines_for_a_while_is_left_over() -> None:
     assert not orphans(record(), "alive")
 
 
+def test_what_something_declares_is_never_left_over() -> None:
+    assert not orphans(record(declared="terraform"), "gone")
+
+
 def test_others_secrets_are_theirs() -> None:
     assert not orphans(record(owner="you"))
     assert orphans(record(owner="you"), everybody=True)

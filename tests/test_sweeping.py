@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 import urllib.request
@@ -66,6 +67,21 @@ def test_what_has_ended_but_could_not_delete_itself_is_one_at_once(client):
     assert not reasons(record(head, machine(), client=client))
     assert not reasons(record(machine(status="TERMINATED"), client=client))
     assert not reasons(record(head, client=client), unreachable=[OTHER_ZONE])
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        # It could not delete itself, and is started again.
+        record(machine("head", "scheduler", status="TERMINATED"), client="detached"),
+        record(machine(created=NOON - 60 * MINUTE), client="detached"),
+        record(machine(status="TERMINATED", created=NOON - 60 * MINUTE), client="unknown"),
+        record(HEAD, client="gone", expires=NOON),
+    ],
+)
+def test_what_something_declares_is_never_one(cluster):
+    assert reasons(cluster)
+    assert not reasons(dataclasses.replace(cluster, declared="terraform"))
 
 
 def test_what_powers_off_is_one_like_what_is_off():

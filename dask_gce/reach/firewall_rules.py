@@ -82,6 +82,8 @@ class Mark:
         Which process made it, as `client` tells; empty if unknown.
     expires : int or None
         When it is past its use, in seconds since 1970 UTC; None if it does not say.
+    declared : str
+        By what the rule is declared that makes it again when it is deleted; empty for nothing.
     """
 
     cluster: str
@@ -89,6 +91,7 @@ class Mark:
     owner: str = ""
     client: str = ""
     expires: int | None = None
+    declared: str = ""
 
 
 def render_mark(mark: Mark) -> str:
@@ -115,8 +118,15 @@ def render_mark(mark: Mark) -> str:
         names.OWNER_LABEL: mark.owner,
         names.CLIENT_LABEL: mark.client,
         names.EXPIRES_LABEL: mark.expires,
+        names.DECLARED_LABEL: mark.declared,
     }
     return json.dumps({key: value for key, value in fields.items() if value not in ("", None)})
+
+
+_TEXTS = (
+    *(names.CLUSTER_LABEL, names.ID_LABEL, names.OWNER_LABEL, names.CLIENT_LABEL),
+    names.DECLARED_LABEL,
+)
 
 
 def parse_mark(description: str) -> Mark | None:
@@ -135,7 +145,7 @@ def parse_mark(description: str) -> Mark | None:
     Examples
     --------
     >>> parse_mark(render_mark(Mark("grid", "3f9a61c2", "ada", expires=1)))
-    Mark(cluster='grid', identity='3f9a61c2', owner='ada', client='', expires=1)
+    Mark(cluster='grid', identity='3f9a61c2', owner='ada', client='', expires=1, declared='')
     >>> parse_mark("lets Ada in")
     """
     try:
@@ -144,15 +154,12 @@ def parse_mark(description: str) -> Mark | None:
         return None
     if not isinstance(data, dict):
         return None
-    cluster, identity, owner, client = (
-        data.get(key, "")
-        for key in (names.CLUSTER_LABEL, names.ID_LABEL, names.OWNER_LABEL, names.CLIENT_LABEL)
-    )
-    expires = data.get(names.EXPIRES_LABEL)
-    texts = (cluster, identity, owner, client)
+    texts = cluster, identity, owner, client, declared = [data.get(key, "") for key in _TEXTS]
     if not (all(isinstance(each, str) for each in texts) and cluster and identity):
         return None
-    return Mark(cluster, identity, owner, client, expires if type(expires) is int else None)
+    expires = data.get(names.EXPIRES_LABEL)
+    lasting = expires if type(expires) is int else None
+    return Mark(cluster, identity, owner, client, lasting, declared)
 
 
 def build_rule(

@@ -291,10 +291,17 @@ _SCHEDULER: Final = "google_compute_instance.scheduler.instance_id"
 def _machine(
     fixed: FixedCluster, attributes: Mapping[str, Any], name: str, zone: str, with_: list[str]
 ) -> dict[str, Any]:
-    lifecycle: dict[str, Any] = {"replace_triggered_by": ["terraform_data.cluster", *with_]}
     # Whoever joins the cluster takes out of the metadata what its machines have read.
-    if read := sorted(SECRET_ITEMS & attributes["metadata"].keys()):
-        lifecycle["ignore_changes"] = [f"metadata[{json.dumps(item)}]" for item in read]
+    read = sorted(SECRET_ITEMS & attributes["metadata"].keys())
+    ignored = [f"metadata[{json.dumps(item)}]" for item in read]
+    # A disk cannot be changed: other labels would be another machine, and so would be an image
+    # whose name is not like that of its family. Another image is another generation anyway.
+    if made := attributes["boot_disk"].get("initialize_params"):
+        inside = "boot_disk[0].initialize_params[0]"
+        ignored += [f"{inside}.{name}" for name in ("image", "labels") if name in made]
+    lifecycle: dict[str, Any] = {"replace_triggered_by": ["terraform_data.cluster", *with_]}
+    if ignored:
+        lifecycle["ignore_changes"] = ignored
     resource = {
         **attributes,
         "name": name,

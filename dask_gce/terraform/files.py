@@ -25,8 +25,9 @@ MAIN: Final = "main.tf.json"
 CERTIFICATES: Final = "certificates.auto.tfvars.json"
 ENVIRONMENT: Final = "environment.auto.tfvars.json"
 
-#: What a repository is not to have: private keys, and Terraform's state, which has them too.
-_IGNORED: Final = ("*.tfvars.json", "*.tfstate", "*.tfstate.*", "*.tfplan", ".terraform/")
+#: What a repository is not to have: private keys, and Terraform's state and saved plans, which have
+#: them too.
+_IGNORED: Final = ("*.tfvars.json", "*.tfstate", "*.tfstate.*", "*tfplan*", ".terraform/")
 
 
 def write_files(

@@ -40,6 +40,9 @@ __all__ = ["describe_fixed"]
 #: Never in a hexadecimal number, so that no digest can hold what is drawn of them.
 _LETTERS: Final = "ghijklmnopqrstuvwxyz"
 
+#: What is said of machines, rules and secrets that Terraform makes again.
+_DECLARED: Final = "terraform"
+
 _ROLES: Final[tuple[Role, ...]] = ("scheduler", "worker")
 
 
@@ -126,7 +129,7 @@ class _Draft:
                 # The provider has no attribute for it.
                 preemption_notice=False,
                 env_vars=self._hide_env_vars(settings.env_vars),
-                labels={**settings.labels, names.DECLARED_LABEL: "terraform"},
+                labels={**settings.labels, names.DECLARED_LABEL: _DECLARED},
             ),
         )
         scheduler = prepared.schedulers.locations
@@ -239,7 +242,10 @@ class _Draft:
         missing = {need.purpose: need for need in needs.missing}
         clients = [each for need in needs.missing for each in need.ranges]
         ranges = tuple(str(ipaddress.ip_network(each)) for each in clients)
-        mark = Mark(self.cluster, self.identity, blueprint.owner, blueprint.client)
+        mark = Mark(
+            *(self.cluster, self.identity, blueprint.owner, blueprint.client),
+            declared=_DECLARED,
+        )
         # Of each version of IP one, for whatever Terraform is told.
         examples = ("192.0.2.0/24", "2001:db8::/32")
         rules: dict[str, Any] = {}

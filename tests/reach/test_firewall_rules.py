@@ -77,6 +77,7 @@ def test_a_name_that_is_too_long_is_refused():
         st.text(),
         st.text(),
         st.none() | st.integers(0),
+        st.text(),
     )
 )
 @example(MARK)

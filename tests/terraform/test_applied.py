@@ -7,13 +7,14 @@ import dataclasses
 import json
 import math
 import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import terraform_command
-from exports import CLUSTERS, export
+from exports import CLUSTERS, document_of, export
 from records import compute_of
 from terraform_command import Terraform, terraform_at
 
@@ -235,18 +236,37 @@ def test_processes_share_machines_and_a_wrong_number_is_refused(terraform, emula
     terraform.run("plan", "-var=name=Grid", status=1)
 
 
-def test_new_keys_make_the_cluster_anew(terraform, emulator, tmp_path):
+def disks_of(emulator: ComputeEmulator) -> dict[str, dict[str, Any]]:
+    url = f"{emulator.endpoint}/compute/v1/projects/local-project/zones/us-central1-a/disks"
+    with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - of this computer
+        return {each["name"]: each for each in json.load(answer)["items"]}
+
+
+def test_new_keys_make_the_cluster_anew_and_new_labels_do_not(
+    terraform, emulator, tmp_path, monkeypatch
+):
     from dask_gce.terraform.files import write_certificates
 
     asyncio.run(export(emulator, tmp_path, n_workers=1))
     terraform.run("apply", "-auto-approve")
+    first = {each["name"]: each["id"] for each in emulator.instances()}
+    # Somebody else writes it anew, who is in the labels of the disks as well.
+    monkeypatch.setenv("LOGNAME", "ada")
+    terraform.write(asyncio.run(document_of(emulator, n_workers=1, labels={"team": "search"})))
+    terraform.run("apply", "-auto-approve")
     before = {each["name"]: each for each in emulator.instances()}
+    assert {name: each["id"] for name, each in before.items()} == first
+    for each in before.values():
+        assert (each["labels"]["team"], each["labels"][names.OWNER_LABEL]) == ("search", "ada")
     path = tmp_path / "certificates.auto.tfvars.json"
     write_certificates(path, "grid", 1, overwrite=True)
     terraform.run("apply", "-auto-approve")
     after = {each["name"]: each for each in emulator.instances() if each["status"] != "STOPPING"}
     assert before.keys() == after.keys()
+    disks = disks_of(emulator)
     for name, machine in after.items():
         assert machine["id"] != before[name]["id"]
+        assert disks[name]["labels"][names.ID_LABEL] == machine["labels"][names.ID_LABEL]
+        assert disks[name]["labels"]["team"] == "search"
         assert machine["labels"][names.ID_LABEL] != before[name]["labels"][names.ID_LABEL]
         assert items_of(machine)["dask-gce-tls"] != items_of(before[name])["dask-gce-tls"]

@@ -192,7 +192,7 @@ async def test_workers_know_their_scheduler_by_the_address_that_is_kept_for_it(e
 
 async def test_keys_that_a_client_takes_out_of_the_metadata_are_no_difference(emulator):
     found = machines(await document_of(emulator, n_workers=2, workers_on_scheduler=1))
-    assert found["scheduler"]["lifecycle"]["ignore_changes"] == [
+    assert found["scheduler"]["lifecycle"]["ignore_changes"][:2] == [
         'metadata["dask-gce-local-tls"]',
         'metadata["dask-gce-tls"]',
     ]
@@ -229,6 +229,7 @@ async def test_rules_let_in_whoever_terraform_is_told(emulator):
     mark = json.loads(rules["clients"]["description"])
     assert mark["dask-gce-cluster"] == "${local.cluster}"
     assert mark["dask-gce-id"] == "${local.identity}"
+    assert mark["dask-gce-declared"] == "terraform"
     # The default network lets its machines in to one another already.
     assert "machines" not in rules
 

@@ -42,7 +42,8 @@ def test_the_files_of_a_cluster_are_written_and_named(emulator, tmp_path, usual_
     assert {each.rpartition("/")[2] for each in result.stdout.split()} == names
     assert mode(folder / MAIN) == 0o644
     assert mode(folder / KEYS) == mode(folder / ENVIRONMENT) == 0o600
-    assert "*.tfvars.json" in (folder / ".gitignore").read_text()
+    # Plans that are saved have the keys, too.
+    assert {"*.tfvars.json", "*tfplan*"} <= {*(folder / ".gitignore").read_text().split()}
     assert json.loads((folder / ENVIRONMENT).read_text()) == {"env_vars": {"A": "1"}}
     document = json.loads((folder / MAIN).read_text())
     assert document["variable"]["n_workers"]["default"] == 2
