@@ -17,8 +17,13 @@ __all__ = ["setup"]
 
 _IMPORT: Final = re.compile(r'@import url\("https?://[^"]*"\);\n?')
 _LOADED: Final = {
-    ".html": re.compile(r'<(?:script|img|iframe|link rel="stylesheet")[^>]*(?:src|href)="https?:'),
-    ".css": re.compile(r"@import[^;]*https?:|url\([\"']?https?:"),
+    ".html": re.compile(
+        r'<(?:script|img|iframe|source|video|audio|embed)\b[^>]*\bsrc(?:set)?="(?:https?:)?//'
+        # Not what a page only names: where it is, or who made it.
+        r'|<link\b(?=[^>]*\brel="[^"]*(?:stylesheet|icon|preload|preconnect|prefetch))'
+        r'[^>]*\bhref="(?:https?:)?//'
+    ),
+    ".css": re.compile(r"@import[^;]*(?:https?:)?//|url\([\"']?(?:https?:)?//"),
 }
 _OF_THE_TAG_MANAGER: Final = "googletagmanager"
 
