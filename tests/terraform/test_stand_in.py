@@ -194,33 +194,39 @@ def test_workspaces_have_resources_of_their_own(
     assert emulator.instances() == []
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "said"),
-    [
-        (("machine_tipe",), "e2-small", "machine_tipe"),
-        (("scheduling", "max_run_duration", "hours"), 1, "hours"),
-        (("tags",), {"a": 1}, "set of string"),
-        (("scheduling", "preemptible"), "perhaps", "bool"),
-        (("boot_disk",), [{}, {}], "boot_disk"),
-        (("metadata", "startup-script"), "true", "metadata_startup_script"),
-        (("machine_type",), None, "machine_type"),
-        (("cpu_platform",), "any", "cpu_platform"),
-    ],
-)
-def test_what_the_provider_does_not_take_is_refused_by_name(
-    terraform: Terraform, path: tuple[str, ...], value: Any, said: str
-) -> None:
-    document = copy.deepcopy(DOCUMENT)
-    where = document["resource"]["google_compute_instance"]["worker"]
-    for each in path[:-1]:
-        where = where[each]
-    where[path[-1]] = value
-    terraform.write(document)
+#: What no machine can have: where, what, and the word by which it is refused.
+WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "unknown": (("machine_tipe",), "e2-small", "machine_tipe"),
+    "inside": (("scheduling", "max_run_duration", "hours"), 1, "hours"),
+    "list": (("tags",), {"a": 1}, "set of string"),
+    "flag": (("scheduling", "preemptible"), "perhaps", "bool"),
+    "twice": (("boot_disk",), [{}, {}], "boot_disk"),
+    "script": (("metadata", "startup-script"), "true", "metadata_startup_script"),
+    "missing": (("machine_type",), None, "machine_type"),
+    "computed": (("cpu_platform",), "any", "cpu_platform"),
+}
+
+
+def test_what_the_provider_does_not_take_is_refused_by_name(terraform: Terraform) -> None:
+    machines: dict[str, Any] = {"good": MACHINE}
+    for name, (path, value, _) in WRONG.items():
+        machines[name] = where = copy.deepcopy(MACHINE)
+        for each in path[:-1]:
+            where = where[each]
+        where[path[-1]] = value
+    document = {key: each for key, each in DOCUMENT.items() if key != "output"}
+    terraform.write({**document, "resource": {"google_compute_instance": machines}})
     with terraform.start("validate", "-json") as running:
         output, _ = running.communicate(timeout=terraform_command.PATIENCE)
     found = json.loads(output)
     assert not found["valid"]
-    assert said in json.dumps(found["diagnostics"])
+    refused: dict[str, str] = dict.fromkeys(machines, "")
+    for each in found["diagnostics"]:
+        resource = each["snippet"]["context"].split(".")[2]
+        refused[resource] += json.dumps(each)
+    assert not refused.pop("good")
+    for name, (_, _, word) in WRONG.items():
+        assert word in refused[name], name
 
 
 def test_no_error_of_the_api_is_swallowed(terraform: Terraform, emulator: ComputeEmulator) -> None:
