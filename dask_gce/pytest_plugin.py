@@ -120,7 +120,8 @@ def gce_cluster(
     Raises
     ------
     pytest.UsageError
-        If the marker has something that is no setting.
+        If the marker has something that is no setting, or if machines are of paper, so that there
+        would be none of the workers that it waits for.
     """
     from dask_gce.cluster import GCECluster
 
@@ -136,6 +137,12 @@ def gce_cluster(
         raise pytest.UsageError(
             f"@pytest.mark.{MARKER}(asynchronous=True): a fixture has no event loop of the test's. "
             "Take gce_emulator, and in the test: async with GCECluster(asynchronous=True) as ..."
+        )
+    kind = str(request.config.getoption("gce_machines"))
+    if kind == "paper" or (kind == "paper-workers" and keywords["n_workers"] != 0):
+        raise pytest.UsageError(
+            f"--gce-machines={kind}: gce_cluster waits for workers, and on paper none ever comes. "
+            "Take gce_emulator, or --gce-machines=light."
         )
     with GCECluster(**keywords) as cluster:
         cluster.wait_for_workers(cluster.settings.n_workers)

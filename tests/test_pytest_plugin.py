@@ -16,9 +16,10 @@ from dask_gce.emulator.machines import KINDS
 LIMIT = 240
 
 
-def run(folder: Path, program: str, *options: str) -> tuple[int, str]:
+def run(folder: Path, program: str = "", *options: str) -> tuple[int, str]:
     """Run tests with nothing of this project's own set up; return how it ended and what it said."""
-    (folder / "test_theirs.py").write_text(textwrap.dedent(program))
+    if program:
+        (folder / "test_theirs.py").write_text(textwrap.dedent(program))
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
     environment = {
         name: value
@@ -120,9 +121,14 @@ def test_machines_are_made_of_what_is_asked_for(tmp_path):
     program = """
         def test_kind(gce_emulator):
             assert gce_emulator._machines == "paper"
+
+        def test_nobody_waits_for_what_never_comes(gce_cluster):
+            pass
     """
     status, said = run(tmp_path, program, "--gce-machines=paper")
-    assert status == 0, said
+    assert status == 1, said
+    assert "1 passed, 1 error" in said
+    assert "--gce-machines=paper: gce_cluster waits for workers" in said
     status, said = run(tmp_path, program, "--gce-machines=clay")
     assert status == 4, said
     assert "invalid choice: 'clay'" in said
