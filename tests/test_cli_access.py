@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import stat
 import threading
+import webbrowser
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import dask
 import pytest
@@ -151,6 +154,24 @@ def test_dashboard_is_opened_where_it_answers(grid, tmp_path, monkeypatch):
         assert read(grid, "dashboard", "grid") == {"address": address, "tunnel": False}
         assert succeed(grid, "dashboard", "grid") == f"{address}\n"
     assert (tmp_path / "opened").read_text() == address
+
+
+def test_no_command_line_has_the_token_of_jupyter(tmp_path, monkeypatch):
+    from dask_gce.cli.browsing import open_browser
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    asked: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: asked.append(address) or True)
+    assert open_browser("http://127.0.0.1:8787/status", secret=False)
+    assert open_browser("http://127.0.0.1:8787/jupyter/lab?token=t0k&b=<", secret=True)
+    plain, opened = asked
+    assert plain == "http://127.0.0.1:8787/status"
+    assert opened.startswith("file:///")
+    assert "t0k" not in opened
+    page = Path(opened.removeprefix("file://"))
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert stat.S_IMODE(page.parent.stat().st_mode) == 0o700
+    assert 'url=http://127.0.0.1:8787/jupyter/lab?token=t0k&amp;b=&lt;"' in page.read_text()
 
 
 def _at(host: str):

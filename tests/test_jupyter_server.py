@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import logging
+import signal
 import uuid
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -225,10 +226,20 @@ async def test_who_has_the_link_works_beside_the_scheduler_and_nobody_else(
             def addresses(dask_scheduler: Any = None) -> list[str]:
                 return [listener.contact_address for listener in dask_scheduler.listeners]
 
+            def handler(number: int) -> str:
+                import signal
+
+                return str(getattr(signal.getsignal(number), "__module__", "none"))
+
             async with Client(cluster, asynchronous=True, set_as_default=False) as client:
                 assert await client.run_on_scheduler(addresses) == [
                     cluster.scheduler_info["address"]
                 ]
+                # A machine that goes down ends Dask in Dask's way, and no signal logs the token.
+                ended_by = await client.run_on_scheduler(handler, signal.SIGTERM)
+                assert ended_by.startswith("distributed")
+                logged_by = await client.run_on_scheduler(handler, signal.SIGUSR1)
+                assert not logged_by.startswith("jupyter")
             opened, _ = await asyncio.to_thread(
                 run_process, process_emulator.endpoint, "dashboard", "lab", "--jupyter", "--json"
             )

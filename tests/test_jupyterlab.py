@@ -65,6 +65,9 @@ async def test_the_dashboard_of_a_cluster_elsewhere_is_at_a_loopback_address(lig
         host, _, port = root.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         await until(lambda: cluster._relay._passing)
+        # Nowhere else is it open: Linux has all of 127.0.0.0/8 at the same interface.
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.2", int(port))
     assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
     writer.close()
     with pytest.raises(ConnectionRefusedError):

@@ -349,7 +349,7 @@ def _present(host: str, port: int, path: str, *, as_json: bool, tunnel: bool, br
     else:
         click.echo(address)
     if browse:
-        import webbrowser
+        from dask_gce.cli.browsing import open_browser
 
-        if not webbrowser.open(address):
+        if not open_browser(address, secret=path != DASHBOARD):
             note("No browser could be opened; the address is above.")

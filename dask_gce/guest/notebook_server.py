@@ -82,8 +82,17 @@ class NotebookServer(SchedulerPlugin):
                 """Say what ends it."""
                 raise tornado.web.HTTPError(403, "It ends with its cluster: cluster.close()")
 
+        class Server(ServerApp):
+            """Leaves the process's signals to Dask: Jupyter's way stops its loop in the midst.
+
+            And at SIGUSR1 it would log the token.
+            """
+
+            def init_signal(self) -> None:
+                """Do nothing."""
+
         self._tell_notebooks()
-        self._server = ServerApp.instance(
+        self._server = Server.instance(
             config=Config(
                 {
                     "ServerApp": {
