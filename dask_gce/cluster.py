@@ -266,9 +266,13 @@ class GCECluster(WidgetCluster):
         self.quiet = self._quiet or self.settings.progress == "none"
         self.status = Status.starting
         # From here on counts how long it takes.
-        self._board.expect(max(self._wanted, self._local_count))
-        what = "Connecting to" if self._joined else "Starting"
-        async with self._shown_while(f"{what} {self.name}", self._board.wanted_workers):
+        if self._joined:
+            # Not so many as the settings say of whoever joins it, but those that there are.
+            what, wanted = "Connecting to", 0
+        else:
+            what, wanted = "Starting", max(self._wanted, self._local_count)
+        self._board.expect(wanted)
+        async with self._shown_while(f"{what} {self.name}", wanted):
             await self._start_now()
             self._note_arrival(set(self._registered()))
 

@@ -248,6 +248,8 @@ class StateBoard:
         self._expected = _Expectation()
         #: Grows with every change.
         self.version = 0
+        #: Whether another process has made the scheduler's machine, which may run since long.
+        self.scheduler_was_found = False
         #: Why no more machines are asked for; empty as long as there is no reason.
         self.gave_up = ""
 
@@ -274,6 +276,8 @@ class StateBoard:
             role = "scheduler" if "-scheduler-" in event.instance else "worker"
             facts = self._facts(event.instance) or MachineFacts(role, workers=role == "worker")
             since = facts.requested or event.time
+            if facts.role == "scheduler":
+                self.scheduler_was_found = event.what == "found"
             self._put(
                 MachineState(
                     name=event.instance,

@@ -106,6 +106,18 @@ def test_what_is_said_follows_the_machines():
     assert describe(board_with(2, 2), 2) == "2 of 2 workers running"
 
 
+def test_whoever_joins_a_cluster_is_told_of_what_there_is():
+    board = StateBoard()
+    for what in ("found", "running"):
+        board.take(Event(SCHEDULER, what))
+        board.take(Event("dask-1f-worker-0", what))
+    assert describe(board, 0) == "waiting for the scheduler's answer"
+    board.take(Event(SCHEDULER, "ready"))
+    assert describe(board, 0) == "0 workers running, 1 booting"
+    board.take(Event("dask-1f-worker-0", "ready"))
+    assert describe(board, 0) == "1 worker running"
+
+
 # -- which ----------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ def describe(board: StateBoard, wanted: int) -> str:
     board : StateBoard
         The states of its machines.
     wanted : int
-        How many workers are waited for.
+        How many workers are waited for; 0 for as many as there are.
 
     Returns
     -------
@@ -85,10 +85,17 @@ def describe(board: StateBoard, wanted: int) -> str:
     if scheduler is None:
         return "preparing"
     if scheduler.state in BOOTING_STATES:
+        if board.scheduler_was_found and scheduler.state == "booting" and not scheduler.detail:
+            return "waiting for the scheduler's answer"
         state = scheduler.state
         return f"the scheduler is {_OF_ONE.get(state, state)}{_in_brackets(scheduler.detail)}"
     workers = board.workers_by_state()
-    parts = [f"{workers.get('running', 0)} of {wanted} workers running"]
+    running = workers.get("running", 0)
+    # Whoever joins a cluster wants those that there are.
+    if wanted:
+        parts = [f"{running} of {wanted} workers running"]
+    else:
+        parts = [f"{running} {'worker' if running == 1 else 'workers'} running"]
     told = board.told_last()
     for state in reversed(BOOTING_STATES):
         if state in workers:
