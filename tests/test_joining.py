@@ -175,6 +175,12 @@ def test_credentials_go_nowhere_that_the_configuration_does_not_name(emulator):
     assert f"DASK_GCE__API_ENDPOINT={emulator.endpoint}" in said
     assert emulator.requests == before
     assert "the Compute API at Google" in refused(emulator, text(connection(None)), status=2)
+    # A tunnel is asked for with the same credentials.
+    elsewhere = "wss://tunnels.example/v4"
+    of_google = connection(None)
+    led = replace(of_google, settings={**of_google.settings, "iap_endpoint": elsewhere})
+    assert f"DASK_GCE__IAP_ENDPOINT={elsewhere}" in refused(None, text(led), status=2)
+    assert emulator.requests == before
 
 
 def test_another_cluster_that_can_be_joined_is_kept_unless_it_is_gone(emulator):

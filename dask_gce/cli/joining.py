@@ -92,7 +92,7 @@ async def _join(content: bytes, replace: bool) -> tuple[Connection, ClusterRecor
 
     connection = await asyncio.to_thread(_parse, content)
     settings = connection.restore_settings()
-    _check_endpoint(settings)
+    _check_endpoints(settings)
     compute = await open_compute(settings)
     try:
         inventory = await list_clusters(compute, connection.cluster)
@@ -136,19 +136,22 @@ def _unwrap(content: bytes) -> bytes:
     return content if value is None else json.dumps(value).encode()
 
 
-def _check_endpoint(settings: Settings) -> None:
+def _check_endpoints(settings: Settings) -> None:
     """Send nobody's credentials where only somebody else's text says that Google is."""
     from dask_gce.errors import SettingsError
     from dask_gce.settings import Settings
 
-    here, there = Settings.load().api_endpoint, settings.api_endpoint
-    if here != there:
-        choice = f"DASK_GCE__API_ENDPOINT={there}" if there else "leave api_endpoint out"
+    own = Settings.load()
+    for key, what in (("api_endpoint", "the Compute API"), ("iap_endpoint", "tunnels")):
+        here, there = getattr(own, key), getattr(settings, key)
+        if here == there or (key == "iap_endpoint" and there is None):
+            continue
+        choice = f"DASK_GCE__{key.upper()}={there}" if there else f"leave {key} out"
         raise SettingsError(
-            f"api_endpoint: this connection leads to the Compute API at {there or 'Google'}, and "
-            f"the configuration here to {here or 'Google'}. Your credentials would go there. If "
-            f"that is meant: {choice}",
-            key="api_endpoint",
+            f"{key}: this connection leads to {what} at {there or 'Google'}, and the configuration "
+            f"here to {here or 'Google'}. Your credentials would go there. If that is meant: "
+            f"{choice}",
+            key=key,
         )
 
 

@@ -176,24 +176,6 @@ def set_metadata(emulator: ComputeEmulator, path: str, **items: str) -> None:
     api.change("POST", f"compute/v1/{path}/setMetadata", {"items": kept, "fingerprint": before})
 
 
-def test_workspaces_have_resources_of_their_own(
-    terraform: Terraform, emulator: ComputeEmulator
-) -> None:
-    terraform.write(DOCUMENT)
-    for workspace in ("one", "two"):
-        terraform.run("apply", "-auto-approve", workspace=workspace)
-    names = {each["name"] for each in emulator.instances()}
-    assert {"one-host", "one-worker-0", "two-host", "two-worker-0"} <= names
-    terraform.run("destroy", "-auto-approve", workspace="one")
-    assert {each["name"] for each in emulator.instances()} == {
-        "two-host",
-        "two-worker-0",
-        "two-worker-1",
-    }
-    terraform.run("destroy", "-auto-approve", workspace="two")
-    assert emulator.instances() == []
-
-
 #: What no machine can have: where, what, and the word by which it is refused.
 WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "unknown": (("machine_tipe",), "e2-small", "machine_tipe"),
