@@ -159,9 +159,6 @@ async def test_a_cluster_without_external_addresses_works_through_a_tunnel(
         assert {*client.rpc.available, *client.rpc.occupied} == {cluster.scheduler_address}
         logs = await cluster.get_logs()
         assert not {"Cluster", "Scheduler"} - set(logs)
-        # Nobody has knocked there in a way that a scheduler complains of.
-        assert "TLS handshake failed" not in logs["Scheduler"]
-        assert "closed before handshake" not in logs["Scheduler"]
 
 
 async def test_the_dashboard_is_shown_through_a_tunnel_of_its_own(
