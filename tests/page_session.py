@@ -41,7 +41,7 @@ PATIENCE = 240.0
 PROJECT = "local-project"
 
 #: What a copy of the repository does not have.
-_NOT_COPIED = shutil.ignore_patterns(
+NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv", "_build", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info"
 )
 
@@ -241,7 +241,7 @@ class Session:
     def _checkout(self) -> Path:
         folder = self._folder / "checkout"
         if not folder.exists():
-            shutil.copytree(ROOT, folder, ignore=_NOT_COPIED)
+            shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
         return folder
 
     def _start(self, text: str, sign: str) -> None:

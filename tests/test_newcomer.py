@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from newcomer import Terminal
+from page_session import NOT_COPIED
 from pages import ROOT, Block, read_page
 
 PAGE = ROOT / "docs" / "quickstart.md"
@@ -23,11 +24,6 @@ PATIENCE = 500.0
 
 #: What a shell asks with: that of a user and that of root.
 SHELL = r"[$#] $"
-
-#: What is not part of a checkout.
-_NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv", "_build", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info"
-)
 
 
 def blocks() -> list[Block]:
@@ -76,7 +72,7 @@ def test_the_quickstart_works_when_it_is_typed(tmp_path):
     if importlib.util.find_spec("ensurepip") is None:
         pytest.skip("this Python cannot make virtual environments: it has no ensurepip")
     checkout = tmp_path / "checkout"
-    shutil.copytree(ROOT, checkout, ignore=_NOT_COPIED)
+    shutil.copytree(ROOT, checkout, ignore=NOT_COPIED)
     with Terminal(checkout, surroundings(tmp_path), PATIENCE) as terminal:
         printed = ""
         python = inside = False
