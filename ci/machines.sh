@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make what tests on real machines need, before the first of them: the machine image, wheels,
-# container images; and fetch the schema of Terraform's google provider. Takes a few minutes the first time and a second later. Where it cannot be done
+# container images; and fetch the schema of Terraform's google provider, and Prefect. Takes a few minutes the first time and a second later. Where it cannot be done
 # this says why and succeeds: the tests are skipped then, and say so too.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 python=${VENV:-.venv}/bin/python
 
 "$python" tests/terraform/schema.py || echo "terraform: the export's attributes are not checked"
+"$python" tests/runners.py || true # it has said why
 
 skip() {
     echo "machines: skipped, $*"
