@@ -89,6 +89,31 @@ async def test_a_dashboard_that_is_gone_is_told_by_a_closed_connection():
                 await relay.close()
 
 
+async def test_what_goes_on_is_cut_when_the_relay_closes():
+    arrived, ended = asyncio.Event(), asyncio.Event()
+
+    async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived.set()
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+        writer.transport.abort()
+        ended.set()
+
+    server = await asyncio.start_server(stay, "127.0.0.1", 0)
+    relay = jupyterlab._Relay(server.sockets[0].getsockname)
+    await relay.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+    try:
+        await asyncio.wait_for(arrived.wait(), PATIENCE)
+        await relay.close()
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+        await asyncio.wait_for(ended.wait(), PATIENCE)
+    finally:
+        writer.close()
+        server.close()
+
+
 async def test_a_client_finds_the_keys_of_the_scheduler_it_is_given(light):
     async with (
         jupyterlab.GCECluster(api_endpoint=light.endpoint, name="first", **SMALL) as first,
