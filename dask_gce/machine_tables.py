@@ -7,7 +7,8 @@ import itertools
 from typing import SupportsIndex, overload
 
 from dask_gce.html_tables import render_table
-from dask_gce.machine_states import MachineState, StateBoard, render_time
+from dask_gce.machine_states import MachineState, render_time
+from dask_gce.state_board import StateBoard
 
 __all__ = ["MachineList", "render_counts", "render_machines", "render_picked"]
 

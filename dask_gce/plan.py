@@ -21,12 +21,13 @@ from dask_gce import names
 from dask_gce.errors import GCEError
 from dask_gce.events import EventLog
 from dask_gce.fleet import Fleet
-from dask_gce.machine_states import MachineFacts, MachineState, StateBoard
+from dask_gce.machine_states import MachineFacts, MachineState
 from dask_gce.mix import Mix
 from dask_gce.placement import Location
 from dask_gce.preparation import Preparation
 from dask_gce.scheduler import GCEScheduler
 from dask_gce.settings import Settings
+from dask_gce.state_board import StateBoard
 
 logger = logging.getLogger(__name__)
 

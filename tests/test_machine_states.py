@@ -11,15 +11,10 @@ from clusters import cluster_on, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_gce import machine_states
+from dask_gce import state_board
 from dask_gce.events import Event, EventLog
-from dask_gce.machine_states import (
-    BOOTING_STATES,
-    ENDED_STATES,
-    STATES,
-    MachineFacts,
-    StateBoard,
-)
+from dask_gce.machine_states import BOOTING_STATES, ENDED_STATES, STATES, MachineFacts
+from dask_gce.state_board import StateBoard
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 SCHEDULER, WORKER, OTHER = "dask-1f-scheduler-5e", "dask-1f-worker-9c", "dask-1f-worker-2a"
@@ -214,7 +209,7 @@ def test_what_is_of_interest_comes_first():
 
 
 def test_only_some_of_those_that_are_no_more_are_remembered(monkeypatch):
-    monkeypatch.setattr(machine_states, "KEPT", 3)
+    monkeypatch.setattr(state_board, "KEPT", 3)
     board = StateBoard()
     for number in range(9):
         play(board, "requested", "ready", "deleted", name=f"w{number}")

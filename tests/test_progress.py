@@ -25,12 +25,13 @@ from rich.console import Console
 
 from dask_gce import GCECluster
 from dask_gce.events import Event
-from dask_gce.machine_states import MachineFacts, StateBoard
+from dask_gce.machine_states import MachineFacts
 from dask_gce.progress import lines, showing, terminal
 from dask_gce.progress.choice import choose_display
 from dask_gce.progress.display import describe
 from dask_gce.progress.lines import LinesDisplay, SummaryDisplay
 from dask_gce.progress.terminal import SHOWN, TerminalDisplay, render
+from dask_gce.state_board import StateBoard
 
 SCHEDULER = "dask-1f-scheduler-5e"
 
@@ -282,7 +283,8 @@ def test_the_bar_is_never_longer_than_it_is():
 REGION = """
 import asyncio, sys
 from dask_gce.events import Event
-from dask_gce.machine_states import MachineFacts, StateBoard
+from dask_gce.machine_states import MachineFacts
+from dask_gce.state_board import StateBoard
 from dask_gce.progress import showing
 from dask_gce.progress.choice import choose_display
 from dask_gce.progress.terminal import TerminalDisplay

@@ -12,8 +12,9 @@ from html_reader import Page
 from dask_gce.emulator import Fault
 from dask_gce.events import EventLog
 from dask_gce.html_tables import render_link
-from dask_gce.machine_states import MachineState, StateBoard
+from dask_gce.machine_states import MachineState
 from dask_gce.machine_tables import SHOWN, MachineList, render_machines
+from dask_gce.state_board import StateBoard
 from dask_gce.widget import WidgetCluster
 
 EVIL = '<script>alert("x")</script>'

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dask_gce.machine_states import BOOTING_STATES, StateBoard
+from dask_gce.machine_states import BOOTING_STATES
+from dask_gce.state_board import StateBoard
 
 __all__ = ["Display", "describe"]
 

@@ -7,8 +7,8 @@ import sys
 import time
 from typing import ClassVar
 
-from dask_gce.machine_states import StateBoard
 from dask_gce.progress.display import Display, describe
+from dask_gce.state_board import StateBoard
 from dask_gce.terminal import harmless
 
 __all__ = ["LinesDisplay", "SummaryDisplay", "tell"]

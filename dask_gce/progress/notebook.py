@@ -11,9 +11,9 @@ import importlib
 import sys
 from typing import Any, ClassVar
 
-from dask_gce.machine_states import StateBoard
 from dask_gce.machine_tables import render_picked
 from dask_gce.progress.display import Display, describe
+from dask_gce.state_board import StateBoard
 
 __all__ = ["NotebookDisplay", "in_notebook"]
 

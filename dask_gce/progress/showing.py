@@ -15,8 +15,8 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-from dask_gce.machine_states import StateBoard
 from dask_gce.progress.display import Display
+from dask_gce.state_board import StateBoard
 
 __all__ = ["Showing", "showing"]
 

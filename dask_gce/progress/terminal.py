@@ -17,10 +17,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from dask_gce.machine_states import MachineState, StateBoard, render_time
+from dask_gce.machine_states import MachineState, render_time
 from dask_gce.progress.choice import is_terminal
 from dask_gce.progress.display import Display, describe
 from dask_gce.progress.lines import SummaryDisplay
+from dask_gce.state_board import StateBoard
 from dask_gce.terminal import harmless
 
 __all__ = ["TerminalDisplay", "render"]
