@@ -113,8 +113,8 @@ def test_the_error_for_a_label_value_shows_one_that_works() -> None:
 def test_our_labels_are_reserved_and_valid() -> None:
     labels = names.cluster_labels("dask-1", "worker", "Ada")
     added = {names.ID_LABEL, names.CLIENT_LABEL, names.EXPIRES_LABEL, names.IMAGE_LABEL}
-    assert {*labels, *added} == names.RESERVED_LABELS
-    for key, value in labels.items():
+    assert {*labels, *added, names.DECLARED_LABEL} == names.RESERVED_LABELS
+    for key, value in {**labels, names.DECLARED_LABEL: "terraform"}.items():
         names.check_label(key, value)
 
 
