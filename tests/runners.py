@@ -29,7 +29,7 @@ from dask_gce.emulator.machines.namespace.images import make_once
 ASKED = ("prefect", "prefect-dask")
 VERSIONS = Path(__file__).parent / "prefect.txt"
 
-_FORMAT = "1"
+_FORMAT = "2"
 _SECONDS = 300
 
 #: Fails at once where packages do not fit each other. The server is an application of FastAPI's.
@@ -92,12 +92,16 @@ def prepare(say: Callable[[str], None]) -> None:
 
 def _make(building: Path, say: Callable[[str], None]) -> None:
     say("Installing Prefect into an environment of its own.")
-    # Its programs would name the folder in which it is made; nothing but its Python is used.
     venv.EnvBuilder(with_pip=False, symlinks=True).create(building)
     there = str(building / "bin" / "python")
     pip = (sys.executable, "-m", "pip", "--python", there, "--disable-pip-version-check")
     what = (f"--constraint={VERSIONS}", *ASKED, *_ours())
     _run(*pip, "--no-input", "--quiet", "install", "--prefer-binary", *what)
+    for program in (building / "bin").iterdir():
+        # They name the Python that runs them, which will be in another folder.
+        if not program.is_symlink():
+            told = program.read_bytes().replace(bytes(building), bytes(folder()))
+            program.write_bytes(told)
     scratch = building / "try"
     _run(there, "-c", _TRY, variables=private(scratch))
     shutil.rmtree(scratch, ignore_errors=True)
