@@ -276,7 +276,7 @@ async def test_a_worker_that_arrives_while_its_machine_goes_gets_nothing_to_lose
             def note(event):
                 arrived[0] |= event.instance == late and event.what == "ready"
 
-            cluster.events._listener = note
+            cluster.events.listen(note)
             await until(lambda: arrived[0] and late not in cluster.observed)
             # Without its worker it may be off already, but it is not deleted.
             assert late in {each["name"] for each in light.instances()}
