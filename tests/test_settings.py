@@ -385,7 +385,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("labels", {"dask-gce-cluster": "x"}, "set by the cluster itself"),
     ("labels", {"team": "Data Science"}, "'data-science'"),
     ("labels", {"Team": "x"}, "label key"),
-    ("labels", {f"k{i}": "v" for i in range(61)}, "at most 57"),
+    ("labels", {f"k{i}": "v" for i in range(61)}, "at most 56"),
     ("labels", {1: "x"}, "label key"),
     ("service_account", "me", "'default'"),
     ("scopes", ["https://example.com/scope"], "'cloud-platform'"),
