@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,13 +204,18 @@ async def test_the_end_deletes_what_powers_off_by_itself(cloud, fleet, monkeypat
     await running(fleet, "vm", "leaving")
     await strays(cloud, *workers("stray"))
     cloud.power_off("stray")
-    await fleet.delete("leaving")
-    await until(lambda: cloud.alive() == {"vm"})
-    await fleet.look()
-    await (asyncio.to_thread(fleet.delete_now) if now else fleet.delete_all())
-    # Each of them was asked to go, once.
-    assert len(cloud.asked("instances.delete")) == 3
-    go.set()
+    try:
+        await fleet.delete("leaving")
+        await until(lambda: cloud.alive() == {"vm"})
+        await fleet.look()
+        await (asyncio.to_thread(fleet.delete_now) if now else fleet.delete_all())
+    finally:
+        go.set()
+    asked = Counter(each.path.rpartition("/")[2] for each in cloud.asked("instances.delete"))
+    # Each was asked to go, once. At the interpreter's exit one that the list still shows running,
+    # for its deletion has only just been accepted, is asked again: there is no time to wait.
+    assert asked.pop("vm") in ({1, 2} if now else {1})
+    assert asked == {"leaving": 1, "stray": 1}
     await gone(cloud)
 
 
