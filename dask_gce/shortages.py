@@ -17,13 +17,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["EVERYWHERE", "GLOBAL", "Shortage", "raise_command"]
+__all__ = ["EVERYWHERE", "FIREWALLS", "GLOBAL", "Shortage", "raise_command"]
 
 #: Where the metrics of all regions together belong.
 GLOBAL: Final = "global"
 
+#: How many firewall rules there may be.
+FIREWALLS: Final = "FIREWALLS"
+
 #: Of all regions together; shown with the project.
-EVERYWHERE: Final = frozenset({"CPUS_ALL_REGIONS", "GPUS_ALL_REGIONS"})
+EVERYWHERE: Final = frozenset({"CPUS_ALL_REGIONS", FIREWALLS, "GPUS_ALL_REGIONS"})
 
 #: Compute Engine's sentence, for example "Quota 'CPUS' exceeded.  Limit: 24.0 in region us-west1."
 _SAID: Final = re.compile(

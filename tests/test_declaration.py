@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from clusters import cluster_on, until
 from command_line import run
+from networks import make_network
 
 from dask_gce import GCECluster
 from dask_gce.declaration.cluster_plan import ClusterPlan
@@ -228,6 +229,32 @@ def test_what_keeps_a_cluster_from_being_made(emulator):
     with pytest.raises(SettingsError, match="no_workers"):
         GCECluster.plan(no_workers=1)
     assert not emulator.leftovers()
+
+
+def test_firewall_rules_count_for_a_quota(emulator):
+    where = {"api_endpoint": emulator.endpoint, "machine_type": "e2-small", "n_workers": 1}
+    (quota,) = [each for each in GCECluster.plan(**where).quota if each.metric == "FIREWALLS"]
+    assert (quota.region, quota.needed, quota.usage, quota.limit) == ("global", 1, 4, 200)
+    emulator.quota.set("global", "FIREWALLS", 4)
+    plan = GCECluster.plan(**where)
+    assert plan.blockers == ("quota FIREWALLS in global: 1 are needed, and 4 of 4 are used",)
+    without = GCECluster.plan(firewall=False, **where)
+    assert without.feasible and "FIREWALLS" not in {each.metric for each in without.quota}
+
+
+async def test_firewall_rules_in_another_project_count_there(emulator):
+    await make_network(emulator, "shared", "a-host")
+    emulator.quota.set("global", "FIREWALLS", 4)
+    plan = GCECluster.plan(
+        subnetwork="projects/a-host/regions/us-central1/subnetworks/shared",
+        machine_type="e2-small",
+        n_workers=1,
+        api_endpoint=emulator.endpoint,
+    )
+    assert {each.project for each in plan.firewall_rules} == {"a-host"}
+    assert "FIREWALLS" not in {each.metric for each in plan.quota}
+    (unknown,) = plan.unknown
+    assert "project a-host" in unknown and "FIREWALLS" in unknown
 
 
 def test_what_may_not_be_looked_at_is_unknown(emulator):

@@ -149,7 +149,8 @@ async def test_what_somebody_else_changes_meanwhile_is_kept(cloud: Cloud, fleet:
     await look_until(fleet, arrived.is_set)
     found = await fleet.compute.get_instance(ZONE, "vm", "metadata")
     theirs = [*found["metadata"]["items"], {"key": "added", "value": "meanwhile"}]
-    await verb(ZONE, "vm", {"fingerprint": found["metadata"]["fingerprint"], "items": theirs})
+    change = {"fingerprint": found["metadata"]["fingerprint"], "items": theirs}
+    await fleet.compute.wait_operation(await verb(ZONE, "vm", change), 60)
     go.set()
     await look_until(fleet, lambda: scrubbed(fleet))
     assert items(cloud, "vm").keys() == STAYS | {"added"}

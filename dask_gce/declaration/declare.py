@@ -239,7 +239,8 @@ async def _describe(
         )
     inserts = insert_requests(specs)
     rules = planned_rules(needs)
-    quota = await plan_quotas(prepared.compute, QuotaView(prepared.compute, shapes), specs)
+    view = QuotaView(prepared.compute, shapes)
+    quota = await plan_quotas(prepared.compute, view, specs, rules)
     unknown = []
     if needs.survey.obstacle is not None:
         unknown.append(f"which firewall rules there are: {needs.survey.obstacle.message}")
@@ -247,6 +248,11 @@ async def _describe(
         unknown.append(
             "how much room quotas leave: they are shown to who has compute.regions.get and "
             "compute.projects.get, and by newer versions of the Compute API to nobody"
+        )
+    if hosts := sorted({each.project for each in rules} - {blueprint.project}):
+        unknown.append(
+            f"how many firewall rules more project {hosts[0]} may have (quota FIREWALLS): its "
+            "network is used, and its quotas are not looked at"
         )
     if needs.settings.firewall and needs.missing and needs.survey.network is None:
         blockers.append(needs.unknown_network().message)

@@ -1,7 +1,8 @@
 """Allocation quotas: how much of everything a project may use.
 
 Owns: what an instance counts for which metric, the limits, what is used. Limits that nobody has set
-are shown by ``regions.get`` as far beyond what anybody asks for, and not enforced. Sources:
+are shown by ``regions.get`` as far beyond what anybody asks for, and not enforced; but for firewall
+rules, of which a project has `DEFAULT_FIREWALLS`. Sources:
 https://cloud.google.com/compute/resource-usage and the metrics of the discovery document's
 ``Quota``.
 """
@@ -33,7 +34,10 @@ _REGIONAL = frozenset(
     }
 )
 _GPUS = re.compile(r"(?:PREEMPTIBLE_)?NVIDIA_[A-Z0-9_]+_GPUS")
-_EVERYWHERE = frozenset({"CPUS_ALL_REGIONS", "GPUS_ALL_REGIONS"})
+_EVERYWHERE = frozenset({"CPUS_ALL_REGIONS", "FIREWALLS", "GPUS_ALL_REGIONS"})
+
+#: How many firewall rules a project may have where nobody has set another limit.
+DEFAULT_FIREWALLS = 200.0
 
 Amounts = Mapping[str, float]
 
@@ -182,8 +186,8 @@ class Quota:
         metric : str
             The metric: ``INSTANCES``, ``IN_USE_ADDRESSES``, ``STATIC_ADDRESSES`` (external ones),
             ``INTERNAL_ADDRESSES`` (static ones), ``CPUS``, ``PREEMPTIBLE_CPUS``, ``N2_CPUS``
-            and its like, ``NVIDIA_T4_GPUS`` and its like; ``CPUS_ALL_REGIONS`` and
-            ``GPUS_ALL_REGIONS`` are global.
+            and its like, ``NVIDIA_T4_GPUS`` and its like; ``CPUS_ALL_REGIONS``,
+            ``GPUS_ALL_REGIONS`` and ``FIREWALLS`` are global.
         limit : float or None
             How much; None sets no limit.
 

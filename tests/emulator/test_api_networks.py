@@ -99,6 +99,24 @@ def test_a_firewall_rule_from_beginning_to_end(rest):
     assert caught.value.status == 404
 
 
+def test_a_project_has_no_more_rules_than_its_quota(rest):
+    def quota():
+        (found,) = [each for each in rest.get("")["quotas"] if each["metric"] == "FIREWALLS"]
+        return found["usage"], found["limit"]
+
+    assert quota() == (4.0, 200.0)
+    rest.emulator.quota.set("global", "FIREWALLS", 5)
+    rest.wait(rest.post("global/firewalls", RULE))
+    assert quota() == (5.0, 5.0)
+    with pytest.raises(Refused, match=r"'FIREWALLS' exceeded\.  Limit: 5\.0 globally") as caught:
+        rest.post("global/firewalls", {**RULE, "name": "more"})
+    assert (caught.value.status, caught.value.reason) == (403, "quotaExceeded")
+    rest.wait(rest.delete("global/firewalls/dask"))
+    rest.wait(rest.post("global/firewalls", {**RULE, "name": "more"}))
+    rest.emulator.quota.set("global", "FIREWALLS", None)
+    assert quota() == (5.0, 200.0)
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

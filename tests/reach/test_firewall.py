@@ -9,6 +9,7 @@ import shlex
 import pytest
 from clusters import until
 from fleets import QUICK, Cloud
+from networks import make_network
 from records import compute_of
 
 import dask_gce.exit
@@ -35,6 +36,12 @@ MARK = Mark("grid", IDENTITY, "ada", "1a-2b-3-4")
 CLIENTS, MACHINES = "grid-3f9a61c2-clients", "grid-3f9a61c2-machines"
 HERE = ("203.0.113.7",)
 FORBIDDEN = {"status": 403, "reason": "forbidden", "message": "You may not."}
+
+
+@pytest.fixture(autouse=True)
+def exit_duties(monkeypatch):
+    """Forget at a test's end what it left to be done at the interpreter's: its cloud is gone."""
+    monkeypatch.setattr(dask_gce.exit, "_duties", {})
 
 
 @pytest.fixture
@@ -68,31 +75,6 @@ async def rules(compute, project=None):
 def operations(cloud):
     """Return what goes on in the cloud."""
     return [each for each in cloud.leftovers() if each.startswith("operation ")]
-
-
-async def make_network(cloud, compute, name="inner", project="local-project", *firewalls):
-    """Make a network without any rule, with a subnetwork of that name."""
-    import aiohttp
-
-    root = f"{cloud.endpoint}/compute/v1/projects/{project}"
-    async with aiohttp.ClientSession() as session:
-        for path, body in (
-            ("global/networks", {"name": name, "autoCreateSubnetworks": False}),
-            (
-                "regions/us-central1/subnetworks",
-                {
-                    "name": name,
-                    "network": f"projects/{project}/global/networks/{name}",
-                    "ipCidrRange": "10.7.0.0/20",
-                },
-            ),
-            *(
-                ("global/firewalls", {"network": f"global/networks/{name}", **each})
-                for each in firewalls
-            ),
-        ):
-            async with session.post(f"{root}/{path}", json=body) as answer:
-                assert answer.status == 200, await answer.text()
 
 
 # -- which rules ----------------------------------------------------------------------------------
@@ -141,7 +123,7 @@ async def test_who_is_let_in_already_needs_no_rule(cloud, compute):
 
 
 async def test_a_network_without_rules_needs_one_for_its_machines_too(cloud, compute):
-    await make_network(cloud, compute)
+    await make_network(cloud)
     firewall = await firewall_of(compute, subnetwork="inner")
     await firewall.create()
     clients, machines = await list_own_rules(compute)
@@ -164,7 +146,7 @@ async def test_a_network_whose_machines_are_let_in_to_one_another_needs_none(clo
         "allowed": [{"IPProtocol": "all"}],
         "sourceRanges": ["10.7.0.0/16"],
     }
-    await make_network(cloud, compute, "inner", "local-project", inner)
+    await make_network(cloud, "inner", "local-project", inner)
     assert (await look(compute, clients=(), subnetwork="inner")).missing == ()
 
 
@@ -189,7 +171,7 @@ async def test_a_subnetwork_that_is_none_is_told(compute):
 
 
 async def test_a_shared_network_has_its_rules_in_the_host_project(cloud, compute):
-    await make_network(cloud, compute, "shared", "a-host")
+    await make_network(cloud, "shared", "a-host")
     path = "projects/a-host/regions/us-central1/subnetworks/shared"
     firewall = await firewall_of(compute, subnetwork=path)
     await firewall.create()
@@ -226,7 +208,7 @@ async def test_who_may_not_make_rules_is_told_the_command(cloud, compute):
 
 
 async def test_the_command_lets_in_what_it_should(cloud, compute):
-    await make_network(cloud, compute)
+    await make_network(cloud)
     needs = await look(compute, subnetwork="inner")
     network = needs.survey.network
     for need in needs.missing:
@@ -236,7 +218,7 @@ async def test_the_command_lets_in_what_it_should(cloud, compute):
 
 
 async def test_of_a_shared_network_the_host_project_is_told(cloud, compute):
-    await make_network(cloud, compute, "shared", "a-host")
+    await make_network(cloud, "shared", "a-host")
     cloud.faults.add(Fault(INSERT, **FORBIDDEN, times=2))
     path = "projects/a-host/regions/us-central1/subnetworks/shared"
     with pytest.raises(PermissionDenied, match="shared by project a-host") as caught:
@@ -248,6 +230,19 @@ async def test_a_quota_that_is_used_up_is_told(cloud, compute):
     cloud.faults.add(Fault(INSERT, status=403, reason="quotaExceeded", message="FIREWALLS."))
     with pytest.raises(QuotaExceeded, match="dask gce sweep --delete --project local-project"):
         await (await firewall_of(compute)).create()
+
+
+async def test_a_project_with_as_many_rules_as_it_may_have_gets_no_more(cloud, compute):
+    # Those that the default network brings are four.
+    cloud.quota.set("global", "FIREWALLS", 4)
+    with pytest.raises(QuotaExceeded, match="a quota of them") as caught:
+        await (await firewall_of(compute)).create()
+    assert "Limit: 4.0 globally" in str(caught.value)
+    cloud.quota.set("global", "FIREWALLS", 5)
+    firewall = await firewall_of(compute)
+    await firewall.create()
+    assert await rules(compute) == [CLIENTS]
+    await firewall.remove()
 
 
 async def test_a_rule_of_that_name_is_left_alone(cloud, compute):
@@ -286,7 +281,7 @@ async def test_who_may_not_look_may_still_make(cloud, compute):
 
 
 async def test_who_may_neither_look_nor_make_is_told(cloud, compute, caplog):
-    await make_network(cloud, compute)
+    await make_network(cloud)
     cloud.faults.add(Fault(LIST, **FORBIDDEN), Fault(INSERT, **FORBIDDEN, times=2))
     firewall = await firewall_of(compute, subnetwork="inner")
     with pytest.raises(PermissionDenied, match="dask-gce-clients"):
@@ -300,7 +295,7 @@ async def test_who_may_neither_look_nor_make_is_told(cloud, compute, caplog):
 
 
 async def test_a_subnetwork_that_may_not_be_seen_is_told(cloud, compute):
-    await make_network(cloud, compute)
+    await make_network(cloud)
     seeing = Fault("compute.subnetworks.get", **FORBIDDEN)
     cloud.faults.add(seeing)
     with pytest.raises(GCEError, match="network='projects/HOST"):
@@ -317,7 +312,7 @@ async def test_a_subnetwork_that_may_not_be_seen_is_told(cloud, compute):
 
 
 async def test_without_rules_of_ours_what_is_missing_is_named(cloud, compute):
-    await make_network(cloud, compute)
+    await make_network(cloud)
     firewall = await firewall_of(compute, subnetwork="inner", firewall=False)
     await firewall.create()
     await firewall.remove()

@@ -16,7 +16,7 @@ from dask_gce.emulator.disks import DISK_TYPES
 from dask_gce.emulator.errors import not_found
 from dask_gce.emulator.links import number_of
 from dask_gce.emulator.query import aggregate, listing
-from dask_gce.emulator.quota import GLOBAL
+from dask_gce.emulator.quota import DEFAULT_FIREWALLS, GLOBAL
 from dask_gce.emulator.routing import AGGREGATED, LIST, Call, Route
 
 Resource = dict[str, Any]
@@ -27,8 +27,12 @@ _WITHOUT_QUOTAS = "2026-10-01-preview"
 
 def _project(call: Call) -> Resource:
     project, quota = call.project, call.cloud.conditions.quota
-    limits = {"CPUS_ALL_REGIONS": UNLIMITED, **quota.limits(GLOBAL)}
-    usage = quota.usage(project.id, GLOBAL)
+    limits = {
+        "CPUS_ALL_REGIONS": UNLIMITED,
+        "FIREWALLS": DEFAULT_FIREWALLS,
+        **quota.limits(GLOBAL),
+    }
+    usage = quota.usage(project.id, GLOBAL) | {"FIREWALLS": float(len(project.firewalls))}
     shown: Resource = {
         "kind": "compute#project",
         "id": str(project.number),
@@ -42,7 +46,6 @@ def _project(call: Call) -> Resource:
         "selfLink": call.cloud.url(project.path),
         "quotas": [
             {"metric": "NETWORKS", "limit": 15.0, "usage": float(len(project.networks))},
-            {"metric": "FIREWALLS", "limit": 200.0, "usage": float(len(project.firewalls))},
             *(
                 {"metric": metric, "limit": limit, "usage": usage.get(metric, 0.0)}
                 for metric, limit in limits.items()

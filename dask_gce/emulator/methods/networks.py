@@ -26,6 +26,7 @@ from dask_gce.emulator.networks import (
 )
 from dask_gce.emulator.operations import Operation
 from dask_gce.emulator.query import aggregate, listing
+from dask_gce.emulator.quota import DEFAULT_FIREWALLS, GLOBAL, QuotaExceeded
 from dask_gce.emulator.routing import AGGREGATED, LIST, MUTATION, Call, Route
 
 Resource = dict[str, Any]
@@ -222,6 +223,9 @@ def _insert_firewall(call: Call) -> Operation:
     project = call.project
     name = check_name(call.body.get("name", ""))
     _check_free(call, name, project.firewalls)
+    limit = call.cloud.conditions.quota.limits(GLOBAL).get("FIREWALLS", DEFAULT_FIREWALLS)
+    if len(project.firewalls) >= limit:
+        raise QuotaExceeded("FIREWALLS", GLOBAL, limit)
     made = make_firewall(call.cloud.base_url, project, call.body)
     return _add(call, "firewalls", project.firewalls, made)
 
