@@ -324,7 +324,8 @@ def on_a_terminal(inside: str, *, until: bytes = b"done", interrupt: bool = Fals
         [sys.executable, "-c", program],
         stdout=theirs,
         stderr=theirs,
-        env=environment("http://127.0.0.1:1", TERM="xterm", COLUMNS="100"),
+        # From Python 3.13 on tracebacks on a terminal are in colours.
+        env=environment("http://127.0.0.1:1", TERM="xterm", COLUMNS="100", PYTHON_COLORS="0"),
     ) as running:
         os.close(theirs)
         told = b""
