@@ -489,6 +489,23 @@ async def test_a_rule_that_keeps_everybody_out(emulator):
     assert shlex.split(found.repair[0])[-2:] == ["shut", f"--project={PROJECT}"]
 
 
+async def test_a_project_that_has_as_many_rules_as_it_may(emulator):
+    emulator.quota.set("global", "FIREWALLS", 4)
+    found = (await checked(emulator))["firewall"]
+    assert found.status == "failed" and "the quota FIREWALLS leaves 0" in found.detail
+    sweep, more = found.repair
+    assert sweep == f"dask gce sweep --delete --project {PROJECT}"
+    assert "--quota-id=FIREWALLS-per-project --preferred-value=5 --project" in more
+    # Who makes none needs none, and what cannot be seen keeps nobody from trying.
+    without = (await checked(emulator, firewall=False))["firewall"]
+    assert "FIREWALLS" not in without.detail
+    emulator.permissions.deny("compute.projects.get")
+    assert (await checked(emulator))["firewall"].status == "ok"
+    emulator.permissions.clear()
+    emulator.quota.set("global", "FIREWALLS", 5)
+    assert (await checked(emulator))["firewall"].status == "ok"
+
+
 @pytest.mark.parametrize("priority", [10, 2000])
 async def test_a_cluster_says_so_before_its_first_machine(emulator, caplog, priority):
     denied = [{"IPProtocol": "tcp", "ports": ["8786"]}]

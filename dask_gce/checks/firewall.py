@@ -7,15 +7,18 @@ What a cluster needs to be let in, and what the rules do let in, is judged where
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from typing import Final
 
 from dask_gce.checks.finding import Finding, failed, ok, unknown
 from dask_gce.checks.view import View
 from dask_gce.errors import GCEError, NotFound, PermissionDenied, SettingsError
+from dask_gce.quota import parse_quotas
 from dask_gce.reach.firewall_needs import Need, Needs
 from dask_gce.reach.firewall_rules import Mark, Network
 from dask_gce.reach.ingress import find_clients
+from dask_gce.shortages import FIREWALLS, GLOBAL, raise_command
 
 __all__ = ["check_firewall"]
 
@@ -52,6 +55,7 @@ async def check_firewall(view: View) -> Finding:
     needs = Needs(settings, view.project, _TO_BE_MADE, found, clients)
     told = [f"{route.kind} ({route.reason})"]
     repair: list[str] = []
+    making = 0
     for need in needs:
         if needs.admitted(need):
             told.append(f"a rule lets in {need}")
@@ -59,10 +63,14 @@ async def check_firewall(view: View) -> Finding:
             told.append(f"rule {blocker} keeps out {need}; let whoever made it change it")
             repair.append(_describe(blocker, found.network))
         elif settings.firewall:
+            making += 1
             told.append(f"the cluster will make a rule that lets in {need}")
         else:
             told.append(_missing(needs, need))
             repair.append(needs.lasting_command(need, found.network))
+    if making and (lacking := await _lacking(view, found.network, making)):
+        told.append(lacking[0])
+        repair += lacking[1:]
     text = "; ".join(told)
     return failed("firewall", f"{text}.", *repair) if repair else ok("firewall", text)
 
@@ -80,6 +88,26 @@ async def _is_there(view: View) -> bool:
         # Rules can be looked at without.
         return True
     return True
+
+
+async def _lacking(view: View, network: Network, rules: int) -> tuple[str, ...]:
+    """Return what to say where the quota of rules is used up, and what helps; or nothing."""
+    if network.project != view.project:
+        # That project's quotas are not looked at.
+        return ()
+    try:
+        shown = parse_quotas(await view.get_project())
+    except GCEError:
+        # Other checks say so; it keeps nobody from making rules.
+        return ()
+    limit, usage = shown.get(FIREWALLS, (math.inf, 0.0))
+    if usage + rules <= limit:
+        return ()
+    return (
+        f"the quota {FIREWALLS} leaves {max(0.0, limit - usage):g}",
+        shlex.join(["dask", "gce", "sweep", "--delete", "--project", view.project]),
+        raise_command(view.project, GLOBAL, FIREWALLS, int(usage + rules)),
+    )
 
 
 def _missing(needs: Needs, need: Need) -> str:
