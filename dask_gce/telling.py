@@ -29,6 +29,8 @@ class TellingCluster(JupyterCluster):
     _watched = 0
     #: Since when those were wanted of which it was told that they have come.
     _told_of: datetime | None = None
+    #: What shows that the cluster grows by itself, and which adaptive object makes it grow.
+    _growing_by_itself: tuple[object, type[Display]] | None = None
 
     @property
     def _display(self) -> type[Display] | None:
@@ -66,7 +68,17 @@ class TellingCluster(JupyterCluster):
         board = self._board
         return board.growing and not self._watched and not board.gave_up and self._lost is None
 
+    def _in_one_output(self, kind: type[Display]) -> type[Display]:
+        """Return the display that a night of `adapt` does not fill a notebook with."""
+        adaptive, sharing = self._adaptive, getattr(kind, "sharing", None)
+        if not self._adapts or sharing is None:
+            return kind
+        if self._growing_by_itself is None or self._growing_by_itself[0] is not adaptive:
+            self._growing_by_itself = adaptive, sharing()
+        return self._growing_by_itself[1]
+
     async def _tell_once(self, kind: type[Display]) -> None:
+        kind = self._in_one_output(kind)
         wanted = self._board.wanted_workers
         shown = Showing(kind, self._board, str(self.name), wanted)
         text = ""

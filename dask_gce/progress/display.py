@@ -22,8 +22,9 @@ class Display(Protocol):
     A display is made when there is something to show, updated four times a second at most, and
     closed in any case. What it does must not depend on how many machines there are. It may say in
     class attributes how it is to be driven: ``in_thread``, whether `update` and `close` are called
-    in a thread since they may block (else on the event loop); and ``afterwards``, the display that
-    goes on in the background where nobody waits, None for no other.
+    in a thread since they may block (else on the event loop); ``afterwards``, the display that
+    goes on in the background where nobody waits, None for no other; and ``sharing``, which returns
+    the display to take where it would come again and again without anybody asking for it.
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import importlib
 import sys
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dask_gce.machine_tables import render_picked
@@ -35,6 +36,13 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
+@dataclass
+class _Output:
+    """An output of a cell, from the first time on that something is shown in it."""
+
+    handle: Any = None
+
+
 class NotebookDisplay:
     """An output of the cell that is being run.
 
@@ -52,13 +60,26 @@ class NotebookDisplay:
     in_thread: ClassVar[bool] = True
     #: An output that changes disturbs nobody who types in another cell.
     afterwards: ClassVar[type[Display] | None]
+    #: The output of all displays of a class; with None each has one of its own.
+    _shared: ClassVar[_Output | None] = None
 
     def __init__(self, board: StateBoard, title: str, wanted: int) -> None:
         self._board = board
         self._title = title
         self._wanted = wanted
-        self._handle: Any = None
+        self._output = self._shared or _Output()
         self._version = -1
+
+    @classmethod
+    def sharing(cls) -> type[Display]:
+        """Return this display with one output for whatever it shows, one after the other.
+
+        Returns
+        -------
+        type
+            A class of displays.
+        """
+        return type("SharedNotebookDisplay", (cls,), {"_shared": _Output()})
 
     def update(self) -> None:
         """Draw it anew, if something has changed."""
@@ -78,7 +99,7 @@ class NotebookDisplay:
         if summary:
             title = html.escape(self._title)
             self._show(summary, f"<div><strong>{title}:</strong> {html.escape(summary)}</div>")
-        elif self._handle is not None:
+        elif self._output.handle is not None:
             self._show("", "<div></div>")
 
     def _render(self) -> str:
@@ -98,10 +119,10 @@ class NotebookDisplay:
         display: Any = importlib.import_module("IPython.display").display
         plain = f"{self._title}: {text}" if text else ""
         bundle = {"text/plain": plain, "text/html": markup}
-        if self._handle is None:
-            self._handle = display(bundle, raw=True, display_id=True)
+        if self._output.handle is None:
+            self._output.handle = display(bundle, raw=True, display_id=True)
         else:
-            self._handle.update(bundle, raw=True)
+            self._output.handle.update(bundle, raw=True)
 
 
 NotebookDisplay.afterwards = NotebookDisplay
