@@ -16,8 +16,8 @@ from pages import PAGES, PageError, find_difference, name_of, read_page
 #: How many blocks may be left out since something is not here, by what it is. More of them is a
 #: decision, and made here.
 LEFT_OUT = {
-    "a Google account": 8,
-    "a container engine": 3,
+    "a Google account": 9,
+    "a container engine": 4,
     "a package index": 4,
     "another shell": 1,
     "hours": 4,

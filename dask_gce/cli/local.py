@@ -34,7 +34,7 @@ def demo(workers: int, keep: bool) -> None:
     missing = [name for name in ("bokeh", "joblib", "sklearn") if find_spec(name) is None]
     if missing:
         raise click.ClickException(
-            f"The demo needs {', '.join(missing)}. To install it: pip install 'dask-gce[demo]'"
+            f"The demo needs {', '.join(missing)}. In its checkout: python -m pip install '.[demo]'"
         )
     from dask_gce import demo as demonstration
 

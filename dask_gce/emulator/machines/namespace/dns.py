@@ -99,7 +99,7 @@ def check_installed() -> None:
     except ImportError:
         raise RuntimeError(
             "Machines of kind namespace need the package dnslib:"
-            " python -m pip install 'dask-gce[namespace]'"
+            " python -m pip install '.[namespace]' in the checkout"
         ) from None
 
 
