@@ -72,7 +72,7 @@ class ClusterSecrets:
             If Secret Manager does not answer or refuses.
         """
         self._recorded = True
-        at_exit(self, self.delete_now)
+        at_exit(self, self.delete_now, self._services.endpoint)
         self._to_last = tuple(plan.bundles), plan.last_end
         making = [asyncio.ensure_future(self._create(role, plan)) for role in plan.bundles]
         try:

@@ -101,6 +101,11 @@ class Compute(
         # A wait holds its thread for seconds; half of them stay free for everything else.
         super().__init__(project, caller, max(1, threads // 2))
 
+    @property
+    def endpoint(self) -> str | None:
+        """Its address, without a slash at the end; None for Google's own."""
+        return self._library.endpoint
+
     def __repr__(self) -> str:
         endpoint = self._library.endpoint or "compute.googleapis.com"
         return f"<Compute project={self.project!r} endpoint={endpoint!r}>"

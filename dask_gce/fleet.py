@@ -155,7 +155,7 @@ class Fleet:
         self._scrubbing = Scrubbing(compute, cluster, self.events) if scrubs else None
         self._ended = False
         self.delete_at_exit = delete_at_exit
-        at_exit(self, self._end)
+        at_exit(self, self._end, compute.endpoint)
 
     # -- making -----------------------------------------------------------------------------------
 

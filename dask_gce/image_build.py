@@ -148,7 +148,7 @@ async def build_image(
     prepared = await prepare(compute, settings, cluster, tell=tell)
     build = _Build(compute, prepared.blueprint, name, family, timeout=timeout, tell=tell)
     # From here on something may be there to be deleted, whatever becomes of this process.
-    at_exit(build, build.delete_now)
+    at_exit(build, build.delete_now, compute.endpoint)
     try:
         image = await build.run(prepared.schedulers)
     except BaseException as error:

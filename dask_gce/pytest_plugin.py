@@ -145,7 +145,8 @@ def gce_cluster(
             "Take gce_emulator, or --gce-machines=light."
         )
     with GCECluster(**keywords) as cluster:
-        cluster.wait_for_workers(cluster.settings.n_workers)
+        if cluster.settings.n_workers:
+            cluster.wait_for_workers(cluster.settings.n_workers)
         yield cluster
 
 
@@ -154,6 +155,7 @@ def _close_clusters(endpoint: str) -> None:
     from distributed.deploy.spec import SpecCluster
 
     from dask_gce.cluster import GCECluster
+    from dask_gce.exit import do_now
 
     for cluster in list(SpecCluster._instances):
         if not isinstance(cluster, GCECluster) or cluster.asynchronous:
@@ -162,3 +164,7 @@ def _close_clusters(endpoint: str) -> None:
             # Whatever is wrong with it was the test's to see.
             with contextlib.suppress(Exception):
                 cluster.close()
+    # An asynchronous one may have lost its event loop. What the interpreter would do for it when
+    # it ends, when nobody answers here any more, is done now.
+    with contextlib.suppress(Exception):
+        do_now(endpoint)

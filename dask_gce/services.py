@@ -78,19 +78,20 @@ class Services:
         clock: Clock | None = None,
     ) -> None:
         self.project = project
-        self._endpoint = endpoint.rstrip("/") if endpoint else None
+        #: Their address, without a slash at the end; None for Google's own.
+        self.endpoint = endpoint.rstrip("/") if endpoint else None
         self._exchange_timeout = exchange_timeout
         self._call_timeout = call_timeout
         self._policy = policy or RetryPolicy()
         self._clock = clock or SYSTEM_CLOCK
-        self._exchanger = Exchanger(project, credentials, self._endpoint)
+        self._exchanger = Exchanger(project, credentials, self.endpoint)
         self._executor = concurrent.futures.ThreadPoolExecutor(
             THREADS, thread_name_prefix="dask-gce-services"
         )
         self._under_way: dict[asyncio.Future[Any], concurrent.futures.Future[Any]] = {}
 
     def __repr__(self) -> str:
-        endpoint = self._endpoint or "googleapis.com"
+        endpoint = self.endpoint or "googleapis.com"
         return f"<Services project={self.project!r} endpoint={endpoint!r}>"
 
     async def __aenter__(self) -> Services:
@@ -254,7 +255,7 @@ class Services:
         params: Mapping[str, str] | None,
         action: str,
     ) -> Request:
-        root = self._endpoint or f"https://{service}.googleapis.com"
+        root = self.endpoint or f"https://{service}.googleapis.com"
         return Request(
             Place(action or f"{method} {path}", self.project, service=service),
             method,

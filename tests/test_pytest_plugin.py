@@ -117,6 +117,37 @@ def test_a_cluster_is_there_and_is_the_tests_own(tmp_path):
     assert "5 passed" in said
 
 
+def test_an_asynchronous_cluster_that_stays_open_is_no_burden(tmp_path):
+    program = """
+        import asyncio
+        import pytest
+        from dask_gce import GCECluster
+
+        kept = []
+
+        async def leave_open():
+            kept.append(await GCECluster(n_workers=1, asynchronous=True, quiet=True))
+
+        def test_one(gce_emulator):
+            asyncio.run(leave_open())
+            kept.append(gce_emulator)
+            assert len(gce_emulator.instances()) == 2
+
+        def test_its_machines_were_told_to_go():
+            # One that is still listed as running is told twice.
+            assert kept[1].requests["compute.instances.delete"] >= 2
+
+        @pytest.mark.gce_cluster(n_workers=0)
+        def test_without_workers(gce_cluster):
+            assert gce_cluster.scheduler_info["workers"] == {}
+    """
+    status, said = run(tmp_path, program)
+    assert status == 0, said
+    assert "3 passed" in said
+    # At its end the interpreter finds nothing to do, and nobody who would not answer.
+    assert "cost money" not in said and "Could not delete" not in said
+
+
 def test_machines_are_made_of_what_is_asked_for(tmp_path):
     program = """
         def test_kind(gce_emulator):

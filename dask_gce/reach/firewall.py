@@ -113,14 +113,14 @@ class Firewall:
         if not needs:
             if self._joined:
                 # Whose cluster it is may be ended here.
-                at_exit(self, self._end)
+                at_exit(self, self._end, self._compute.endpoint)
             return
         if network is None:
             raise self.needs.unknown_network()
         for need in needs:
             self._recorded[need.name] = network.project
             self._request_ids.setdefault(need.name, str(uuid.uuid4()))
-        at_exit(self, self._end)
+        at_exit(self, self._end, self._compute.endpoint)
         outcomes = await asyncio.gather(
             *(self._make(need, network) for need in needs), return_exceptions=True
         )
