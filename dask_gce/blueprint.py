@@ -7,6 +7,7 @@ cluster and handed in. From then on a blueprint is a pure function of role, name
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -392,12 +393,20 @@ class Blueprint:
             scopes=settings.scopes,
             local_ssds=settings.local_ssds if self._is_workers(payload) else 0,
             hardware=self._hardware(location.shape, payload),
-            expires=self.expires,
+            expires=self._end_of_machine(),
             # Who loses the scheduler loses everything.
             spot=spot,
             preemption_notice=spot and settings.preemption_notice,
             overrides=settings.instance_overrides,
         )
+
+    def _end_of_machine(self) -> int | None:
+        """Return when Compute Engine ends a machine that is made now."""
+        lifetime = self.settings.max_lifetime
+        if self.expires is not None or lifetime == math.inf:
+            return self.expires
+        # A cluster that is declared has no end of its own: each of its machines has one.
+        return math.floor(time.time()) + math.ceil(lifetime)
 
     def labels(self, role: startup.Role) -> dict[str, str]:
         """Return the labels by which what belongs to the cluster is known.

@@ -322,6 +322,22 @@ async def test_a_machine_that_starts_anew_keeps_the_end_that_held():
     assert 3400 < guard.status()["ends_in"]["max_lifetime"] <= 3540
 
 
+async def test_a_declared_cluster_ends_with_the_life_of_its_schedulers_machine():
+    guard = guard_of(max_lifetime=10800)
+    assert 10700 < guard.status()["ends_in"]["max_lifetime"] < 10800
+    # Its process ended, and came again on the same machine.
+    end = time.time() + 3540
+    guard._recall.__globals__["exchange"] = lambda name: json.dumps({"max_lifetime": end})
+    await guard._recall()
+    assert 3400 < guard.status()["ends_in"]["max_lifetime"] <= 3540
+    # The machine was stopped, and was started again when its life was over.
+    guard = guard_of(max_lifetime=10800)
+    past = time.time() - 60
+    guard._recall.__globals__["exchange"] = lambda name: json.dumps({"max_lifetime": past})
+    await guard._recall()
+    assert 10700 < guard.status()["ends_in"]["max_lifetime"] < 10800
+
+
 async def test_ends_that_could_not_be_published_are_published_later():
     guard = guard_of(idle_timeout=600)
     said: list[str] = []

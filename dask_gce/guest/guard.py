@@ -104,6 +104,7 @@ class Guard:
         self._limits = {name: limits.get(name) for name in ("idle_timeout", "no_client_timeout")}
         self._warnings = sorted(limits.get("warnings") or (), reverse=True)
         self._lifetime: float | None = limits.get("max_lifetime")
+        self._from_now = limits.get("expires") is None
         self._expires = self._by_own_clock(limits.get("expires"))
         #: Seconds that have passed for the limits, and when they were counted last.
         self._now, self._counted = 0.0, time.monotonic()
@@ -128,9 +129,13 @@ class Guard:
 
     def _by_own_clock(self, expires: float | None) -> float | None:
         """Return when the life is over by this machine's clock."""
-        if expires is None or self._lifetime is None:
+        if self._lifetime is None:
             return None
-        made, now = expires - self._lifetime, time.time()
+        now = time.time()
+        if expires is None:
+            # The cluster is declared, and its end is this machine's, which begins now.
+            return now + self._lifetime
+        made = expires - self._lifetime
         # Told by the client's clock, which may show anything; but it has just been read.
         return expires if abs(now - made) < CLOCKS_AGREE else now + self._lifetime
 
@@ -304,7 +309,10 @@ class Guard:
         with contextlib.suppress(Exception):  # at a first start there is nothing to recall
             before = json.loads(await asyncio.to_thread(exchange, "limits"))["max_lifetime"]
             if self._expires is not None and before is not None:
-                self._expires = float(before) + self._margin()
+                end = float(before) + self._margin()
+                # A machine that is started again, after its end, begins a life of its own.
+                if not self._from_now or end > time.time():
+                    self._expires = end
 
     # -- its own life ------------------------------------------------------------------------------
 

@@ -191,3 +191,37 @@ def test_what_we_delete_is_made_again_and_no_sweep_takes_it(emulator, folder):
         terraform.run("plan", "-detailed-exitcode")
         terraform.run("destroy", "-auto-approve")
         assert not names(emulator)
+
+
+async def test_a_lifetime_holds_for_what_is_added_and_is_told(light, folder):
+    limits = ("--idle-timeout", ".inf", "--max-lifetime", "2 hours")
+    where = ("export", "terraform", str(folder), "--n-workers", "1")
+    await asyncio.to_thread(run_process, light.endpoint, *where, *QUICK, *limits)
+    with terraform_at(folder, light.endpoint) as terraform:
+        await asyncio.to_thread(terraform.run, "apply", "-auto-approve")
+        await asyncio.to_thread(join, light, terraform)
+        cluster = GCECluster.from_name(
+            "grid", asynchronous=True, quiet=True, api_endpoint=light.endpoint
+        )
+        async with cluster:
+            await until(lambda: cluster.limits.max_lifetime is not None)
+            assert 7000 < cluster.limits.max_lifetime <= 7200
+            await cluster.scale(2)
+            await cluster.wait_for_workers(2)
+            made = machines(light).values()
+            assert len(made) == 3
+            for each in made:
+                seconds = int(each["scheduling"]["maxRunDuration"]["seconds"])
+                # Each has its own, from when it was made.
+                assert 7190 < seconds <= 7200
+                assert each["scheduling"]["instanceTerminationAction"] == "DELETE"
+
+        async def ends() -> dict[str, Any]:
+            shown = await asyncio.to_thread(run, light, "show", "grid", "--json")
+            return dict(json.loads(shown.output)["ends"])
+
+        told = await ends()
+        assert told["max_lifetime"] and told.get("idle_timeout") is None
+        await asyncio.to_thread(terraform.run, "destroy", "-auto-approve")
+        assert (await asyncio.to_thread(run, light, "delete", "grid", "--yes")).exit_code == 0
+    await until(lambda: not light.leftovers())
