@@ -41,6 +41,8 @@ class _Output:
     """An output of a cell, from the first time on that something is shown in it."""
 
     handle: Any = None
+    #: The request to run that cell; empty where the output is in none.
+    cell: str = ""
 
 
 class NotebookDisplay:
@@ -68,11 +70,14 @@ class NotebookDisplay:
         self._title = title
         self._wanted = wanted
         self._output = self._shared or _Output()
+        self._begun = False
         self._version = -1
 
     @classmethod
     def sharing(cls) -> type[Display]:
-        """Return this display with one output for whatever it shows, one after the other.
+        """Return this display with one output for whatever it shows while nobody runs a cell.
+
+        The next cell that is run has an output of its own: that of an earlier one may be gone.
 
         Returns
         -------
@@ -99,7 +104,7 @@ class NotebookDisplay:
         if summary:
             title = html.escape(self._title)
             self._show(summary, f"<div><strong>{title}:</strong> {html.escape(summary)}</div>")
-        elif self._output.handle is not None:
+        elif self._begun:
             self._show("", "<div></div>")
 
     def _render(self) -> str:
@@ -119,10 +124,23 @@ class NotebookDisplay:
         display: Any = importlib.import_module("IPython.display").display
         plain = f"{self._title}: {text}" if text else ""
         bundle = {"text/plain": plain, "text/html": markup}
-        if self._output.handle is None:
-            self._output.handle = display(bundle, raw=True, display_id=True)
+        output, cell = self._output, _current_cell()
+        if self._begun or (output.cell and output.cell == cell):
+            output.handle.update(bundle, raw=True)
         else:
-            self._output.handle.update(bundle, raw=True)
+            output.cell, output.handle = cell, display(bundle, raw=True, display_id=True)
+        self._begun = True
+
+
+def _current_cell() -> str:
+    """Return the request to which outputs belong now; empty if it is not that to run a cell.
+
+    Threads are told the last one. The event loop's tasks know that by which they were made.
+    """
+    shell: Any = importlib.import_module("IPython").get_ipython()
+    # As ipykernel has it; what other kernels do is not known.
+    parent = getattr(getattr(shell, "display_pub", None), "parent_header", None) or {}
+    return str(parent.get("msg_id", "")) if parent.get("msg_type") == "execute_request" else ""
 
 
 NotebookDisplay.afterwards = NotebookDisplay
