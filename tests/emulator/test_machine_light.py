@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -86,12 +87,15 @@ def names(scheduler: Scheduler) -> set[str]:
 
 
 def hosts() -> Iterator[psutil.Process]:
+    found = {}
     for process in psutil.Process().children(recursive=True):
-        try:
+        with contextlib.suppress(psutil.Error):
             if "LightWorker" in " ".join(process.cmdline()):
-                yield process
-        except psutil.Error:
-            continue
+                found[process.pid] = process, process.ppid()
+    # One that is about to run another program still has the command line of its parent.
+    for process, parent in found.values():
+        if parent not in found:
+            yield process
 
 
 async def test_workers_join_under_the_name_and_address_of_their_instance(kind, scheduler):
