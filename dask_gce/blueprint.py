@@ -1,7 +1,8 @@
 """How the machines of one cluster are made: settings and certificates become instance specs.
 
 Everything that has to be found out first (project, machine types, certificates) is found by the
-cluster and handed in. From then on a blueprint is a pure function of role, name and location.
+cluster and handed in. From then on a blueprint is a pure function of role, name and location; only
+where the cluster has no end of its own, the end of a machine counts from the moment.
 """
 
 from __future__ import annotations
