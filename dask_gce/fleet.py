@@ -337,6 +337,24 @@ class Fleet:
         """The names of the instances that are not ready yet."""
         return [member.name for member in self.members.values() if not member.ready]
 
+    def has(self, name: str) -> bool:
+        """Tell whether an instance is there or about to be, as far as is known.
+
+        Parameters
+        ----------
+        name : str
+            The instance's name.
+
+        Returns
+        -------
+        bool
+            Whether Compute Engine has accepted it, and it has neither failed nor gone since.
+        """
+        member = self.members.get(name)
+        if member is None or member.batch is None or member.failure is not None:
+            return False
+        return member.batch.accepted_at < math.inf and not _is_gone(member)
+
     @property
     def unsettled(self) -> bool:
         """Whether some instance is on its way in or out, or was there and is missed."""

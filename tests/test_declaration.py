@@ -317,6 +317,39 @@ async def test_the_plan_of_a_cluster_that_was_joined(light, tmp_path, monkeypatc
     }
 
 
+async def test_what_is_there_is_not_counted_twice(light, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+    def counted(plan, metric):
+        (one,) = [each for each in plan.quota if each.metric == metric]
+        return one.needed, one.there, one.usage
+
+    async with cluster_on(light, n_workers=2, name="grid", shutdown_on_close=False) as cluster:
+        await cluster.wait_for_workers(2)
+        plan = await cluster.plan()
+        cpus, rules = counted(plan, "CPUS")[2], counted(plan, "FIREWALLS")[2]
+        # No more than what is used.
+        light.quota.set("us-central1", "CPUS", cpus)
+        light.quota.set("global", "FIREWALLS", rules)
+        plan = await cluster.plan()
+        assert plan.feasible, plan.blockers
+        assert counted(plan, "CPUS") == (6, 6, cpus)
+        assert counted(plan, "FIREWALLS") == (1, 1, rules)
+        assert f"{cpus:.0f} of {cpus:.0f} used, 6 by it" in str(plan)
+    again = await GCECluster.from_name("grid", asynchronous=True, quiet=True)
+    plan = await again.plan()
+    assert plan.feasible, plan.blockers
+    assert counted(plan, "CPUS") == (6, 6, cpus)
+    assert counted(plan, "FIREWALLS") == (1, 1, rules)
+    again.scale(4)
+    plan = await again.plan()
+    assert counted(plan, "CPUS") == (10, 6, cpus)
+    (blocker,) = [each for each in plan.blockers if "CPUS in" in each]
+    assert blocker.startswith("quota CPUS in us-central1: 4 more are needed")
+    await again.shutdown()
+    await until(lambda: not light.leftovers())
+
+
 async def test_a_plan_within_a_running_loop(emulator):
     where = {"api_endpoint": emulator.endpoint, "machine_type": "e2-small"}
     # As in a notebook; and as somebody may have typed who has made a cluster so.

@@ -172,6 +172,8 @@ class ClusterPlan:
             room = (
                 "unknown" if each.limit is None else f"{each.usage:,.0f} of {each.limit:,.0f} used"
             )
+            if each.limit is not None and each.there:
+                room += f", {each.there:,.0f} by it"
             fits = {None: "", True: "fits", False: "does not fit"}[each.fits]
             yield [each.metric, each.region, f"{each.needed:,.0f}", room, fits]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -131,7 +131,10 @@ async def declare_running(cluster: AssembledCluster) -> ClusterPlan:
         place = cluster._choose_location() if worker is None else worker.location
         places[name] = place
         specs.append(blueprint.worker(name, place, scheduler.contact_address))
-    return await _describe(cluster, _as_made(prepared), specs, places, blockers=[])
+    drawn, fleet = _as_made(prepared), cluster._fleet
+    there = _rules_there(prepared, drawn)
+    there |= {each.name for each in specs if fleet is not None and fleet.has(each.name)}
+    return await _describe(cluster, drawn, specs, places, blockers=[], there=there)
 
 
 class _Drawing(AssembledCluster):
@@ -215,6 +218,15 @@ def _as_made(prepared: Preparation) -> Preparation:
     return replace(prepared, firewall=Firewall(prepared.compute, needs))
 
 
+def _rules_there(prepared: Preparation, drawn: Preparation) -> set[str]:
+    """Return the names of the rules that the cluster has already, as a plan has them."""
+    own, seen = prepared.firewall, prepared.firewall.needs.survey.rules or ()
+    # Who has joined calls their own otherwise than who has made the cluster.
+    pairs = zip(own.needs, drawn.firewall.needs, strict=False)
+    made = {plain.name for each, plain in pairs if each.name in own.recorded}
+    return made | {rule.name for rule in seen}
+
+
 async def _describe(
     cluster: AssembledCluster,
     prepared: Preparation,
@@ -223,6 +235,7 @@ async def _describe(
     *,
     blockers: list[str],
     secrets: Any = None,
+    there: Collection[str] = (),
 ) -> ClusterPlan:
     blueprint, needs = prepared.blueprint, prepared.firewall.needs
     shapes = {
@@ -240,7 +253,7 @@ async def _describe(
     inserts = insert_requests(specs)
     rules = planned_rules(needs)
     view = QuotaView(prepared.compute, shapes)
-    quota = await plan_quotas(prepared.compute, view, specs, rules)
+    quota = await plan_quotas(prepared.compute, view, specs, rules, there)
     unknown = []
     if needs.survey.obstacle is not None:
         unknown.append(f"which firewall rules there are: {needs.survey.obstacle.message}")
@@ -257,7 +270,8 @@ async def _describe(
     if needs.settings.firewall and needs.missing and needs.survey.network is None:
         blockers.append(needs.unknown_network().message)
     blockers += [
-        f"quota {each.metric} in {each.region}: {each.needed:,.0f} are needed, and "
+        f"quota {each.metric} in {each.region}: {each.needed - each.there:,.0f} "
+        f"{'more ' if each.there else ''}are needed, and "
         f"{each.usage:,.0f} of {each.limit:,.0f} are used"
         for each in quota
         if each.fits is False

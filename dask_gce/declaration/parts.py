@@ -191,11 +191,15 @@ class PlannedQuota:
         How much the project may use; None where that is not known.
     usage : float or None
         How much it uses already; None where that is not known.
+    there : float
+        What of `needed` there is already, of a cluster that runs: it is part of `usage`.
 
     Examples
     --------
     >>> PlannedQuota("CPUS", "us-central1", 64, limit=72, usage=16).fits
     False
+    >>> PlannedQuota("CPUS", "us-central1", 64, limit=72, usage=16, there=8).fits
+    True
     >>> print(PlannedQuota("CPUS", "us-central1", 64).fits)
     None
     """
@@ -205,13 +209,16 @@ class PlannedQuota:
     needed: float
     limit: float | None = None
     usage: float | None = None
+    there: float = 0.0
 
     @property
     def fits(self) -> bool | None:
         """Whether there is room for all; None where that is not known."""
         if self.limit is None:
             return None
-        return (self.usage or 0.0) + self.needed <= self.limit
+        # What is there needs no further room, even where more is used than may be.
+        lacking = self.needed - self.there
+        return lacking <= 0 or (self.usage or 0.0) + lacking <= self.limit
 
     def to_json(self) -> dict[str, Any]:
         """Return it in the types of JSON.
