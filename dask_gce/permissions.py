@@ -131,6 +131,12 @@ _FEATURES: Final = (
             Need("compute.subnetworks.use", _INSERT, _NO_MACHINES),
             Need("compute.machineTypes.get", ("compute.machineTypes.get",), _NO_MACHINES),
             Need(
+                "compute.networks.get",
+                ("compute.networks.get",),
+                "That there is no such network is learnt from the first insert.",
+                optional=True,
+            ),
+            Need(
                 "compute.instances.get",
                 ("compute.instances.get",),
                 "What becomes of a machine is not seen, and a start fails.",

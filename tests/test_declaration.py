@@ -393,6 +393,17 @@ def test_the_command_shows_a_plan(emulator):
     assert not emulator.leftovers()
 
 
+def test_the_command_refuses_a_network_that_is_not_there(emulator):
+    arguments = ("plan", "--machine-type", "e2-small", "--network")
+    result = run(emulator, *arguments, "nope")
+    assert result.exit_code == 2 and "network = 'nope'" in result.stderr
+    assert "gcloud compute networks list --project local-project" in result.stderr
+    # One that has rules is not asked for.
+    assert emulator.requests["compute.networks.get"] == 1
+    assert run(emulator, *arguments, "default").exit_code == 0
+    assert emulator.requests["compute.networks.get"] == 1
+
+
 def test_the_command_tells_by_its_status_what_cannot_be_made(emulator):
     emulator.quota.set("us-central1", "INSTANCES", 2)
     result = run(emulator, "plan", "--n-workers", "3", "--machine-type", "e2-small")

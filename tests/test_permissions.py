@@ -210,6 +210,7 @@ OF_MACHINES = ("clusters", "external-ip", "cpu-platform", "service-account", "ac
 async def life_of_machines(compute, endpoint):
     """Make machines, look at them in every way that the package does, and delete them."""
     await compute.get_machine_type(ZONE, "e2-small")
+    await compute.get_network("default")
     made = await compute.insert_instance(ZONE, build_insert(FULL))
     await compute.wait_operation(made, 60)
     await compute.get_instance(ZONE, FULL.name)

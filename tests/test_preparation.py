@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from networks import make_network
 
 from dask_gce.emulator import Fault
 from dask_gce.errors import PermissionDenied, SettingsError
@@ -112,6 +113,29 @@ async def test_types_that_no_zone_has_are_named(locations):
     assert f"{A}, {B}: none offers" in str(caught.value)
     assert "z9-standard-1 or z9-standard-2" in str(caught.value)
     assert "allow_cross_zone" not in str(caught.value)
+
+
+async def test_a_network_that_is_not_there_is_refused(locations, emulator):
+    path = "projects/local-project/global/networks/nope"
+    for settings in (
+        {"network": path},
+        {"instance_overrides": {"networkInterfaces": [{"network": path}]}},
+    ):
+        with pytest.raises(SettingsError, match="network = 'nope'") as caught:
+            await locations(zone=A, **settings)
+        assert caught.value.key == "network"
+    # Who may not look at it may use it all the same.
+    emulator.permissions.deny("compute.networks.get")
+    assert await locations(zone=A, network="nope", machine_type="e2-small")
+
+
+async def test_a_network_without_rules_is_one(locations, emulator):
+    await make_network(emulator, "bare")
+    assert await locations(zone=A, network="bare", machine_type="e2-small")
+    assert emulator.requests["compute.networks.get"] == 1
+    # One that has rules is there.
+    assert await locations(zone=A, machine_type="e2-small")
+    assert emulator.requests["compute.networks.get"] == 1
 
 
 async def test_a_refusal_for_other_reasons_is_not_an_absence(locations, emulator):

@@ -48,7 +48,7 @@ async def survey(compute: Compute, settings: Settings) -> Survey:
     """Find out in which network the machines will be, and which rules that has.
 
     One call for the rules and, side by side with it, one for each region's subnetwork if that is
-    named.
+    named. A network that has rules is there; one that has none is asked for.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ async def survey(compute: Compute, settings: Settings) -> Survey:
     Raises
     ------
     SettingsError
-        If there is no such subnetwork.
+        If there is no such network or subnetwork.
     GCEError
         If Compute Engine does not answer, or refuses for another reason than permissions.
     """
@@ -76,6 +76,8 @@ async def survey(compute: Compute, settings: Settings) -> Survey:
         network = Network(project, name, (AUTO_RANGE,))
         # The filter of gcloud itself: the field is a URL, which takes regular expressions.
         rules = await _list_rules(compute, project, f'network eq ".*/networks/{name}"')
+        if not isinstance(rules, PermissionDenied) and not rules:
+            await _require(compute, network)
         return _survey(network, rules)
     found, rules = await asyncio.gather(
         _find_subnetworks(compute, settings, project, str(named["subnetwork"])),
@@ -103,6 +105,20 @@ async def _list_rules(
     except PermissionDenied as error:
         return error
     return tuple(map(parse_rule, found))
+
+
+async def _require(compute: Compute, network: Network) -> None:
+    """Refuse a network that is not there; who may not look at it learns that from a machine."""
+    try:
+        await compute.get_network(network.name, network.project)
+    except PermissionDenied:
+        return
+    except NotFound as error:
+        raise SettingsError(
+            f"network = {network.name!r}: project {network.project} has none of this name. See "
+            f"those it has: gcloud compute networks list --project {network.project}",
+            key="network",
+        ) from error
 
 
 def _interface(settings: Settings) -> Mapping[str, Any]:

@@ -123,6 +123,7 @@ def test_a_cluster_without_tls_has_no_keys(emulator, tmp_path):
     [
         (("--n-workers", "1"), "has a name that stays"),
         ((*GRID, "--zone", "nowhere"), "zone"),
+        ((*GRID, "--network", "nope"), "network = 'nope'"),
         ((*GRID, "--instance-overrides", "{workloadIdentityConfig: {}}"), "has no attribute"),
         ((*GRID, "--colour", "red"), "No such option"),
     ],
