@@ -67,14 +67,14 @@ def write_files(
         If there is a file already, or one cannot be written.
     """
     main, environment, certificates = (folder / name for name in (MAIN, ENVIRONMENT, CERTIFICATES))
-    for path in (main, environment):
-        if not overwrite and path.exists():
-            raise GCEError(
-                f"The file {path} is there already. Choose another folder, or have it written "
-                "anew: --force"
-            )
     written = [main]
     try:
+        for path in (main, environment):
+            if not overwrite and path.exists():
+                raise GCEError(
+                    f"The file {path} is there already. Choose another folder, or have it written "
+                    "anew: --force"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         if _ignore(folder / ".gitignore"):
             written.append(folder / ".gitignore")
@@ -95,11 +95,12 @@ def write_files(
 
 def _ignore(path: Path) -> bool:
     """Have git ignore what is secret; tell whether that took a change."""
-    there = path.read_text("utf-8") if path.exists() else ""
-    missing = [each for each in _IGNORED if each not in there.split()]
+    # In bytes: git does not ask in which encoding it is, and what is there stays as it is.
+    there = path.read_bytes() if path.exists() else b""
+    missing = [each for each in map(str.encode, _IGNORED) if each not in there.split()]
     if missing:
-        end = "" if there.endswith("\n") or not there else "\n"
-        path.write_text("\n".join([f"{there}{end}{missing[0]}", *missing[1:], ""]), "utf-8")
+        end = b"" if there.endswith(b"\n") or not there else b"\n"
+        path.write_bytes(b"\n".join([there + end + missing[0], *missing[1:], b""]))
     return bool(missing)
 
 
@@ -127,11 +128,14 @@ def write_certificates(path: Path, cluster: str, days: float, *, overwrite: bool
     GCEError
         If there is a file already, or it cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise GCEError(
-            f"The file {path} is there already, perhaps with the keys of a cluster that runs. "
-            "Choose another name, or have new ones written in its place: --force"
-        )
+    try:
+        if path.exists() and not overwrite:
+            raise GCEError(
+                f"The file {path} is there already, perhaps with the keys of a cluster that runs. "
+                "Choose another name, or have new ones written in its place: --force"
+            )
+    except OSError as error:
+        raise _unwritable(path, error) from error
     made = ClusterCertificates.create(cluster, lifetime=timedelta(days=days))
     leaves = {"scheduler": made.scheduler, "worker": made.worker, "client": made.client}
     content = {

@@ -157,6 +157,23 @@ def test_a_folder_that_cannot_be_written_is_told(emulator, tmp_path):
     assert "Choose another folder" in result.stderr
 
 
+@pytest.mark.parametrize("command", [(*COMMAND, *GRID), ("export", "certificates")])
+def test_a_name_that_is_too_long_is_told(emulator, tmp_path, command):
+    result = run(emulator, *command, str(tmp_path / ("x" * 300)))
+    assert result.exit_code == 1
+    assert "cannot be written: File name too long" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_git_ignores_may_be_in_any_encoding(emulator, tmp_path):
+    path = tmp_path / ".gitignore"
+    path.write_bytes(b"caf\xe9\r\n*.tfstate")
+    succeed(emulator, *COMMAND, str(tmp_path), *GRID)
+    lines = path.read_bytes().splitlines()
+    assert lines[:2] == [b"caf\xe9", b"*.tfstate"]
+    assert b"*.tfvars.json" in lines and len(lines) == len(set(lines))
+
+
 def test_settings_come_from_the_configuration_too(emulator, tmp_path):
     with dask.config.set({"gce.name": "grid", "gce.n-workers": 3}):
         succeed(emulator, *COMMAND, str(tmp_path))
