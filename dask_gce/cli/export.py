@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from dask_gce.cli.interruption import run_while_wanted
 from dask_gce.cli.output import note
@@ -54,7 +57,8 @@ def terraform(folder: Path, days: float, force: bool, **typed: tuple[str, ...]) 
 
     FOLDER gets main.tf.json, which has no secret unless instance-overrides or options of scheduler
     and workers have one, and certificates.auto.tfvars.json with the cluster's private keys, for you
-    alone. With --force the former is written anew, while keys that are there stay.
+    alone. With --force the former is written anew, while keys that are there stay, for as long as
+    they last: --certificate-days is for new ones.
 
     \b
       dask gce export terraform cluster/ --name grid --n-workers 4 --idle-timeout .inf
@@ -67,6 +71,7 @@ def terraform(folder: Path, days: float, force: bool, **typed: tuple[str, ...]) 
     from dask_gce.terraform.document import build_document
     from dask_gce.terraform.files import CERTIFICATES, write_files
 
+    keys = folder / CERTIFICATES
     written = write_files(
         folder,
         build_document(fixed),
@@ -79,8 +84,34 @@ def terraform(folder: Path, days: float, force: bool, **typed: tuple[str, ...]) 
         click.echo(path)
     for text in fixed.notes:
         note(text)
-    if folder / CERTIFICATES in written:
+    if keys in written:
         note(f"Its certificates last {days:g} days from now, whenever it is made.")
+    elif settings.security:
+        source = click.get_current_context().get_parameter_source("days")
+        asked = days if source is not ParameterSource.DEFAULT else None
+        note(_explain_kept(keys, str(settings.name), asked))
+
+
+def _explain_kept(keys: Path, name: str, days: float | None) -> str:
+    """Say until when the certificates are good that were there, and how there come to be others."""
+    from dask_gce.terraform.files import read_end
+
+    end = read_end(keys)
+    if end is None:
+        told = f"The keys in {keys} stay; until when they are valid cannot be read."
+    elif end > datetime.now(timezone.utc):
+        told = f"The keys in {keys} stay, and are valid until {end:%Y-%m-%d %H:%M} UTC."
+    else:
+        told = (
+            f"Warning: the keys in {keys} stay, but have not been valid since "
+            f"{end:%Y-%m-%d %H:%M} UTC, so nobody could use the cluster."
+        )
+    more: tuple[str, ...] = ()
+    if days is not None:
+        more = ("--certificate-days", f"{days:g}")
+        told += f" --certificate-days {days:g} makes no difference to them."
+    command = ("dask", "gce", "export", "certificates", str(keys), "--name", name, *more)
+    return f"{told} For new ones: {shlex.join([*command, '--force'])}"
 
 
 async def _describe(keywords: dict[str, Any]) -> tuple[Settings, FixedCluster]:

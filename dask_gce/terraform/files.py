@@ -11,14 +11,23 @@ import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from dask_gce.errors import GCEError
+from dask_gce.startup import Tls
 from dask_gce.tls import ClusterCertificates
+from dask_gce.trust import end_of
 
-__all__ = ["CERTIFICATES", "ENVIRONMENT", "MAIN", "write_certificates", "write_files"]
+__all__ = [
+    "CERTIFICATES",
+    "ENVIRONMENT",
+    "MAIN",
+    "read_end",
+    "write_certificates",
+    "write_files",
+]
 
 MAIN: Final = "main.tf.json"
 #: Terraform reads these by itself.
@@ -151,6 +160,27 @@ def write_certificates(path: Path, cluster: str, days: float, *, overwrite: bool
     except OSError as error:
         raise _unwritable(path, error) from error
     return path
+
+
+def read_end(path: Path) -> datetime | None:
+    """Read until when certificates are valid that are there.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file, as `write_certificates` writes it.
+
+    Returns
+    -------
+    datetime.datetime or None
+        When the first of them ends, in UTC; None if that cannot be read.
+    """
+    try:
+        held = json.loads(path.read_bytes())["certificates"]
+        shown = [str(held[role]["certificate"]) for role in ("scheduler", "worker", "client")]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return end_of(*(Tls("", each, "") for each in shown))
 
 
 def _write(path: Path, content: Mapping[str, Any], *, private: bool) -> None:

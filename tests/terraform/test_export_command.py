@@ -14,6 +14,8 @@ from command_line import run, succeed
 from cryptography import x509
 
 from dask_gce.cli import gce
+from dask_gce.terraform.files import read_end
+from dask_gce.tls import ClusterCertificates
 
 MAIN = "main.tf.json"
 KEYS = "certificates.auto.tfvars.json"
@@ -80,6 +82,35 @@ def test_nothing_is_overwritten_unless_asked_and_keys_stay_even_then(emulator, t
     assert (tmp_path / KEYS).read_text() == keys
     # Terraform would warn of values that nobody asks for.
     assert not (tmp_path / ENVIRONMENT).exists()
+
+
+def test_keys_that_stay_are_told(emulator, tmp_path):
+    path = tmp_path / KEYS
+    succeed(emulator, *COMMAND, str(tmp_path), *GRID, "--certificate-days", "30")
+    again = (*COMMAND, str(tmp_path), *GRID, "--force")
+    told = run(emulator, *again).stderr
+    assert (
+        f"The keys in {path} stay, and are valid until {read_end(path):%Y-%m-%d %H:%M} UTC." in told
+    )
+    command = f"dask gce export certificates {path} --name grid"
+    assert f"{command} --force" in told and "--certificate-days" not in told
+    told = run(emulator, *again, "--certificate-days", "60").stderr
+    assert "makes no difference" in told
+    assert f"{command} --certificate-days 60 --force" in told
+    # Some that have ended.
+    before = datetime.now(timezone.utc) - timedelta(days=2)
+    made = ClusterCertificates.create("grid", lifetime=timedelta(days=1), now=before)
+    leaves = {
+        role: {"certificate": made.leaf(role).certificate}
+        for role in ("scheduler", "worker", "client")
+    }
+    path.write_text(json.dumps({"certificates": leaves}))
+    told = run(emulator, *again).stderr
+    assert f"Warning: the keys in {path} stay, but have not been valid since" in told
+    for text in ("{}", "[", '{"certificates": {"scheduler": 1}}'):
+        path.write_text(text)
+        assert "cannot be read" in run(emulator, *again).stderr
+    assert "The keys" not in run(emulator, *again, "--security", "false").stderr
 
 
 def test_what_git_ignores_already_stays(emulator, tmp_path):
