@@ -22,7 +22,7 @@ from typing import Any, Final
 from dask_gce.compute import Compute
 from dask_gce.errors import GCEError
 from dask_gce.families import family_of
-from dask_gce.instance import InstanceSpec
+from dask_gce.instance import InstanceSpec, is_spot
 from dask_gce.names import region_of
 from dask_gce.placement import MachineShape
 from dask_gce.shortages import EVERYWHERE, GLOBAL, Shortage
@@ -173,12 +173,12 @@ def machine_demand(
 
 def _demand_of(spec: InstanceSpec, shape: MachineShape) -> Demand:
     scheduling = spec.overrides.get("scheduling") or {}
-    model = scheduling.get("provisioningModel") if isinstance(scheduling, Mapping) else None
+    typed = isinstance(scheduling, Mapping) and is_spot(spec.overrides)
     hardware = spec.hardware
     added = str(hardware.accelerator_type or "").rpartition("/")[2]
     return machine_demand(
         shape,
-        spot=spec.spot or model == "SPOT",
+        spot=spec.spot or typed,
         external_ip=spec.external_ip,
         gpus={added: hardware.accelerator_count} if added else None,
         boot_disk_type=spec.boot_disk_type,

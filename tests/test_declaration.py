@@ -270,6 +270,22 @@ def test_what_may_not_be_looked_at_is_unknown(emulator):
     assert plan.firewall_rules
 
 
+def test_what_overrides_change_of_machines_is_unknown(emulator):
+    where = {"api_endpoint": emulator.endpoint, "machine_type": "e2-small", "n_workers": 1}
+    typed = {"machineType": "zones/us-central1-a/machineTypes/n2-standard-64", "disks": []}
+    plan = GCECluster.plan(instance_overrides=typed, **where)
+    (unknown,) = plan.unknown
+    assert "disks, machineType in instance_overrides" in unknown
+    assert f"Unknown: {unknown}" in str(plan) and plan.estimate.amount is None
+    assert plan.requests[0].body["machineType"].endswith("n2-standard-64")
+    # What makes no other machine of it is nothing to tell of.
+    spot = {"scheduling": {"preemptible": True}}
+    plan = GCECluster.plan(instance_overrides=spot, **where)
+    assert not plan.unknown and all(each.spot for each in plan.machines)
+    needed = {each.metric: each.needed for each in plan.quota}
+    assert needed["PREEMPTIBLE_CPUS"] == 4 and "CPUS" not in needed
+
+
 def test_what_is_doubtful_is_told(emulator):
     where = {"api_endpoint": emulator.endpoint, "machine_type": "e2-small"}
     plan = GCECluster.plan(allow_ingress_from=["0.0.0.0/0"], connect="external", **where)

@@ -111,8 +111,9 @@ def test_a_machine_counts_as_what_it_is():
     spec = replace(WORKER, machine_type="n2-standard-8", spot=True, external_ip=True)
     assert view.demand(spec).amounts["PREEMPTIBLE_CPUS"] == 8
     assert view.demand(spec).amounts["IN_USE_ADDRESSES"] == 1
-    typed = replace(spec, spot=False, overrides={"scheduling": {"provisioningModel": "SPOT"}})
-    assert view.demand(typed) == view.demand(spec)
+    for scheduling in ({"provisioningModel": "SPOT"}, {"preemptible": True}):
+        typed = replace(spec, spot=False, overrides={"scheduling": scheduling})
+        assert view.demand(typed) == view.demand(spec)
     added = Hardware("projects/p/zones/z/acceleratorTypes/nvidia-l4", 2)
     assert view.demand(replace(spec, hardware=added)).amounts["PREEMPTIBLE_NVIDIA_L4_GPUS"] == 2
     # Of a type that is not known it is known that it is a machine.

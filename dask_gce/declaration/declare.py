@@ -19,7 +19,7 @@ from distributed.deploy.spec import SpecCluster
 from dask_gce import names, tags
 from dask_gce.assembly import AssembledCluster
 from dask_gce.compute import Compute
-from dask_gce.cost.charges import charge_of
+from dask_gce.cost.charges import changed_by, charge_of
 from dask_gce.countdown import NAMES
 from dask_gce.declaration.cluster_plan import ClusterPlan
 from dask_gce.declaration.parts import PlannedAddress, PlannedMachine, PlannedRequest
@@ -257,6 +257,11 @@ async def _describe(
     unknown = []
     if needs.survey.obstacle is not None:
         unknown.append(f"which firewall rules there are: {needs.survey.obstacle.message}")
+    if changed := changed_by(blueprint.settings.instance_overrides):
+        unknown.append(
+            f"what follows from {', '.join(changed)} in instance_overrides: machines and what they "
+            "count for quotas are told as if that were not there; the requests have it"
+        )
     if quota and all(each.limit is None for each in quota):
         unknown.append(
             "how much room quotas leave: they are shown to who has compute.regions.get and "
