@@ -15,6 +15,7 @@ from command_line import run
 from networks import make_network
 
 from dask_gce import GCECluster
+from dask_gce.cost.charges import PriceBook, charge_of
 from dask_gce.declaration.cluster_plan import ClusterPlan
 from dask_gce.emulator import ComputeEmulator, Exchange, Timings
 from dask_gce.errors import GCEError, SettingsError
@@ -331,6 +332,19 @@ async def test_the_plan_of_a_cluster_that_was_joined(light, tmp_path, monkeypatc
     assert {(each.name, each.role, each.zone, each.cores) for each in plan.machines} == {
         (each.name, each.role, each.zone, each.cores) for each in made.machines
     }
+
+
+async def test_the_plan_of_a_cluster_knows_what_spot_machines_cost(light):
+    async with cluster_on(light, n_workers=1, spot=True) as cluster:
+        await until(lambda: cluster._book.tariffs[0].live)
+        # As before that.
+        cluster._book = PriceBook()
+        assert not cluster._book.price(
+            charge_of(next(iter(cluster.workers.values())).spec)
+        ).complete
+        plan = await cluster.plan()
+        assert [each.spot for each in plan.machines] == [False, True]
+        assert plan.estimate.complete
 
 
 async def test_what_is_there_is_not_counted_twice(light, tmp_path, monkeypatch):

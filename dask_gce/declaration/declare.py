@@ -131,6 +131,7 @@ async def declare_running(cluster: AssembledCluster) -> ClusterPlan:
         place = cluster._choose_location() if worker is None else worker.location
         places[name] = place
         specs.append(blueprint.worker(name, place, scheduler.contact_address))
+    await _complete_prices(cluster, prepared, specs)
     drawn, fleet = _as_made(prepared), cluster._fleet
     there = _rules_there(prepared, drawn)
     there |= {each.name for each in specs if fleet is not None and fleet.has(each.name)}
@@ -175,10 +176,7 @@ class _Drawing(AssembledCluster):
             self.workers[name] = self._draw_worker(name, spec)
         drawn: list[GCEWorker] = list(self.workers.values())
         specs = [self._scheduler.spec, *(worker.spec for worker in drawn)]
-        if not all(self._book.price(charge_of(each)).complete for each in specs):
-            # The table that comes with the package has no prices of Spot machines.
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._refresh_prices(prepared), PRICES_WITHIN)
+        await _complete_prices(self, prepared, specs)
         places = {self._scheduler.name: self._scheduler.location}
         places.update({worker.name: worker.location for worker in drawn})
         return await _describe(self, prepared, specs, places, blockers=blockers, secrets=secrets)
@@ -191,6 +189,16 @@ class _Drawing(AssembledCluster):
         self.workers.clear()
         SpecCluster._instances.discard(self)
         self.status = Status.closed
+
+
+async def _complete_prices(
+    cluster: AssembledCluster, prepared: Preparation, specs: Sequence[InstanceSpec]
+) -> None:
+    """Read Google's price list where some machine's price is not known without."""
+    if not all(cluster._book.price(charge_of(each)).complete for each in specs):
+        # The table that comes with the package has no prices of Spot machines.
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(cluster._refresh_prices(prepared), PRICES_WITHIN)
 
 
 def _without_keys(prepared: Preparation) -> Preparation:
