@@ -90,6 +90,11 @@ def terraform(folder: Path, days: float, force: bool, **typed: tuple[str, ...]) 
         source = click.get_current_context().get_parameter_source("days")
         asked = days if source is not ParameterSource.DEFAULT else None
         note(_explain_kept(keys, str(settings.name), asked))
+    elif keys.exists():
+        note(
+            f"The keys in {keys} are of no use to a cluster without security, and Terraform warns "
+            "of them. Delete the file when no other cluster has them."
+        )
 
 
 def _explain_kept(keys: Path, name: str, days: float | None) -> str:

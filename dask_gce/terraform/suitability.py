@@ -106,9 +106,11 @@ def explain(settings: Settings, ranges: tuple[str, ...]) -> tuple[str, ...]:
             f"The machines end by themselves {'; '.join(told)}. Terraform makes them again when it "
             "is applied next; with infinity (.inf) there is no such limit."
         )
-    if settings.spot == "fallback":
+    # As many as none may be Spot.
+    spot = settings.spot if settings.spot_fraction > 0 else False
+    if spot == "fallback":
         notes.append("Terraform does not fall back: where there are no Spot machines, it fails.")
-    if settings.spot and settings.preemption_notice:
+    if spot and settings.preemption_notice:
         notes.append(
             "Spot machines are told 30 seconds ahead that they are taken away: Terraform's google "
             "provider cannot ask for two minutes (preemption_notice)."

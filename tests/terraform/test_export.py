@@ -241,6 +241,8 @@ async def test_notes_tell_what_ends_a_cluster_and_what_terraform_does_not_do(emu
     endless = {"idle_timeout": "inf", "max_lifetime": "inf"}
     assert not (await describe(emulator, connect="iap", **endless)).notes
     told = (await describe(emulator, spot="fallback", max_hourly_cost=5, **endless)).notes
+    none = (await describe(emulator, spot="fallback", spot_fraction=0, **endless)).notes
+    assert any("Spot" in each for each in told) and not any("Spot" in each for each in none)
     assert [word for word in ("fall back", "30 seconds", "max_hourly_cost") if word in str(told)]
 
 

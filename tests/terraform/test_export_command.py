@@ -110,7 +110,8 @@ def test_keys_that_stay_are_told(emulator, tmp_path):
     for text in ("{}", "[", '{"certificates": {"scheduler": 1}}'):
         path.write_text(text)
         assert "cannot be read" in run(emulator, *again).stderr
-    assert "The keys" not in run(emulator, *again, "--security", "false").stderr
+    told = run(emulator, *again, "--security", "false").stderr
+    assert f"The keys in {path} are of no use" in told and path.exists()
 
 
 def test_what_git_ignores_already_stays(emulator, tmp_path):
