@@ -49,7 +49,7 @@ class PlannedCluster(SpecCluster):
         self.settings = settings
         #: What happened to the cluster's machines, oldest first.
         self.events = EventLog()
-        self._board = StateBoard(self._facts_of)
+        self._board = StateBoard(self._facts_of, name)
         self.events.listen(self._board.take)
         #: What went wrong with machines of this cluster, oldest first; as many as are kept.
         self.failures: list[GCEError] = []

@@ -97,6 +97,8 @@ class StateBoard:
     ----------
     facts : callable, optional
         Returns the `MachineFacts` of a machine of that name, None if there are none.
+    cluster : str
+        The cluster's name, under which events come that concern all its machines.
 
     Examples
     --------
@@ -114,8 +116,11 @@ class StateBoard:
     ({'requested': 1, 'running': 1}, 1)
     """
 
-    def __init__(self, facts: Callable[[str], MachineFacts | None] = lambda name: None) -> None:
+    def __init__(
+        self, facts: Callable[[str], MachineFacts | None] = lambda name: None, cluster: str = ""
+    ) -> None:
         self._facts = facts
+        self._cluster = cluster
         self._lock = threading.RLock()
         self._machines: dict[str, MachineState] = {}
         self._groups = {state: _Group() for state in STATES}
@@ -171,6 +176,8 @@ class StateBoard:
                     workers=facts.workers,
                 )
             )
+        elif event.instance != self._cluster:
+            pass  # one that is forgotten, or that was never asked for
         elif event.what == "gave up":
             self.gave_up = harmless(event.why)
             self.version += 1

@@ -17,6 +17,7 @@ from dask_gce.machine_states import BOOTING_STATES, ENDED_STATES, STATES, Machin
 from dask_gce.state_board import StateBoard
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+CLUSTER = "dask-1f"
 SCHEDULER, WORKER, OTHER = "dask-1f-scheduler-5e", "dask-1f-worker-9c", "dask-1f-worker-2a"
 
 
@@ -125,11 +126,11 @@ def test_a_machine_of_another_process_was_asked_for_when_it_was_made():
 
 
 def test_a_closed_cluster_has_no_machine():
-    board = StateBoard()
+    board = StateBoard(cluster=CLUSTER)
     play(board, "requested", "ready", name=SCHEDULER)
     play(board, "requested")
     play(board, "requested", "failed: no room", name=OTHER)
-    play(board, "deleted", name="dask-1f", begin=9)
+    play(board, "deleted", name=CLUSTER, begin=9)
     assert board.counts() == {"deleted": 2, "failed": 1}
 
 
@@ -186,9 +187,9 @@ def test_whoever_is_content_with_fewer_waits_no_more():
 
 
 def test_giving_up_holds_until_somebody_asks_again():
-    board = StateBoard()
+    board = StateBoard(cluster=CLUSTER)
     board.expect(2, at(0))
-    play(board, "gave up: \x1b[31mno room", name="dask-1f")
+    play(board, "gave up: \x1b[31mno room", name=CLUSTER)
     assert board.gave_up == "no room"
     board.expect(2, at(9))
     assert board.gave_up == ""
@@ -217,6 +218,24 @@ def test_only_some_of_those_that_are_no_more_are_remembered(monkeypatch):
     assert board.counts() == {"deleted": 3}
 
 
+def test_the_end_of_those_that_are_forgotten_is_nobody_elses():
+    board = StateBoard(cluster=CLUSTER)
+    for name in (SCHEDULER, WORKER, OTHER):
+        play(board, "requested", "ready", name=name)
+    broken = [f"dask-1f-worker-{number}" for number in range(state_board.KEPT + 1)]
+    for name in broken:
+        play(board, "requested", "failed: no room", name=name)
+    # As when many fail at once: all have failed before the first is removed.
+    for name in broken:
+        for what in (*STATES[1:], "gave up", "moved", "retired"):
+            play(board, what, name=name, begin=9)
+    assert board.counts() == {"running": 3, "failed": state_board.KEPT}
+    assert board.scheduler().state == "running"
+    assert board.gave_up == ""
+    play(board, "deleted", name=CLUSTER, begin=12)
+    assert board.counts() == {"deleted": 3, "failed": state_board.KEPT - 3}
+
+
 WHATS = ("requested", "found", "provisioning", "running", "booting", "ready", "leaving", "retired")
 WHATS += ("kept", "deleted", "failed", "lost", "moved", "disconnected", "reconnected", "gave up")
 
@@ -224,7 +243,7 @@ WHATS += ("kept", "deleted", "failed", "lost", "moved", "disconnected", "reconne
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([SCHEDULER, WORKER, OTHER, "dask-1f"]),
+            st.sampled_from([SCHEDULER, WORKER, OTHER, CLUSTER]),
             st.sampled_from(WHATS),
             st.sampled_from(["", "booted", "image-pulling", "starting"]),
         )
@@ -232,7 +251,7 @@ WHATS += ("kept", "deleted", "failed", "lost", "moved", "disconnected", "reconne
 )
 def test_what_is_counted_is_what_is_there(events):
     facts = {WORKER: MachineFacts("worker", cores=2, memory=3, workers=2)}
-    board, version = StateBoard(facts.get), 0
+    board, version = StateBoard(facts.get, CLUSTER), 0
     for seconds, (name, what, why) in enumerate(events):
         before = board.machines()
         board.take(Event(name, what, why, at(seconds)))
