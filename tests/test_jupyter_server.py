@@ -6,10 +6,15 @@ import asyncio
 import importlib.util
 import json
 import logging
+import re
 import signal
+import site
+import sysconfig
 import uuid
+import venv
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import aiohttp
 import pytest
@@ -94,6 +99,49 @@ async def test_a_machine_without_jupyterlab_says_so(tmp_path):
     phase = guest.record.guest_attributes["dask-gce"]["phase"]
     assert phase.startswith("failed: jupyter: jupyterlab is not installed"), console
     assert "environment" in phase
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """Return the Python of an environment on top of this one, as ``environment`` makes it.
+
+    What Jupyter has beside its packages is not below its prefix.
+    """
+    folder = tmp_path / "environment"
+    venv.create(folder)
+    inner = sysconfig.get_path("purelib", "venv", {"base": str(folder)})
+    lines = [f"import site; site.addsitedir({each!r})\n" for each in site.getsitepackages()]
+    Path(inner, "image.pth").write_text("".join(lines))
+    return folder / "bin" / "python"
+
+
+@needs_jupyterlab
+async def test_an_environment_on_top_of_an_image_does_not_hide_its_jupyterlab(
+    environment, tmp_path
+):
+    guest = Guest(tmp_path, dask=DASK.replace("{python}", str(environment)))
+    port, dashboard = quiet_port(), quiet_port()
+    root = f"http://127.0.0.1:{dashboard}/jupyter"
+
+    async def look(process: Any) -> None:
+        await until_listening(port)
+        async with rpc(f"tcp://127.0.0.1:{port}") as scheduler:
+            told = await scheduler.dask_gce_jupyter()
+        headers = {"Authorization": f"token {told['token']}"}
+        async with aiohttp.ClientSession(headers=headers) as session:
+            async with session.get(f"{root}/lab") as answer:
+                seen.append(answer.status)
+                page = await answer.text()
+            # What the page is made of is there too.
+            for script in re.findall(r'<script[^>]* src="([^"]+)"', page):
+                async with session.get(urljoin(f"{root}/lab", script)) as answer:
+                    seen.append(answer.status)
+        process.send_signal(signal.SIGTERM)
+
+    seen: list[int] = []
+    _, _, console = await guest.run(payload(port, dashboard), look)
+    assert len(seen) > 1, console
+    assert set(seen) == {200}, console
 
 
 @needs_jupyterlab

@@ -98,6 +98,9 @@ class NotebookServer(SchedulerPlugin):
                     "ServerApp": {
                         "base_url": PREFIX,
                         "default_url": f"{PREFIX}lab",
+                        # Jupyter does not find it by itself where it belongs to the image and
+                        # Dask runs in an environment on top of that.
+                        "jpserver_extensions": {"jupyterlab": True},
                         # It is reached at addresses and through tunnels that it knows nothing of.
                         # Whoever has a page send requests here lacks the token.
                         "allow_remote_access": True,
