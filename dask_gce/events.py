@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from typing import overload
 
 from dask_gce.html_tables import render_table
 
@@ -84,6 +85,8 @@ class EventLog:
     >>> log.note("dask-1f-worker-9c", "ready")
     >>> [event.what for event in log], len(log), log[-1].instance
     (['ready'], 1, 'dask-1f-worker-9c')
+    >>> [event.what for event in log[-3:]]
+    ['ready']
     """
 
     def __init__(self, listener: Callable[[Event], object] | None = None) -> None:
@@ -159,8 +162,12 @@ class EventLog:
         # A copy: events come in while the user reads.
         return iter(self._events.copy())
 
-    def __getitem__(self, index: int) -> Event:
-        return self._events[index]
+    @overload
+    def __getitem__(self, index: int) -> Event: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Event]: ...
+    def __getitem__(self, index: int | slice) -> Event | list[Event]:
+        return list(self)[index] if isinstance(index, slice) else self._events[index]
 
     def __repr__(self) -> str:
         return "\n".join(map(str, self)) or "no events"

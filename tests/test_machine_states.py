@@ -291,6 +291,19 @@ def test_several_listen_and_one_that_fails_disturbs_nobody(caplog):
     assert len(heard) == 3
 
 
+def test_the_last_events_are_read_as_of_a_list():
+    log = EventLog()
+    for what in ("requested", "running", "ready"):
+        log.note("vm-1", what)
+    assert log[-1].what == "ready"
+    assert [each.what for each in log[-2:]] == ["running", "ready"]
+    assert log[:] == list(log)
+    assert log[::-2] == [log[2], log[0]]
+    assert log[9:] == []
+    with pytest.raises(IndexError):
+        log[3]
+
+
 async def test_a_cluster_tells_the_states_of_its_machines(light):
     async with cluster_on(light, n_workers=2) as cluster:
         await cluster.wait_for_workers(2)
