@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from distributed.core import Status
@@ -362,6 +362,36 @@ class GCECluster(WidgetCluster):
 
     # -- ending -----------------------------------------------------------------------------------
 
+    def sync(self, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Run something on the cluster's event loop, as Dask does, as long as there is one.
+
+        Parameters
+        ----------
+        func : callable
+            Returns what is to be awaited.
+        *args
+            What it takes.
+        **options
+            What it takes beside, and what Dask's method does.
+
+        Returns
+        -------
+        object
+            What comes of it; something to await when the cluster is asynchronous.
+
+        Raises
+        ------
+        GCEError
+            If the cluster is closed, and its loop with it.
+        """
+        closed = self.status == Status.closed
+        try:
+            return super().sync(func, *args, **options)
+        except RuntimeError as error:
+            if not closed:
+                raise
+            raise GCEError(f"Cluster {self.name} is closed; make a new one.") from error
+
     def shutdown(self) -> Any:
         """End the cluster for everybody: delete its machines, whatever ``shutdown_on_close`` says.
 
@@ -376,11 +406,18 @@ class GCECluster(WidgetCluster):
             If it is not certain that all machines are deleted, or if this object has left the
             cluster to others before.
         """
+        if self.status == Status.closed and not self.asynchronous:
+            # There is no loop any more, and nothing to do on it.
+            self._check_left()
+            return None
         return self.sync(self._shutdown)
 
     async def _shutdown(self) -> None:
         self._ending = True
         await self._close()
+        self._check_left()
+
+    def _check_left(self) -> None:
         if self._left:
             raise GCEError(
                 f"Cluster {self.name} was left running when this object was closed. To end it: "

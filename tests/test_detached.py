@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from clusters import DELETE, cluster_on, settings, until, wait_until, worker_machines
@@ -230,6 +231,23 @@ def test_from_a_program_without_an_event_loop(light):
         assert len(worker_machines(light)) == 2
         cluster.shutdown()
     assert not list_connections()
+
+
+def test_a_closed_cluster_says_so_where_there_is_no_event_loop_any_more(paper_workers):
+    detached = settings(paper_workers, asynchronous=False, name="grid", shutdown_on_close=False)
+    with GCECluster(**detached) as left:
+        pass
+    with GCECluster.from_name("grid", quiet=True) as ended:
+        ended.shutdown()
+    for cluster in (left, ended):
+        cluster.close()
+        for ask in (cluster.get_logs, cluster.settle, partial(cluster.wait_for_workers, 1)):
+            with pytest.raises(GCEError, match=r"^Cluster grid is closed; make a new one\.$"):
+                ask()
+    # Nobody has to do it twice, but it has to be done.
+    ended.shutdown()
+    with pytest.raises(GCEError, match="was left running when this object was closed"):
+        left.shutdown()
 
 
 # -- create_mode ------------------------------------------------------------
