@@ -59,7 +59,8 @@ class LoggedCluster(LimitedCluster):
 
         What Dask logged and what the machine wrote to its serial console, which is its boot and all
         that is printed there, are one text, the oldest first. Machines whose worker has not come
-        have one too, and those that have failed. Of clusters of more than 32 machines, only the
+        have one too, and those that have failed; those that were deleted have one where they are
+        asked for by name. Of clusters of more than 32 machines, only the
         consoles of those are read whose Dask does not run, unless they are asked for by name.
 
         Parameters
@@ -182,7 +183,7 @@ class LoggedCluster(LimitedCluster):
         gone: Collection[str],
     ) -> _Source:
         """Return what is meant by the name of a machine or worker, or by a worker's address."""
-        if key in members or key in gone:
+        if key in members or key in gone or self._board.knows(key):
             return _Source(key, tuple(by_machine.get(key, ())), key)
         for address, name in known.items():
             if key in (address, name):

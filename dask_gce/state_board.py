@@ -327,6 +327,22 @@ class StateBoard:
         with self._lock:
             return list(self._machines.values())
 
+    def knows(self, name: str) -> bool:
+        """Tell whether a machine is among those that :meth:`machines` returns.
+
+        Parameters
+        ----------
+        name : str
+            Its name.
+
+        Returns
+        -------
+        bool
+            Whether it is.
+        """
+        with self._lock:
+            return name in self._machines
+
     def counts(self, role: str | None = None) -> dict[str, int]:
         """Count machines by state.
 

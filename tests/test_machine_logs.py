@@ -221,6 +221,22 @@ async def test_what_cannot_be_read_is_told_in_its_place(light):
     assert "does not tell what Dask logged: it is not connected" in logs["Scheduler"]
 
 
+async def test_a_machine_that_was_let_go_has_a_log_by_its_name(light):
+    async with cluster_on(light, n_workers=2) as cluster:
+        await cluster.wait_for_workers(2)
+        before = set(cluster.worker_spec)
+        cluster.scale(1)
+        await until(lambda: cluster.board.counts().get("deleted"))
+        (name,) = before - set(cluster.worker_spec)
+        logs = await cluster.get_logs(False, False, [name])
+        assert set(logs) == {name}
+        lines = logs[name].splitlines()
+        assert lines[0].endswith(f"Z {name} requested: e2-small in us-central1-a")
+        assert lines[-1].endswith(f"Z {name} deleted")
+        # It is not among those that nobody named: many may have come and gone.
+        assert name not in await cluster.get_logs()
+
+
 async def test_logs_of_a_cluster_whose_scheduler_is_gone(paper_workers):
     async with cluster_on(paper_workers, n_workers=1) as cluster:
         (name,) = cluster.worker_spec
