@@ -173,7 +173,7 @@ class PlannedCluster(SpecCluster):
         -------
         str
             For example ``"8 workers, 32 cores, 128 GB in 41 s"``: vCPUs and memory are those of
-            the machines that run.
+            the machines that run. The time is left out where another process has asked for them.
         """
         return self._board.summary()
 

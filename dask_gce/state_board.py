@@ -52,20 +52,28 @@ class _Expectation:
     met: datetime | None = None
     #: When the last machine came.
     came: datetime | None = None
-    #: When it began and was met the time before.
-    before: tuple[datetime | None, datetime | None] = (None, None)
+    #: Whether they were asked for then; others were found, and asked for nobody knows when.
+    timed: bool = True
+    #: When it began and was met the time before, and whether that was timed.
+    before: tuple[datetime | None, datetime | None, bool] = (None, None, True)
 
-    def begin(self, time: datetime) -> None:
+    @property
+    def under_way(self) -> bool:
+        """Whether more workers are expected than there are."""
+        return self.began is not None and self.met is None
+
+    def begin(self, time: datetime, *, timed: bool) -> None:
         """Expect more workers from now on."""
-        self.before = self.began, self.met
-        self.began, self.met = time, None
+        if not self.under_way:
+            self.before = self.began, self.met, self.timed
+        self.began, self.met, self.timed = time, None, timed
 
     def settle(self) -> None:
         """Be content with those that have come; of the time since then nobody waited for them."""
         if self.began is not None and self.came is not None and self.came >= self.began:
             self.met = self.came
         else:
-            self.began, self.met = self.before
+            self.began, self.met, self.timed = self.before
 
 
 @dataclass
@@ -128,6 +136,9 @@ class StateBoard:
         self._scheduler = self._told = ""
         # Those that are no more, the oldest first.
         self._ended: dict[str, None] = {}
+        # Those on their way in that another process has made, and the workers they are to have.
+        self._found: set[str] = set()
+        self._found_workers = 0
         self._expected = _Expectation()
         #: Grows with every change.
         self.version = 0
@@ -161,6 +172,9 @@ class StateBoard:
             since = facts.requested or event.time
             if facts.role == "scheduler":
                 self.scheduler_was_found = event.what == "found"
+            if event.what == "found":
+                self._found.add(event.instance)
+                self._found_workers += facts.workers
             self._put(
                 MachineState(
                     name=event.instance,
@@ -232,6 +246,9 @@ class StateBoard:
             times.setdefault(state, time)
             moved = replace(machine, state=state, since=time, times=times, detail=detail)
         self._put(moved)
+        if state not in BOOTING_STATES and machine.name in self._found:
+            self._found.remove(machine.name)
+            self._found_workers -= machine.workers
         if state in ENDED_STATES:
             self._ended[moved.name] = None
             if len(self._ended) > KEPT:
@@ -266,20 +283,19 @@ class StateBoard:
         with self._lock:
             time, expected = now or _now(), self._expected
             self.gave_up = ""
-            under_way = expected.began is not None and expected.met is None
             expected.workers = workers
             if workers > self.running_workers:
-                if not under_way:
-                    expected.begin(time)
-            elif under_way:
+                # Those that are found were asked for before, by somebody else.
+                more = workers > self.running_workers + self._found_workers
+                if not expected.under_way or (more and not expected.timed):
+                    expected.begin(time, timed=more)
+            elif expected.under_way:
                 expected.settle()
             self.version += 1
 
     def _see_whether_met(self, time: datetime) -> None:
         expected = self._expected
-        if expected.began is None or expected.met is not None:
-            return
-        if self.running_workers >= expected.workers:
+        if expected.under_way and self.running_workers >= expected.workers:
             expected.met = time
 
     # -- what is asked ----------------------------------------------------------------------------
@@ -302,7 +318,7 @@ class StateBoard:
     @property
     def growing(self) -> bool:
         """Whether more workers were asked for than have come."""
-        return self._expected.began is not None and self._expected.met is None
+        return self._expected.under_way
 
     def scheduler(self) -> MachineState | None:
         """Return the scheduler's machine; None before it is asked for."""
@@ -422,7 +438,8 @@ class StateBoard:
         Returns
         -------
         str
-            For example ``"8 workers, 32 cores, 128 GB in 41 s"``.
+            For example ``"8 workers, 32 cores, 128 GB in 41 s"``; without the time where they were
+            asked for by another process.
         """
         with self._lock:
             group, expected = self._groups["running"], self._expected
@@ -434,7 +451,7 @@ class StateBoard:
                 text += f", {_plural(group.cores, 'core')}"
             if group.memory:
                 text += f", {group.memory / 2**30:.6g} GB"
-            if expected.began is not None and expected.met is not None:
+            if expected.timed and expected.began is not None and expected.met is not None:
                 text += f" in {render_time((expected.met - expected.began).total_seconds())}"
             return text
 

@@ -67,6 +67,8 @@ async def test_a_cluster_is_left_running_and_found_again(light):
     assert again.scheduler_address == address
     assert again.plan == again.requested == plan
     await again.wait_for_workers(2)
+    # How long they took nobody here knows.
+    assert again.summary() == "2 workers, 4 cores, 4 GB"
     async with Client(again, asynchronous=True) as client:
         dataset = await client.get_dataset("kept")
         assert await dataset == 45
@@ -82,6 +84,7 @@ async def test_whoever_joins_scales_and_leaves(light):
     again = await joined()
     again.scale(3)
     await again.wait_for_workers(3)
+    assert again.summary().startswith("3 workers, 6 cores, 6 GB in ")
     await again.close()
     assert len(worker_machines(light)) == 3
 

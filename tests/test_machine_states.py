@@ -186,6 +186,38 @@ def test_whoever_is_content_with_fewer_waits_no_more():
     assert board.summary() == "1 worker in 1 s"
 
 
+def test_workers_that_were_there_before_have_no_time():
+    board = StateBoard()
+    for name in (SCHEDULER, WORKER, OTHER):
+        play(board, "found", "running", name=name)
+    board.expect(2, at(2))
+    assert board.growing
+    for name in (SCHEDULER, WORKER, OTHER):
+        play(board, "ready", name=name, begin=3)
+    assert not board.growing
+    assert board.began == at(2)
+    assert board.summary() == "2 workers"
+    # Those have one that are asked for here.
+    board.expect(3, at(10))
+    play(board, "requested", "ready", name="w3", begin=13)
+    assert board.summary() == "3 workers in 4 s"
+    play(board, "found", name="w4", begin=20)
+    board.expect(4, at(21))
+    play(board, "ready", name="w4", begin=22)
+    assert board.summary() == "4 workers"
+    # And while others are on their way that were found.
+    play(board, "found", name="w5", begin=30)
+    board.expect(5, at(31))
+    board.expect(6, at(32))
+    board.expect(4, at(33))
+    assert not board.growing
+    assert board.summary() == "4 workers"
+    board.expect(6, at(40))
+    play(board, "ready", name="w5", begin=41)
+    play(board, "requested", "ready", name="w6", begin=42)
+    assert board.summary() == "6 workers in 3 s"
+
+
 def test_giving_up_holds_until_somebody_asks_again():
     board = StateBoard(cluster=CLUSTER)
     board.expect(2, at(0))
