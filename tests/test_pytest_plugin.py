@@ -16,8 +16,11 @@ from dask_gce.emulator.machines import KINDS
 LIMIT = 240
 
 
-def run(folder: Path, program: str = "", *options: str) -> tuple[int, str]:
-    """Run tests with nothing of this project's own set up; return how it ended and what it said."""
+def run(folder: Path, program: str = "", *options: str, **variables: str) -> tuple[int, str]:
+    """Run tests with nothing of this project's own set up; return how it ended and what it said.
+
+    Nothing but the environment variables that are named.
+    """
     if program:
         (folder / "test_theirs.py").write_text(textwrap.dedent(program))
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
@@ -29,7 +32,7 @@ def run(folder: Path, program: str = "", *options: str) -> tuple[int, str]:
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
         cwd=folder,
-        env=environment,
+        env=environment | variables,
         check=False,
         text=True,
         stdout=subprocess.PIPE,

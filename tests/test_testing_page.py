@@ -12,8 +12,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "testing.md"
 
 #: How many tests there are in each block, and which blocks are run together: half of what one of
 #: them takes is the start of pytest and the imports.
-TESTS = (2, 1, 1, 1, 2)
-RUNS = ((0, 1), (2, 3, 4))
+TESTS = (2, 1, 1, 1, 0, 2)
+RUNS = ((0, 1, 4), (2, 3, 5))
+
+#: With this in the environment no cluster starts whose machine type is not said.
+SPOILT = {"DASK_GCE__MACHINE_TYPE": "e2-nonesuch"}
 
 
 def blocks() -> list[str]:
@@ -22,14 +25,16 @@ def blocks() -> list[str]:
 
 def test_no_block_is_left_out():
     assert len(blocks()) == len(TESTS)
-    assert [number for run in RUNS for number in run] == list(range(len(TESTS)))
+    assert sorted(number for run in RUNS for number in run) == list(range(len(TESTS)))
 
 
 @pytest.mark.parametrize("numbers", RUNS)
 def test_every_test_on_the_page_passes(tmp_path, numbers):
     for number in numbers:
-        (tmp_path / f"test_block_{number}.py").write_text(blocks()[number])
-    status, said = run(tmp_path)
+        # What has no tests is for those that have.
+        file = f"test_block_{number}.py" if TESTS[number] else "conftest.py"
+        (tmp_path / file).write_text(blocks()[number])
+    status, said = run(tmp_path, **SPOILT if (tmp_path / "conftest.py").exists() else {})
     assert status == 0, said
     # As many as there are, and none that was left out.
     assert f"\n{sum(TESTS[number] for number in numbers)} passed in " in said
