@@ -24,7 +24,7 @@ SHOWN = {
 }
 
 #: Dask's own words, which its base classes document.
-OF_DASK = {"scheduler_comm"}
+OF_DASK = {"scheduler_comm", "sync"}
 
 
 @pytest.mark.parametrize("name", [name for name in dask_gce.__all__ if not name.startswith("_")])

@@ -76,7 +76,7 @@ def test_ctrl_c_ends_what_runs_on_as_soon_as_it_is_told_of():
 
 
 def test_command_fails_if_the_cluster_does():
-    with dask.config.set({"gce.network": "nowhere"}):
+    with dask.config.set({"gce.boot-disk-type": "pd-nowhere"}):
         answer = CliRunner().invoke(gce, ["demo"])
     assert answer.exit_code == 1
     assert "Error: " in answer.stderr
