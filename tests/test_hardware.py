@@ -204,7 +204,7 @@ def test_each_number_of_local_ssds_is_told_for_each_vcpu_count():
 
 
 def test_nothing_is_asked_for_by_default():
-    for body in bodies("e2-standard-4"):
+    for body in bodies("e2-standard-4", max_lifetime=float("inf")):
         for key in ("minCpuPlatform", "reservationAffinity", "confidentialInstanceConfig"):
             assert key not in body
         assert "shieldedInstanceConfig" not in body and "guestAccelerators" not in body
