@@ -208,5 +208,5 @@ def test_a_question_of_another_kind_has_no_answer_but_exists():
 def test_who_has_no_dnslib_is_told_how_to_get_it(monkeypatch):
     check_installed()
     monkeypatch.setitem(__import__("sys").modules, "dnslib", None)
-    with pytest.raises(RuntimeError, match=r"dask-gce\[namespace\]"):
+    with pytest.raises(RuntimeError, match=r"pip install .\.\[namespace\]"):
         check_installed()
